@@ -1,0 +1,42 @@
+"""What every experiment has, with the defaults that most share. A config inherits this and states what it changes."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # experiments.data.LOADERS or experiments.toy.TOYS
+    config.data.variant = ""  # of a toy set; the first by default
+    config.data.path = ""  # folder of the files, where there are files
+
+    config.sde = ConfigDict({"name": "Linear"})  # a path of sde_lib and its options
+    config.model = ConfigDict({"name": "MLP"})  # a network of models and its options
+
+    config.objective = ConfigDict()
+    config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
+    config.objective.weighting = "own"  # own, likelihood, or the prediction that the error is measured in
+    config.objective.time = ConfigDict({"name": "uniform"})  # experiments.objectives.TIME_SAMPLERS and its options
+    config.objective.sigma_data = 1.0  # standard deviation of x_0
+    config.objective.clock = "time"  # the time that the network is told: experiments.network.CLOCKS
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule = "constant"  # or cosine
+    config.optim.warmup = 100  # steps
+    config.optim.clip = 1.0  # global norm of the gradient
+    config.optim.beta1 = 0.9
+    config.optim.beta2 = 0.999
+    config.optim.epsilon = 1e-8
+    config.optim.weight_decay = 0.0
+    config.optim.ema = 0.999
+
+    config.training = ConfigDict()
+    config.training.batch = 256  # over all devices
+    config.training.steps = 5000
+    config.training.log_every = 100
+    config.training.checkpoint_every = 1000
+    config.training.keep = 2  # newest checkpoints; 0 keeps all
+    return config

@@ -1,0 +1,125 @@
+"""What all commands share: flags, configs by name, and errors that end in one line."""
+
+import difflib
+import inspect
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the full traceback of an error instead of one line.")
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGINT or SIGTERM), and has saved what it had."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags and run `main`. A user's mistake (ValueError, FileNotFoundError) prints one line and exits with 1; a stop with 130.
+
+    The entry point of every command: ``if __name__ == "__main__": run(main)``.
+    """
+
+    def guarded(argv):
+        if len(argv) > 1:
+            fail(f"unexpected argument '{argv[1]}': flags are written --name=value")
+        logging.set_verbosity(logging.ERROR)  # orbax tells of every step of every save
+        check_import()
+        try:
+            main()
+        except Stopped as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(130)
+        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+            if TRACEBACK.value:
+                raise
+            fail(str(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def parse(argv):
+    """absl's parser, with an unknown config key ending in one line that names the nearest known one."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        unknown = re.search(r"\'(\w+)\'", str(error))
+        for flag in argv:
+            key = re.match(r"--?config\.([\w.]+)", flag)
+            if key and unknown and unknown[1] in key[1].split("."):
+                close = difflib.get_close_matches(key[1], flat(flags.FLAGS["config"].value), 1)
+                fail(f"{flag}: the config has no such key" + (f"; did you mean --config.{close[0]}?" if close else ""))
+        fail(f"{type(error).__name__}: {error}")
+
+
+def flat(tree: Mapping, prefix: str = "") -> dict:
+    """Nested dictionaries as one, with dotted keys."""
+    result = {}
+    for key, value in tree.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping | ConfigDict) else {prefix + key: value}
+    return result
+
+
+def fail(message: str) -> None:
+    """Print one line and exit with 1."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(1)
+
+
+def check_import() -> None:
+    """Refuse to run with another project's top-level package (a `models/` in the current folder) in the place of ours."""
+    import models
+
+    ours = Path(__file__).resolve().parent.parent
+    theirs = Path(models.__file__).resolve().parent.parent
+    if theirs != ours:
+        raise ValueError(f"the folder {theirs / 'models'} hides this project's package `models`: run from another folder")
+
+
+def build(module, options: Mapping, what: str, names):
+    """The object that options["name"] names in `module`, called with the other options.
+
+    Raises ValueError naming the valid names, or the valid options, for unknown ones.
+    """
+    options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in dict(options).items()}
+    name = options.pop("name")
+    if name not in names:
+        raise ValueError(f"config.{what}.name = '{name}': expected one of {', '.join(sorted(names))}")
+    cls = getattr(module, name)
+    valid = [p for p in inspect.signature(cls).parameters if p not in ("parent", "name")]
+    for option in options:
+        if option not in valid:
+            close = difflib.get_close_matches(option, valid, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(valid) or 'none'}"
+            raise ValueError(f"config.{what}: {name} has no option '{option}': {hint}")
+    return cls(**options)
+
+
+class StopSignal:
+    """SIGINT and SIGTERM set a flag that loops poll; a second one interrupts at once."""
+
+    def __init__(self):
+        self.name = ""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number, frame):
+        if self.name:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        return bool(self.name)
+
+
+def load_config(workdir: str) -> ConfigDict:
+    """The config that a run was trained with. Raises FileNotFoundError if `workdir` holds none."""
+    file = Path(workdir) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"no {file}: expected a --workdir made by `python -m experiments.train`")
+    return ConfigDict(json.loads(file.read_text()))

@@ -1,0 +1,99 @@
+r"""One regression on the prediction plane is every objective of diffusion and flow matching.
+
+The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane:
+
+    L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
+
+Denoising score matching (Vincent 2011; Song et al. 2021, 2011.13456, eq. 7) is kind "noise" or "score"; conditional flow matching (Lipman et al. 2023,
+2210.02747, eq. 9; rectified flow, 2209.03003) is kind "velocity"; EDM (2206.00364, eq. 8) is kind "edm" with t log-normal. Predictions differ by a factor
+b(t), so that weightings are named by the prediction that the error is measured in.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from sde_lib import PLANE, SDE, Denoiser, plane_point
+from sde_lib.numerics import expand
+
+# --- weightings: w(t), given the denoiser -----------------------------------------------------------------------------------------
+
+
+def weighting(name: str, den: Denoiser, x: Float[Array, "b ..."], t: Float[Array, " b"]) -> Float[Array, " b"]:
+    """w(t) [B]. A name in `PLANE`: the error of that prediction; "own": of the network's own;
+
+    "likelihood": g^2 |score error|^2 / 2, whose mean over uniform t bounds the negative log-likelihood (2101.09258, eq. 8).
+    Raises ValueError for an unknown name.
+    """
+    if name == "own":
+        return jnp.ones_like(t)
+    if name == "likelihood":
+        _, b = den.linear("score", x, t)
+        return 0.5 * den.sde.diffusion(t) ** 2 * b.reshape(-1) ** 2
+    if name in PLANE:
+        _, b = den.linear(name, x, t)
+        return jnp.broadcast_to(b.reshape(-1) ** 2, t.shape)
+    raise ValueError(f"config.objective.weighting = '{name}': expected own, likelihood, or one of {', '.join(PLANE)}")
+
+
+# --- time samplers: the t at which a uniform variable u in (0, 1) lands ---------------------------------------------------------------
+
+
+def uniform(u, sde: SDE, options: ConfigDict):
+    """t uniform on [eps, T] (score_sde, flow matching)."""
+    return sde.eps + u * (sde.T - sde.eps)
+
+
+def logit_normal(u, sde: SDE, options: ConfigDict):
+    """logit(t/T) ~ N(mean, std^2) (SD3, 2403.03206, section 3.1)."""
+    return sde.T * jax.nn.sigmoid(options.mean + options.std * jax.scipy.special.ndtri(u))
+
+
+def log_normal(u, sde: SDE, options: ConfigDict):
+    """log(sigma/alpha) ~ N(mean, std^2) (EDM, 2206.00364, table 1: -1.2, 1.2)."""
+    return sde.time(-(options.mean + options.std * jax.scipy.special.ndtri(u)))
+
+
+def log_snr(u, sde: SDE, options: ConfigDict):
+    """log-SNR uniform on [low, high]: with weighting "noise", the continuous-time variational bound up to a factor (VDM, 2107.00630, eq. 18)."""
+    return sde.time(options.high - u * (options.high - options.low))
+
+
+TIME_SAMPLERS = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log_normal, "log_snr": log_snr}
+
+GOLDEN = jnp.uint32(2654435769)  # 2^32 / golden ratio
+
+
+def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
+    """u in (0, 1) for global example indices [B]: the golden-ratio sequence frac(offset + position/phi), even over every run of examples, so over
+    every batch, yet a function of the example alone. Computed in wrapping 32-bit integers, exact at any position."""
+    bits = position.astype(jnp.uint32) * GOLDEN + offset
+    return (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+
+
+# --- the loss -------------------------------------------------------------------------------------------------------------------------
+
+
+def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
+    """The weighted squared error of each example, [B], in float32.
+
+    batch: value [B, ...] raw, label [B], position [B] (see `experiments.data`). Every random number is a function of `key` and the example's position.
+    Raises ValueError for unknown names in `objective`.
+    """
+    if objective.time.name not in TIME_SAMPLERS:
+        raise ValueError(f"config.objective.time.name = '{objective.time.name}': expected one of {', '.join(TIME_SAMPLERS)}")
+    key, dropout_key, offset_key = jax.random.split(key, 3)
+    keys = jax.vmap(lambda p: jax.random.split(jax.random.fold_in(key, p)))(batch["position"])
+    x0 = dataset.to_x(keys[:, 0], batch["value"])
+    u = low_discrepancy(batch["position"], jax.random.bits(offset_key))
+    t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
+    t = jnp.clip(t, network.sde.eps, network.sde.T)
+    x_t, noise = network.sde.perturb(keys[:, 1], x0, t)
+
+    label = batch["label"] if network.module.num_classes else None
+    fn = lambda x, t: network(params, x, t, label, batch["position"], dropout_key)
+    den = Denoiser(fn, network.sde, network.kind, network.sigma_data)
+    c, d = plane_point(network.sde, network.kind, t, network.sigma_data)
+    error = den.raw(x_t, t) - expand(c, x0) * x0 - expand(d, x0) * noise
+    return weighting(objective.weighting, den, x0, t) * jnp.mean(error**2, range(1, error.ndim))

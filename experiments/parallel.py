@@ -1,0 +1,46 @@
+"""Data parallelism, all of it: `pmap` for the training step, sharded arrays for everything else."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.state import AXIS
+
+
+def check_batch(batch: int, what: str) -> None:
+    """Raise ValueError, naming the nearest batch sizes that work, if `batch` cannot be divided over the devices."""
+    n = jax.device_count()
+    if batch < 1 or batch % n:
+        lower, upper = batch // n * n, (batch // n + 1) * n
+        nearest = f"{lower} or {upper}" if lower > 0 else f"{upper}"
+        raise ValueError(f"{what} = {batch} cannot be divided over {n} devices: the nearest that can is {nearest}")
+
+
+def parallel_step(step: Callable) -> Callable:
+    """step(state, batch) of one device, run on all: the state is replicated and donated, the batch [B, ...] split along its first axis.
+
+    With `in_axes` None and `out_axes` None the state has no device axis, on one device or many.
+    """
+    n = jax.local_device_count()
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=(0,))
+    # several devices simulated on one CPU can dead-lock in the all-reduce when steps are queued
+    block = n > 1 and jax.default_backend() == "cpu"
+
+    def run(state, batch):
+        result = mapped(state, jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), batch))
+        return jax.block_until_ready(result) if block else result
+
+    return run
+
+
+def shard(tree):
+    """Arrays [B, ...] laid out over all devices along the first axis; B must be a multiple of their number."""
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def replicate(tree):
+    """Arrays copied to all devices."""
+    return jax.device_put(tree, NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec()))

@@ -1,0 +1,113 @@
+"""Figures. Every function writes one PNG and returns its path."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+def _save(figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def tile(images: UInt8[np.ndarray, "n h w c"], columns: int, pad: int = 1) -> np.ndarray:
+    """One image of all, row by row, white between them; [H, W] for one channel, else [H, W, C]."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = divmod(i, columns)
+        canvas[y * (h + pad) + pad : (y + 1) * (h + pad), x * (w + pad) + pad : (x + 1) * (w + pad)] = image
+    return canvas.squeeze(-1) if c == 1 else canvas
+
+
+def to_uint8(levels: np.ndarray, count: int) -> UInt8[np.ndarray, "n h w c"]:
+    """Levels 0..count-1 spread over 0..255, rounded."""
+    return np.round(levels * (255.0 / (count - 1))).astype(np.uint8)
+
+
+def _pixel_image(canvas: np.ndarray, path, size: int = 640) -> Path:
+    """The image with whole-number magnification to about `size` pixels, no resampling."""
+    factor = max(1, size // max(canvas.shape[:2]))
+    canvas = canvas.repeat(factor, 0).repeat(factor, 1)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    plt.imsave(path, canvas, cmap="gray", vmin=0, vmax=255)
+    return Path(path)
+
+
+def grid(images: UInt8[np.ndarray, "n h w c"], path: str | Path) -> Path:
+    """A grid of floor(sqrt(n)) columns."""
+    return _pixel_image(tile(images, max(1, int(np.sqrt(len(images))))), path)
+
+
+def trajectory(images: UInt8[np.ndarray, "s n h w c"], path: str | Path) -> Path:
+    """One sample a row, one time a column: from noise on the left to data on the right."""
+    rows = images.swapaxes(0, 1)
+    return _pixel_image(tile(rows.reshape(-1, *rows.shape[2:]), rows.shape[1]), path, size=1200)
+
+
+def scatter(samples: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, "n 2"], path: str | Path) -> Path:
+    """Samples beside data, on equal axes."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.5), sharex=True, sharey=True)
+    for axis, points, title in zip(axes, (reference, samples), ("data", "samples")):
+        axis.scatter(*points.T, s=2, alpha=0.4, linewidths=0)
+        axis.set(title=f"{title} (n = {len(points)})", aspect="equal")
+    low, high = reference.min(0), reference.max(0)
+    margin = 0.25 * (high - low)
+    axes[0].set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
+    return _save(figure, path)
+
+
+def paths(points: Float[np.ndarray, "s n 2"], path: str | Path) -> Path:
+    """The paths of 2-D samples from the prior (grey) to the data (blue)."""
+    figure, axis = plt.subplots(figsize=(6, 6))
+    axis.plot(points[:, :, 0], points[:, :, 1], color="0.8", linewidth=0.5, zorder=1)
+    axis.scatter(*points[0].T, s=6, color="0.5", label="t = T", zorder=2)
+    axis.scatter(*points[-1].T, s=6, color="tab:blue", label="t = 0", zorder=3)
+    axis.set(aspect="equal")
+    axis.legend()
+    return _save(figure, path)
+
+
+def loss_curve(workdir: str | Path) -> Path | None:
+    """loss.png of log.jsonl; None if nothing has been logged. Steps that a resumed run logged twice count once."""
+    rows = {row["step"]: row for row in map(json.loads, open(Path(workdir) / "log.jsonl"))}
+    if not rows:
+        return None
+    steps = sorted(rows)
+    figure, axis = plt.subplots(figsize=(6, 3.5))
+    axis.plot(steps, [rows[s]["loss"] for s in steps])
+    axis.set(xlabel="step", ylabel="training loss", yscale="log")
+    axis.grid(alpha=0.3, which="both")
+    return _save(figure, Path(workdir) / "loss.png")
+
+
+def histogram(values: dict[str, np.ndarray], unit: str, path: str | Path) -> Path:
+    """Overlaid histograms of per-example scores."""
+    figure, axis = plt.subplots(figsize=(6, 3.5))
+    bins = np.histogram_bin_edges(np.concatenate(list(values.values())), 40)
+    for name, v in values.items():
+        axis.hist(v, bins, alpha=0.6, density=True, label=f"{name}: {v.mean():.3f} ± {v.std(ddof=1) / np.sqrt(len(v)):.3f}")
+    axis.set(xlabel=unit, ylabel="density")
+    axis.legend()
+    return _save(figure, path)
+
+
+def convergence(rows: dict[str, tuple[list[int], list[float]]], title: str, path: str | Path) -> Path:
+    """Error against network evaluations, log-log, a line per solver."""
+    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    for name, (nfe, error) in rows.items():
+        axis.loglog(nfe, error, "o-", markersize=3, label=name)
+    axis.set(xlabel="network evaluations", ylabel="RMSE to the exact flow", title=title)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    return _save(figure, path)

@@ -1,0 +1,89 @@
+"""A trained run, loaded back: its config, data, network and weights."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli, data, network, parallel, state
+from experiments.checkpoints import Checkpoints
+from experiments.data import Dataset
+from experiments.network import Network
+from sde_lib import Denoiser
+
+
+@dataclass(frozen=True)
+class Run:
+    """weights: "ema" or "raw", which of the two `params` are. step: of the checkpoint."""
+
+    workdir: Path
+    config: ConfigDict
+    dataset: Dataset
+    network: Network
+    params: dict
+    weights: str
+    step: int
+
+    def denoiser(self, label=None) -> Denoiser:
+        return self.network.denoiser(self.params, label)
+
+    @property
+    def conditional(self) -> bool:
+        return bool(self.network.module.num_classes)
+
+    def description(self) -> dict:
+        """What every figure of this run is reported with."""
+        return {"workdir": self.workdir.name, "data": self.dataset.name, "step": self.step, "weights": self.weights}
+
+
+def define_flags() -> None:
+    """The flags by which commands choose a run."""
+    flags.DEFINE_string("workdir", None, "A run made by experiments.train.", required=True)
+    flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw parameters.")
+    flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint; the newest by default.")
+    flags.DEFINE_integer("batch", 256, "Examples at once, over all devices. No result depends on it.")
+    flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
+
+
+def from_flags() -> Run:
+    """The run that the flags choose. Raises what `load_run` raises."""
+    f = flags.FLAGS
+    parallel.check_batch(f.batch, "--batch")
+    return load_run(f.workdir, f.checkpoint, f.weights)
+
+
+def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema") -> Run:
+    """Load a run. Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit."""
+    config = cli.load_config(workdir)
+    dataset = data.load(config.data)
+    net = network.from_config(config, dataset.num_classes)
+    like = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
+    folder = Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoint in {folder}: train first")
+    with Checkpoints(folder, keep=0) as checkpoints:
+        restored = checkpoints.restore(like, step)
+    params = restored.ema if weights == "ema" else restored.params
+    return Run(Path(workdir), config, dataset, net, parallel.replicate(params), weights, int(restored.step))
+
+
+def in_batches(fn: Callable, n: int, batch: int, key, *arrays) -> Iterator:
+    """fn(keys, *rows) over examples 0..n-1 in batches of one shape; yields its results as NumPy arrays without the padding.
+
+    keys: [batch], of each example's global index, so that batches do not matter. arrays: [n, ...]; the last batch is filled up by repetition.
+    """
+    for start in range(0, n, batch):
+        index = np.minimum(np.arange(start, start + batch), n - 1)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index))
+        result = fn(*parallel.shard((keys, *(a[index] for a in arrays))))
+        yield jax.tree.map(lambda a: np.asarray(a)[: n - start], result)
+
+
+def gather(results: Iterator):
+    """The results of `in_batches` joined along the first axis."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)

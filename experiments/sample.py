@@ -1,0 +1,120 @@
+"""Draw samples: python -m experiments.sample --workdir=runs/digits --solver=dpm_solver_pp --steps=15 --num=64
+
+Writes samples/<solver>.npz (arr_0: uint8 NHWC of an image model, float32 of another), a picture of them and one of their trajectories.
+Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on the devices.
+"""
+
+import time
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli, parallel, plots, runs
+from samplers import grids, sample, sample_adaptive, sample_sde, solvers
+from sde_lib import Denoiser
+
+ADAPTIVE, REVERSE_SDE = "adaptive", "reverse_sde"
+SOLVERS = [*solvers.__all__, ADAPTIVE, REVERSE_SDE]
+GRIDS = ["uniform", "quadratic", "karras", "log_snr"]
+
+
+def draw(den: Denoiser, keys, shape: tuple[int, ...], solver: str, steps: int, grid: str, tolerance: float, path: bool = False):
+    """Samples x_0 [B, ...] for keys [B] by a named solver, their evaluations [B], and the path [P, B, ...] or None.
+
+    The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. Raises ValueError if `path` is asked of a diffrax solver.
+    """
+    prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    x_T = parallel.shard(den.sde.prior_sample(prior_keys, (len(keys), *shape)))
+    if solver == ADAPTIVE:
+        solution = sample_adaptive(den, x_T, tolerance, tolerance)
+        return check(solution).x, solution.nfe, None
+    if steps < 2:
+        raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises)")
+    times = getattr(grids, grid)(den.sde, steps - 1)
+    if solver == REVERSE_SDE:
+        solution = sample_sde(den, x_T, times, noise_keys)
+        return jax.jit(Denoiser.data)(den, check(solution).x, times[-1]), solution.nfe + 1, None
+    method = getattr(solvers, solver)()
+    x = sample(den, x_T, times, method, noise_keys, path=path)
+    x_0 = jax.jit(Denoiser.data)(den, x[-1] if path else x, times[-1])
+    nfe = np.full(len(keys), method(den.sde, times).nfe + 1)
+    return x_0, nfe, np.concatenate([x, x_0[None]]) if path else None
+
+
+def check(solution):
+    """The solution, or ValueError if an example of it failed."""
+    failed = int(np.sum(~np.asarray(solution.success)))
+    if failed:
+        raise ValueError(f"{failed} of {len(solution.success)} examples needed too many steps: loosen --tolerance, or use a fixed-step --solver")
+    return solution
+
+
+def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, **options) -> tuple[np.ndarray, float]:
+    """n samples as raw values [n, ...] and their mean number of evaluations; options as in `draw`.
+
+    label: of a conditional model; -1 takes the classes in turn. Raises ValueError if the model has no such label.
+    """
+    classes = run.network.module.num_classes
+    if label >= 0 and label >= classes:
+        raise ValueError(f"--label={label}: " + (f"expected 0 to {classes - 1}" if classes else "this model is unconditional"))
+    labels = np.full(n, label) if label >= 0 else np.arange(n) % max(classes, 1)
+
+    def one_batch(keys, labels):
+        den = run.denoiser(labels if classes else None)
+        return draw(den, keys, run.dataset.shape, **options)[:2]
+
+    x, nfe = runs.gather(runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels))
+    return run.dataset.from_x(x), float(nfe.mean())
+
+
+def pictures(run: runs.Run, values: np.ndarray, name: str, **options) -> list:
+    """The picture of samples and, for a table solver, of trajectories; the paths written."""
+    folder, data = run.workdir / "samples", run.dataset
+    files = []
+    is_image, is_plane = len(data.shape) == 3, data.shape == (2,)
+    if is_image:
+        files.append(plots.grid(plots.to_uint8(values, data.levels), folder / f"{name}.png"))
+    elif is_plane:
+        files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
+    if options["solver"] in solvers.__all__ and (is_image or is_plane):
+        rows = parallel.shard(jax.random.split(jax.random.key(1), 8 * jax.device_count() if is_image else 256))
+        labels = np.arange(len(rows)) % run.network.module.num_classes if run.conditional else None
+        path = draw(run.denoiser(labels), rows, data.shape, path=True, **options)[2]
+        if is_image:
+            path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
+            path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))  # noise of any scale within the range shown
+            files.append(plots.trajectory(plots.to_uint8(data.from_x(path), data.levels), folder / f"{name}_trajectory.png"))
+        else:
+            files.append(plots.paths(data.from_x(path), folder / f"{name}_trajectory.png"))
+    return files
+
+
+def main():
+    f = flags.FLAGS
+    if f.num < 1:
+        raise ValueError(f"--num={f.num}: expected at least 1")
+    run = runs.from_flags()
+    options = {"solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance}
+    clock = time.perf_counter()
+    values, nfe = generate(run, f.num, f.batch, f.seed, f.label, **options)
+    seconds = time.perf_counter() - clock
+    name = f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}"
+    file = run.workdir / "samples" / f"{name}.npz"
+    file.parent.mkdir(exist_ok=True)
+    images = plots.to_uint8(values, run.dataset.levels) if run.dataset.levels else values
+    np.savez(file, arr_0=images)
+    print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")
+    for written in [file, *pictures(run, values, name, **options)]:
+        print(f"wrote {written}")
+
+
+if __name__ == "__main__":
+    runs.define_flags()
+    flags.DEFINE_enum("solver", "dpm_solver_pp", SOLVERS, "A table of samplers.solvers, or diffrax: adaptive (ODE), reverse_sde.")
+    flags.DEFINE_integer("steps", 20, "Steps, the last of which denoises.")
+    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver.")
+    flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
+    flags.DEFINE_integer("num", 64, "Samples.")
+    flags.DEFINE_integer("label", -1, "Class of a conditional model; -1 takes all in turn.")
+    cli.run(main)

@@ -1,0 +1,73 @@
+"""The train state and the step that advances it. All a run needs to go on is in the state: nothing else is carried from step to step."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+from ml_collections import ConfigDict
+
+from experiments import objectives
+from experiments.data import Dataset
+from experiments.network import Network
+
+AXIS = "devices"
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: updates made, which is also the number of the next batch, so that examples seen = step x batch. key: never changes; noise is keyed by
+    example. params, ema: raw and averaged parameters. opt_state: of the optimizer."""
+
+    step: Int[Array, ""]
+    key: Array
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam (AdamW if weight_decay is above 0) with linear warm-up, then a constant rate or a cosine to zero at the last step, and clipping by global norm."""
+    o = config.optim
+    if o.schedule == "constant":
+        rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup) if o.warmup else o.learning_rate
+    elif o.schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, o.warmup, max(config.training.steps, o.warmup + 1))
+    else:
+        raise ValueError(f"config.optim.schedule = '{o.schedule}': expected constant or cosine")
+    return optax.chain(optax.clip_by_global_norm(o.clip), optax.adamw(rate, o.beta1, o.beta2, o.epsilon, weight_decay=o.weight_decay))
+
+
+def init(config: ConfigDict, network: Network, shape: tuple[int, ...]) -> TrainState:
+    """A new state from config.seed, for examples of `shape`."""
+    init_key, key = jax.random.split(jax.random.PRNGKey(config.seed))
+
+    @jax.jit
+    def make():
+        params = network.init(init_key, shape)
+        copy = jax.tree.map(jnp.copy, params)  # a buffer of its own: a donated state may not hold one buffer twice
+        return TrainState(jnp.zeros((), jnp.int32), key, params, copy, optimizer(config).init(params))
+
+    return make()
+
+
+def make_step(config: ConfigDict, network: Network, dataset: Dataset) -> Callable:
+    """(state, batch of one device) -> (state, metrics), to be run under an axis named AXIS over devices (see `experiments.parallel`)."""
+    optim = optimizer(config)
+
+    def step(state: TrainState, batch):
+        def mean_loss(params):
+            return objectives.loss(network, params, dataset, config.objective, state.key, batch).mean()
+
+        loss, grads = jax.value_and_grad(mean_loss)(state.params)
+        loss, grads = jax.lax.pmean((loss, grads), AXIS)
+        updates, opt_state = optim.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(config.optim.ema, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+
+    return step

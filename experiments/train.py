@@ -1,0 +1,106 @@
+"""Train a model: python -m experiments.train --config=configs/digits.py --workdir=runs/digits [--config.training.steps=...]
+
+The same command again resumes from the newest checkpoint and ends with the bit-identical state that an uninterrupted run has (on as many devices).
+The workdir gets config.json, checkpoints/<step>/, log.jsonl and TensorBoard events.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import cli, data, network, parallel, plots, state
+from experiments.checkpoints import Checkpoints
+from experiments.writers import MetricWriter
+
+
+def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainState:
+    """Train until config.training.steps, resuming if `workdir` has checkpoints; returns the final state.
+
+    stop: truthy once the run should save and leave (see `cli.StopSignal`). Raises ValueError for configs that cannot be run,
+    FloatingPointError when the loss or its gradient is not finite (nothing is saved then), cli.Stopped when stopped.
+    """
+    workdir = Path(workdir)
+    parallel.check_batch(config.training.batch, "config.training.batch")
+    dataset = data.load(config.data)
+    net = network.from_config(config, dataset.num_classes)
+    current = state.init(config, net, dataset.shape)
+    step_fn = parallel.parallel_step(state.make_step(config, net, dataset))
+    workdir.mkdir(parents=True, exist_ok=True)
+    check_config(config, workdir)
+
+    with Checkpoints(workdir / "checkpoints", config.training.keep) as checkpoints, MetricWriter(workdir) as writer:
+        if checkpoints.latest() is not None:
+            current = checkpoints.restore(current)
+            print(f"resumed from step {int(current.step)}")
+        start = int(current.step)
+        size = sum(a.size for a in jax.tree.leaves(current.params))
+        print(
+            f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters; {jax.device_count()} x {jax.devices()[0].device_kind}"
+        )
+        print("compiling ...", flush=True)
+
+        pending, clock, since = [], time.perf_counter(), start
+        for k, batch in zip(range(start, config.training.steps), data.batches(dataset, config.training.batch, config.seed, start)):
+            current, metrics = step_fn(current, batch)
+            pending.append(metrics)
+            done = k + 1
+            if done == start + 1:  # the first step compiles: the speed is of the others
+                check_finite(pending, done)
+                print(f"compiled in {time.perf_counter() - clock:.1f} s", flush=True)
+                clock, since = time.perf_counter(), done
+            logging = done % config.training.log_every == 0 or done == config.training.steps
+            saving = done % config.training.checkpoint_every == 0 or done == config.training.steps or stop
+            if logging or saving:
+                values = check_finite(pending, done)
+            if logging:
+                pending, rate = [], (done - since) / (time.perf_counter() - clock)
+                clock, since = time.perf_counter(), done
+                writer.write(done, **values, steps_per_second=rate)
+                eta = (config.training.steps - done) / rate if rate else 0.0
+                text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+                print(f"step {done}/{config.training.steps}  {text}  {rate:.1f} steps/s  ETA {eta // 60:.0f}:{eta % 60:02.0f}", flush=True)
+            if saving:
+                checkpoints.save(current)
+            if stop and done < config.training.steps:
+                raise cli.Stopped(f"stopped by {getattr(stop, 'name', 'request')} at step {done}, which is saved: the same command resumes")
+    plots.loss_curve(workdir)
+    return current
+
+
+def check_finite(pending: list, step: int) -> dict[str, float]:
+    """The mean of each metric over the steps since the last log. Raises FloatingPointError if any is not finite."""
+    values = {name: [float(m[name]) for m in pending] for name in pending[0]}
+    for name, series in values.items():
+        bad = np.flatnonzero(~np.isfinite(series))
+        if len(bad):
+            first = step - len(series) + 1 + int(bad[0])
+            raise FloatingPointError(
+                f"{name} is {series[bad[0]]} at step {first}: stopped, checkpoints before it are kept. Try a lower config.optim.learning_rate"
+            )
+    return {name: float(np.mean(series)) for name, series in values.items()}
+
+
+def check_config(config: ConfigDict, workdir: Path) -> None:
+    """Write config.json, or, resuming, refuse a config whose model, data or objective differ from the run's."""
+    file = workdir / "config.json"
+    new = json.loads(config.to_json())
+    if file.exists() and (workdir / "checkpoints").exists():
+        before, after = cli.flat(json.loads(file.read_text())), cli.flat(new)
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key) and not (key.startswith("training.") and key != "training.batch"):
+                raise ValueError(
+                    f"{workdir} was trained with {key} = {before.get(key)}, not {after.get(key)}: use another --workdir, or the same value"
+                )
+    file.write_text(json.dumps(new, indent=1))
+
+
+if __name__ == "__main__":
+    CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/digits.py", lock_config=True)
+    WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    cli.run(lambda: train(CONFIG.value, WORKDIR.value, cli.StopSignal()))

@@ -1,0 +1,27 @@
+"""Metrics of a run: one JSON object a line in log.jsonl, appended to and never truncated, and TensorBoard events beside it."""
+
+import json
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Use as a context manager."""
+
+    def __init__(self, workdir: str | Path):
+        self.file = open(Path(workdir) / "log.jsonl", "a")
+        self.board = SummaryWriter(str(workdir), write_to_disk=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+        self.board.close()
+
+    def write(self, step: int, **values: float) -> None:
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)

@@ -1,0 +1,6 @@
+"""Networks only, in flax linen: functions of (x, t) with parameters. They know no SDE; `t` is whatever time they are told, about 0 to 1."""
+
+from models.mlp import MLP, ResidualMLP
+from models.unet import UNet
+
+__all__ = ["MLP", "ResidualMLP", "UNet"]

@@ -1,0 +1,41 @@
+"""What a network knows besides x: its time, its label, and periodic features of x itself."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def sinusoidal(t: Float[Array, " b"], dim: int, scale: float = 1000.0) -> Float[Array, "b dim"]:
+    """The positional embedding of the transformer at position scale * t, [B, dim] (Vaswani et al. 2017, 1706.03762; DDPM, 2006.11239)."""
+    frequencies = np.exp(-np.log(10000.0) * np.arange(dim // 2) / max(dim // 2 - 1, 1))
+    angles = scale * t[:, None] * jnp.asarray(frequencies, t.dtype)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+
+
+class Conditioning(nn.Module):
+    """The vector [B, dim] that modulates a network: an MLP of the embedded time t [B] (about 0 to 1), plus an embedding of the label.
+
+    num_classes: 0 for unconditional models; otherwise labels [B] are 0..num_classes - 1, and num_classes itself means "no label".
+    """
+
+    dim: int
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, t: Float[Array, " b"], label: Int[Array, " b"] | None = None) -> Float[Array, "b dim"]:
+        h = nn.Dense(self.dim)(sinusoidal(t, self.dim))
+        h = nn.Dense(self.dim)(nn.silu(h))
+        if self.num_classes:
+            label = jnp.full(t.shape, self.num_classes) if label is None else label
+            h = h + nn.Embed(self.num_classes + 1, self.dim)(label)
+        return nn.silu(h)
+
+
+def fourier_features(x: Float[Array, "*b c"], frequencies: tuple[float, ...]) -> Float[Array, "*b d"]:
+    """x joined by sin and cos of pi * frequency * x for each frequency, along the last axis (VDM, 2107.00630, appendix C).
+
+    They show the network where in its quantization bin a value lies, without which sharp bin edges are not learnt.
+    """
+    angles = [np.pi * frequency * x for frequency in frequencies]
+    return jnp.concatenate([x, *map(jnp.sin, angles), *map(jnp.cos, angles)], -1)

@@ -1,0 +1,10 @@
+"""Samplers of any `sde_lib.Denoiser`: fixed-grid tables and their executor, diffrax for all that is adaptive, and the log-likelihood."""
+
+from samplers import grids, solvers
+from samplers.adaptive import Solution, encode, sample_adaptive, sample_sde
+from samplers.likelihood import LogLikelihood, log_likelihood
+from samplers.table import Row, Table, sample, stack
+
+__all__ = [
+    "LogLikelihood", "Row", "Solution", "Table", "encode", "grids", "log_likelihood", "sample", "sample_adaptive", "sample_sde", "solvers", "stack",
+]  # fmt: skip

@@ -1,0 +1,179 @@
+"""The probability-flow ODE and the reverse SDE by diffrax: any solver, step-size controller and Brownian path, each example with its own steps.
+
+Examples are solved under `vmap`, one step sequence each, so that no result depends on its batch-mates. The ODE is integrated in t; the SDE forwards
+in s = T - t (stochastic Runge-Kutta methods of diffrax 0.7 are wrong for negative steps).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from samplers.solvers.stochastic import posterior
+from samplers.table import check_times
+from sde_lib.denoiser import Denoiser
+from sde_lib.noise import example_keys, normal
+
+MAX_STEPS = 16384
+
+
+class Solution(NamedTuple):
+    """x: the result. nfe: network evaluations of each example. success: False where the solve needed more than the allowed steps; x is NaN there."""
+
+    x: Float[Array, "b ..."]
+    nfe: Int[Array, " b"]
+    success: Bool[Array, " b"]
+
+
+def per_example(den: Denoiser, fn: Callable, *args):
+    """vmap over examples of fn(denoiser of one example with a batch of 1, *args of the example)."""
+    one = lambda cond, *args: fn(replace(den, cond=jax.tree.map(lambda c: c[None], cond)), *args)
+    return jax.vmap(one)(den.cond, *args)
+
+
+def evaluations(solver: diffrax.AbstractERK, steps):
+    """Evaluations made by an explicit Runge-Kutta method in `steps` steps (rejected ones included) with an automatic first step."""
+    fsal = bool(solver.tableau.fsal)
+    return steps * (solver.tableau.num_stages - fsal) + fsal + 2
+
+
+def solve_ode(field: Callable, y, t0, t1, rtol, atol, solver, adjoint):
+    """Integrate dy/dt = field(t, y) of one example adaptively: y at t1 (NaN on failure), evaluations, success."""
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, args: field(t, y)),
+        solver,
+        t0,
+        t1,
+        dt0=None,
+        y0=y,
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        adjoint=adjoint,
+        max_steps=MAX_STEPS,
+        throw=False,
+    )
+    success = solution.result == diffrax.RESULTS.successful
+    y = jax.tree.map(lambda y: jnp.where(success, y[-1], jnp.nan), solution.ys)
+    return y, evaluations(solver, solution.stats["num_steps"]), success
+
+
+def check_tolerances(rtol: float, atol: float, solver) -> None:
+    """Raise ValueError for tolerances or solvers that cannot be meant."""
+    if not isinstance(solver, diffrax.AbstractERK):
+        raise ValueError(f"solver {solver}: expected an explicit Runge-Kutta method of diffrax, e.g. diffrax.Tsit5()")
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not isinstance(value, jax.core.Tracer) and not 0 < value < 1:
+            raise ValueError(f"{name} = {value}: expected a tolerance between 0 and 1")
+
+
+@eqx.filter_jit
+def _flow(den, x, t0, t1, rtol, atol, solver):
+    def one(den, x):
+        field = lambda t, x: den.velocity(x[None], t)[0]
+        return solve_ode(field, x, t0, t1, rtol, atol, solver, diffrax.ForwardMode())
+
+    return Solution(*per_example(den, one, x))
+
+
+def sample_adaptive(den: Denoiser, x_T: Float[Array, "b ..."], rtol=1e-5, atol=1e-5, eps: float | None = None, solver=diffrax.Tsit5()) -> Solution:
+    """Carry x_T [B, ...] to t = eps (default `den.sde.eps`) along the probability-flow ODE (2011.13456, eq. 13).
+
+    Returns x [B, ...], nfe [B] and success [B]; `success` is False, and x NaN, where more than MAX_STEPS steps were needed.
+    Raises ValueError for impossible tolerances, times and solvers.
+    """
+    return _adaptive(den, x_T, den.sde.T, _end(den, eps), rtol, atol, solver)
+
+
+def encode(den: Denoiser, x: Float[Array, "b ..."], rtol=1e-5, atol=1e-5, eps: float | None = None, solver=diffrax.Tsit5()) -> Solution:
+    """Carry data x [B, ...], taken as x at t = eps, to its latent x_T: the inverse of `sample_adaptive`."""
+    return _adaptive(den, x, _end(den, eps), den.sde.T, rtol, atol, solver)
+
+
+def _end(den, eps):
+    eps = den.sde.eps if eps is None else eps
+    if not 0 <= eps < den.sde.T:
+        raise ValueError(f"eps = {eps}: expected 0 <= eps < T = {den.sde.T}")
+    return eps
+
+
+def _adaptive(den, x, t0, t1, rtol, atol, solver):
+    check_tolerances(rtol, atol, solver)
+    x = jnp.asarray(x)
+    return _flow(den, x, *(jnp.asarray(c, x.dtype) for c in (t0, t1, rtol, atol)), solver)
+
+
+def _levy_area(solver):
+    """The least Brownian increment, with or without Levy area, that the solver accepts."""
+    least = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
+    areas = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
+    return next(area for area in areas if issubclass(area, least))
+
+
+@eqx.filter_jit
+def _reverse_sde(den, x, s, keys, solver, controller):
+    """x at s[0] to s[-1], with s = T - t increasing, on the grid s or, given a controller, adaptively."""
+    sde, area = den.sde, _levy_area(solver)
+
+    def one(den, x, key):
+        def drift(s, x, args):
+            t = sde.T - s
+            return -sde.reverse_drift(x[None], t, den.score(x[None], t))[0]
+
+        def diffusion(s, x, args):
+            return lineax.DiagonalLinearOperator(jnp.broadcast_to(sde.diffusion(sde.T - s), x.shape))
+
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        if controller is None:
+            path = diffrax.UnsafeBrownianPath(shape, key, levy_area=area)
+        else:
+            path = diffrax.VirtualBrownianTree(s[0], s[-1], 1e-3 * jnp.min(jnp.diff(s)), shape, key, levy_area=area)
+        solution = diffrax.diffeqsolve(
+            diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path)),
+            solver,
+            s[0],
+            s[-1],
+            dt0=None if controller is None else s[1] - s[0],
+            y0=x,
+            stepsize_controller=diffrax.StepTo(s) if controller is None else controller,
+            adjoint=diffrax.ForwardMode(),
+            max_steps=len(s) - 1 if controller is None else MAX_STEPS,
+            throw=False,
+        )
+        success = solution.result == diffrax.RESULTS.successful
+        stages = solver.tableau.num_stages if hasattr(solver, "tableau") else 1
+        return jnp.where(success, solution.ys[-1], jnp.nan), stages * solution.stats["num_steps"], success
+
+    return Solution(*per_example(den, one, x, keys))
+
+
+@jax.jit
+def _leave_prior(den, x, t, coefficients, keys):
+    a, b, std = (jnp.asarray(c, x.dtype) for c in coefficients)
+    noise = normal(jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys), x.shape, x.dtype)
+    return a * x + b * den.data(x, t) + std * noise
+
+
+def sample_sde(den: Denoiser, x_T: Float[Array, "b ..."], times: Float[np.ndarray, " n"], key, solver=diffrax.Euler(), controller=None) -> Solution:
+    """Carry x_T [B, ...] from times[0] to times[-1] along the reverse SDE (2011.13456, eq. 6) with any diffrax SDE solver.
+
+    solver: of the Ito SDE; the noise is additive, so that Stratonovich solvers agree. controller: None steps from time to time of the grid on
+    an `UnsafeBrownianPath`; a diffrax controller steps adaptively, beginning with the grid's first step, on a `VirtualBrownianTree` (slow).
+    key: a single key or one per example. A grid from alpha = 0, where drift and diffusion are infinite, begins with one ancestral step, exact there.
+    Returns x, nfe and success; nfe counts one evaluation a stage, or a step for solvers without stages. Raises ValueError for bad times.
+    """
+    times, x = check_times(den.sde, times), jnp.asarray(x_T)
+    keys, spent = example_keys(key, x.shape[0]), 0
+    if den.sde.alpha(times[0]) == 0:
+        x, spent = _leave_prior(den, x, times[0], posterior(den.sde, times[0], times[1]), keys), 1
+        times = times[1:]
+        if len(times) == 1:
+            return Solution(x, jnp.ones(x.shape[0], int), jnp.ones(x.shape[0], bool))
+    path_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+    solution = _reverse_sde(den, x, np.asarray(den.sde.T - times, x.dtype), path_keys, solver, controller)
+    return solution._replace(nfe=solution.nfe + spent)

@@ -1,0 +1,59 @@
+"""Time grids: n + 1 decreasing times (float64, host) from sde.T to a small eps, for n steps.
+
+`eps` is by default the path's `sampling_eps`. A grid that goes on to the data itself ends at 0: ``with_zero(grid)``; every solver table
+then ends with a step to sigma = 0. Paths that reach alpha = 0 have an infinite noise-to-signal ratio at T; the grids in log-SNR or in
+sigma/alpha are spaced from alpha = 1e-3 on and put T itself in the place of their first point.
+"""
+
+import numpy as np
+
+from sde_lib.denoiser import MIN_ALPHA
+from sde_lib.sde import SDE
+
+
+def _eps(sde: SDE, n: int, eps: float | None) -> float:
+    eps = sde.sampling_eps if eps is None else eps
+    if n < 1:
+        raise ValueError(f"n = {n} steps: expected at least 1")
+    if not 0 < eps < sde.T:
+        raise ValueError(f"eps = {eps}: expected 0 < eps < T = {sde.T}; a grid that ends at 0 is with_zero(grid)")
+    return eps
+
+
+def _log_snr_ends(sde: SDE, eps: float) -> tuple[float, float]:
+    """log-SNR at the first and the last time, the first one kept finite."""
+    floor = np.log(MIN_ALPHA) - np.log(sde.sigma(sde.T)) if sde.alpha(sde.T) < MIN_ALPHA else -np.inf
+    return max(float(sde.log_snr(sde.T)), floor), float(sde.log_snr(eps))
+
+
+def _exact_ends(times: np.ndarray, sde: SDE, eps: float) -> np.ndarray:
+    times[0], times[-1] = sde.T, eps
+    return times
+
+
+def uniform(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
+    """Equal steps in t."""
+    return np.linspace(sde.T, _eps(sde, n, eps), n + 1)
+
+
+def quadratic(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
+    """Equal steps in sqrt(t) (DDIM's "quad", 2010.02502)."""
+    return _exact_ends(np.linspace(np.sqrt(sde.T), np.sqrt(_eps(sde, n, eps)), n + 1) ** 2, sde, _eps(sde, n, eps))
+
+
+def log_snr(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
+    """Equal steps in log-SNR (DPM-Solver, 2206.00927)."""
+    eps = _eps(sde, n, eps)
+    return _exact_ends(sde.time(np.linspace(*_log_snr_ends(sde, eps), n + 1)), sde, eps)
+
+
+def karras(sde: SDE, n: int, eps: float | None = None, rho: float = 7.0) -> np.ndarray:
+    """Equal steps in (sigma/alpha)^(1/rho) (EDM, 2206.00364, eq. 5)."""
+    eps = _eps(sde, n, eps)
+    first, last = (np.exp(-np.array(ends) / rho) for ends in _log_snr_ends(sde, eps))
+    return _exact_ends(sde.time(-rho * np.log(np.linspace(first, last, n + 1))), sde, eps)
+
+
+def with_zero(times: np.ndarray) -> np.ndarray:
+    """The grid with one more step, to t = 0. EDM's N-step schedule is ``with_zero(karras(sde, N - 1))``."""
+    return np.append(times, 0.0)

@@ -1,0 +1,183 @@
+r"""A fixed-grid sampler is a table of coefficients, and one scan executes every table.
+
+A table has a row per network evaluation e = 0, 1, ... With x_0 the start, P_e the prediction that the table consumes (a name on the
+prediction plane) and xi_e standard normal noise, row e means
+
+    y_e     = sum_k ax[e, k] x_{e-k} + sum_k ap[e, k] P_{e-1-k} + an[e] xi_e
+    P_e     = prediction at (y_e, t_e)
+    x_{e+1} = sum_k bx[e, k] x_{e-k} + sum_k bp[e, k] P_{e-k}   + bn[e] xi_e,
+
+and the result is the last x. These are the general linear methods (Butcher 1966): Runge-Kutta, linear multistep, exponential integrators,
+predictor-correctors and, with noise, the stochastic samplers of diffusion models. Multistep solvers have one row a step; a two-stage method
+has two, its intermediate point being one of the x's.
+
+A solver is a function (sde, times) -> Table, in float64 on the host. To write one, make a `Row` per evaluation and `stack` them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sde_lib.denoiser import PLANE, Denoiser
+from sde_lib.noise import example_keys
+from sde_lib.sde import SDE
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluation: at time t, then the next x. Coefficients by lag: x[k] multiplies x_{e-k}, p[k] multiplies P_{e-k}.
+
+    at_x, at_p, at_noise: the point of evaluation, by default x_e itself; at_p[k] multiplies P_{e-1-k}.
+    A coefficient is a number, or an array that broadcasts against one example (per-coordinate solvers).
+    """
+
+    t: float
+    x: Mapping[int, float]
+    p: Mapping[int, float]
+    noise: float = 0.0
+    at_x: Mapping[int, float] = field(default_factory=lambda: {0: 1.0})
+    at_p: Mapping[int, float] = field(default_factory=dict)
+    at_noise: float = 0.0
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("times", "at_x", "at_p", "at_noise", "x", "p", "noise"),
+    meta_fields=("prediction",),
+)
+@dataclass(frozen=True)
+class Table:
+    """The coefficients of all rows, float64 on the host: times [E]; x, at_x [E, Kx]; p, at_p [E, Kp]; noise, at_noise [E].
+
+    at_x, at_p are None where every evaluation is at x_e; noise, at_noise are None for deterministic tables.
+    """
+
+    prediction: str
+    times: Float[np.ndarray, " e"]
+    x: Float[np.ndarray, "e kx"]
+    p: Float[np.ndarray, "e kp"]
+    noise: Float[np.ndarray, " e"] | None
+    at_x: Float[np.ndarray, "e kx"] | None
+    at_p: Float[np.ndarray, "e kp"] | None
+    at_noise: Float[np.ndarray, " e"] | None
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations."""
+        return len(self.times)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.noise is not None
+
+
+Solver = Callable[[SDE, np.ndarray], Table]
+
+
+def stack(rows: Sequence[Row], prediction: str) -> Table:
+    """Rows to a Table. Raises ValueError for an unknown prediction and for coefficients that are not finite."""
+    if prediction not in PLANE:
+        raise ValueError(f"unknown prediction '{prediction}': expected one of {', '.join(PLANE)}")
+
+    def dense(lags, depth):
+        shape = np.broadcast_shapes(*(np.shape(c) for row in lags for c in row.values()), ())
+        full = np.zeros((len(rows), depth, *shape))
+        for e, row in enumerate(lags):
+            for k, c in row.items():
+                full[e, k] = c
+        return full
+
+    depth_x = 1 + max(k for row in rows for k in (*row.x, *row.at_x))
+    depth_p = 1 + max((k for row in rows for k in (*row.p, *row.at_p)), default=0)
+    x, p = dense([row.x for row in rows], depth_x), dense([row.p for row in rows], depth_p)
+    at_x, at_p = dense([row.at_x for row in rows], depth_x), dense([row.at_p for row in rows], depth_p)
+    noise, at_noise = np.array([row.noise for row in rows]), np.array([row.at_noise for row in rows])
+    stochastic = bool(np.any(noise) or np.any(at_noise))
+    moved = bool(np.any(at_noise) or any(row.at_p for row in rows) or any(dict(row.at_x) != {0: 1.0} for row in rows))
+    table = Table(
+        prediction=prediction,
+        times=np.array([row.t for row in rows], np.float64),
+        x=x,
+        p=p,
+        noise=noise if stochastic else None,
+        at_x=at_x if moved else None,
+        at_p=at_p if moved else None,
+        at_noise=at_noise if moved and stochastic else None,
+    )
+    for name in ("times", "x", "p", "noise", "at_x", "at_p", "at_noise"):
+        value = getattr(table, name)
+        if value is not None and not np.all(np.isfinite(value)):
+            raise ValueError(f"a coefficient '{name}' of this solver is not finite on this grid (times {table.times[0]} to 0)")
+    return table
+
+
+def sample(
+    den: Denoiser, x_T: Float[Array, "b ..."], times: Float[np.ndarray, " n"], solver: Solver, key=None, path: bool = False
+) -> Float[Array, "b ..."]:
+    """Carry x_T [B, ...] from times[0] to times[-1] with a table solver; one compiled scan.
+
+    den: a Denoiser. times: decreasing, on the host (see `samplers.grids`). solver: from `samplers.solvers`.
+    key: for stochastic solvers, a single key or one per example; the noise of an example does not depend on its batch-mates.
+    path: return x_T and the x after every evaluation instead, [NFE + 1, B, ...].
+    Compiled once per shape, kind of table and number of rows: neither other times nor other coefficients compile anew.
+    Raises ValueError for a grid that does not decrease or leaves [0, T], and for a stochastic solver without a key.
+    """
+    times = check_times(den.sde, times)
+    table = solver(den.sde, times)
+    if table.stochastic and key is None:
+        raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
+    x_T = jnp.asarray(x_T)
+    keys = example_keys(key, x_T.shape[0]) if table.stochastic else None
+    x, xs = execute(den, jax.tree.map(lambda c: np.asarray(c, x_T.dtype), table), x_T, keys, path)
+    return jnp.concatenate([x_T[None], xs]) if path else x
+
+
+def check_times(sde: SDE, times) -> Float[np.ndarray, " n"]:
+    """The times as float64, or ValueError naming what is wrong with them."""
+    if isinstance(times, jax.core.Tracer):
+        raise ValueError("times are traced: make the grid outside of jit (tables are made on the host in float64)")
+    times = np.asarray(times, np.float64)
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"times of shape {times.shape}: expected two or more times in one dimension")
+    if not np.all(np.diff(times) < 0):
+        raise ValueError("times must decrease, from the prior (T) to the data (0): reverse the grid?")
+    if times[0] > sde.T * (1 + 1e-6) or times[-1] < 0:
+        raise ValueError(f"times from {times[0]} to {times[-1]}: expected them within [0, {sde.T}] for {sde}")
+    return times
+
+
+@partial(jax.jit, static_argnames="path")
+def execute(den: Denoiser, table: Table, x: Float[Array, "b ..."], keys, path: bool = False):
+    """Run every row of `table` (in the precision of x) from x: the last x, and all of them [E, B, ...] if `path`, else None.
+
+    keys: [B], or None for a deterministic table.
+    """
+    depth_x, depth_p = table.x.shape[1], table.p.shape[1]
+
+    def combine(coefficients, history, total=None):
+        for c, h in zip(coefficients, history):
+            total = c * h if total is None else total + c * h
+        return total
+
+    def step(carry, row):
+        xs, ps = carry
+        e, row = row
+        if row.noise is not None:
+            xi = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, e), x.shape[1:], x.dtype))(keys)
+        y = xs[0] if row.at_x is None else combine(row.at_p, ps, combine(row.at_x, xs))
+        if row.at_noise is not None:
+            y = y + row.at_noise * xi
+        ps = (den.predict(table.prediction, y, row.times), *ps)[:depth_p]
+        new = combine(row.p, ps, combine(row.x, xs))
+        if row.noise is not None:
+            new = new + row.noise * xi
+        return ((new, *xs)[:depth_x], ps), new if path else None
+
+    zeros = jnp.zeros_like(x)
+    (xs, _), every = jax.lax.scan(step, ((x,) + (zeros,) * (depth_x - 1), (zeros,) * depth_p), (jnp.arange(table.nfe), table))
+    return xs[0], every

@@ -1,0 +1,105 @@
+r"""Gaussian mixtures: the exact oracle. Noised along any path they stay Gaussian mixtures, so that the density, the score, the
+denoiser and the velocity of every marginal are known in closed form.
+
+With components N(m_k, V_k diag(s_k^2) V_k^T) of weight w_k, the marginal at time t has components
+N(alpha m_k, V_k diag(alpha^2 s_k^2 + sigma^2) V_k^T), and given component k and x_t, with r = V_k^T (x - alpha m_k) / (alpha^2 s_k^2 + sigma^2),
+
+    E[x_0] = m_k + alpha V_k s_k^2 r,        E[eps] = sigma V_k r.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sde_lib.denoiser import Denoiser
+from sde_lib.noise import example_keys
+from sde_lib.sde import SDE, Time
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("means", "stds", "weights", "eigenvectors"), meta_fields=())
+@dataclass(frozen=True)
+class GaussianMixture:
+    """A mixture of M Gaussians in D dimensions.
+
+    means: [M, D]. stds: [M] (isotropic) or [M, D] (along the eigenvectors). weights: [M], made to sum to 1; default equal.
+    eigenvectors: [M, D, D], columns; default the axes. All become JAX arrays; raises ValueError if the shapes disagree.
+    """
+
+    means: Float[Array, "m d"]
+    stds: Float[Array, " m"] | Float[Array, "m d"]
+    weights: Float[Array, " m"] | None = None
+    eigenvectors: Float[Array, "m d d"] | None = None
+
+    def __post_init__(self):
+        if any(type(leaf) is object for leaf in jax.tree.leaves(self.means)):
+            return  # JAX rebuilds pytrees with placeholders
+        means = jnp.asarray(self.means)
+        if means.ndim != 2:
+            raise ValueError(f"means of shape {means.shape}: expected [M, D]")
+        m, d = means.shape
+        stds = jnp.asarray(self.stds, means.dtype)
+        weights = jnp.ones(m) if self.weights is None else jnp.asarray(self.weights)
+        if stds.shape not in ((m,), (m, d)):
+            raise ValueError(f"stds of shape {stds.shape}: expected {(m,)} or {(m, d)}")
+        if weights.shape != (m,):
+            raise ValueError(f"weights of shape {weights.shape}: expected {(m,)}")
+        if self.eigenvectors is not None and np.shape(self.eigenvectors) != (m, d, d):
+            raise ValueError(f"eigenvectors of shape {np.shape(self.eigenvectors)}: expected {(m, d, d)}")
+        object.__setattr__(self, "means", means)
+        object.__setattr__(self, "stds", jnp.broadcast_to(stds[:, None] if stds.ndim == 1 else stds, (m, d)))
+        object.__setattr__(self, "weights", (weights / weights.sum()).astype(means.dtype))
+        if self.eigenvectors is not None:
+            object.__setattr__(self, "eigenvectors", jnp.asarray(self.eigenvectors, means.dtype))
+
+    def _rotate(self, y, inverse: bool = False):
+        """Coordinates [..., M, D] into the eigenbasis of each component, or back."""
+        if self.eigenvectors is None:
+            return y
+        return jnp.einsum("mij,...mj->...mi" if inverse else "mji,...mj->...mi", self.eigenvectors, y)
+
+    def sample(self, key, n: int) -> Float[Array, "n d"]:
+        """n draws, [n, D]; draw i does not depend on n."""
+
+        def one(key):
+            choose, draw = jax.random.split(key)
+            k = jax.random.choice(choose, len(self.weights), p=self.weights)
+            z = self.stds[k] * jax.random.normal(draw, self.means.shape[1:], self.means.dtype)
+            return self.means[k] + (z if self.eigenvectors is None else self.eigenvectors[k] @ z)
+
+        return jax.vmap(one)(example_keys(key, n))
+
+    def _components(self, x, alpha, sigma):
+        """Per component: log-density with weight [B, M], and r of the module docstring [B, M, D]. alpha, sigma: [] or [B]."""
+        alpha, sigma = (jnp.asarray(c, x.dtype).reshape(-1, 1, 1) for c in (alpha, sigma))
+        variance = (alpha * self.stds) ** 2 + sigma**2
+        y = self._rotate(x[:, None] - alpha * self.means)
+        log_prob = -0.5 * jnp.sum(y**2 / variance + jnp.log(2 * np.pi * variance), -1)
+        return log_prob + jnp.log(self.weights), y / variance
+
+    def log_prob(self, x: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """log p_0(x) in nats, [B]."""
+        return jax.nn.logsumexp(self._components(jnp.asarray(x), 1.0, 0.0)[0], -1)
+
+    def marginal_log_prob(self, sde: SDE, x: Float[Array, "b d"], t: Time) -> Float[Array, " b"]:
+        """log p_t(x) in nats, [B], of the data noised along `sde` to times t, [] or [B]."""
+        x = jnp.asarray(x)
+        t = jnp.asarray(t, x.dtype)
+        return jax.nn.logsumexp(self._components(x, sde.alpha(t), sde.sigma(t))[0], -1)
+
+    def denoiser(self, sde: SDE) -> Denoiser:
+        """The exact Denoiser, of kind "v": at right angles to x on the plane, so that no conversion cancels at either end."""
+        return Denoiser(jax.tree_util.Partial(_exact_v, self, sde), sde, "v")
+
+
+def _exact_v(gm: GaussianMixture, sde: SDE, x, t):
+    """E[alpha eps - sigma x_0 | x_t] for x [B, D], t [B]."""
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    log_prob, r = gm._components(x, alpha, sigma)
+    alpha, sigma = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
+    # alpha E[eps] - sigma E[x_0 - m] = alpha sigma r - sigma alpha s^2 r
+    v = gm._rotate(alpha * sigma * (1.0 - gm.stds**2) * r, inverse=True) - sigma * gm.means
+    return jnp.einsum("bm,bmd->bd", jax.nn.softmax(log_prob, -1), v)
