@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def sinusoidal(t: Float[Array, " b"], dim: int, scale: float = 1000.0) -> Float[Array, "b dim"]:
+def sinusoidal(t: Float[Array, " b"], dim: int, scale: float) -> Float[Array, "b dim"]:
     """The positional embedding of the transformer at position scale * t, [B, dim] (Vaswani et al. 2017, 1706.03762; DDPM, 2006.11239)."""
     frequencies = np.exp(-np.log(10000.0) * np.arange(dim // 2) / max(dim // 2 - 1, 1))
     angles = scale * t[:, None] * jnp.asarray(frequencies, t.dtype)
@@ -24,7 +24,8 @@ class Conditioning(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, " b"], label: Int[Array, " b"] | None = None) -> Float[Array, "b dim"]:
-        h = nn.Dense(self.dim)(sinusoidal(t, self.dim))
+        # 100, not DDPM's 1000: with higher frequencies the network is rough in time, and adaptive solvers of its ODE take several times the steps
+        h = nn.Dense(self.dim)(sinusoidal(t, self.dim, scale=100.0))
         h = nn.Dense(self.dim)(nn.silu(h))
         if self.num_classes:
             label = jnp.full(t.shape, self.num_classes) if label is None else label

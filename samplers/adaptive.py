@@ -38,10 +38,13 @@ def per_example(den: Denoiser, fn: Callable, *args):
     return jax.vmap(one)(den.cond, *args)
 
 
-def evaluations(solver: diffrax.AbstractERK, steps):
-    """Evaluations made by an explicit Runge-Kutta method in `steps` steps (rejected ones included) with an automatic first step."""
-    fsal = bool(solver.tableau.fsal)
-    return steps * (solver.tableau.num_stages - fsal) + fsal + 2
+def evaluations(solver, steps):
+    """Evaluations that a diffrax solver makes in `steps` steps, rejected ones included: one a stage (one a step where there are no stages), less
+    the first stage of each step but the first where it is the last stage of the step before."""
+    tableau = getattr(solver, "tableau", None)
+    stages = 1 if tableau is None else len(tableau.c) + 1
+    reused = bool(getattr(tableau, "fsal", False))
+    return steps * (stages - reused) + reused
 
 
 def solve_ode(field: Callable, y, t0, t1, rtol, atol, solver, adjoint):
@@ -51,7 +54,7 @@ def solve_ode(field: Callable, y, t0, t1, rtol, atol, solver, adjoint):
         solver,
         t0,
         t1,
-        dt0=None,
+        dt0=0.01 * (t1 - t0),
         y0=y,
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
         adjoint=adjoint,
@@ -146,8 +149,7 @@ def _reverse_sde(den, x, s, keys, solver, controller):
             throw=False,
         )
         success = solution.result == diffrax.RESULTS.successful
-        stages = solver.tableau.num_stages if hasattr(solver, "tableau") else 1
-        return jnp.where(success, solution.ys[-1], jnp.nan), stages * solution.stats["num_steps"], success
+        return jnp.where(success, solution.ys[-1], jnp.nan), evaluations(solver, solution.stats["num_steps"]), success
 
     return Solution(*per_example(den, one, x, keys))
 
@@ -165,7 +167,7 @@ def sample_sde(den: Denoiser, x_T: Float[Array, "b ..."], times: Float[np.ndarra
     solver: of the Ito SDE; the noise is additive, so that Stratonovich solvers agree. controller: None steps from time to time of the grid on
     an `UnsafeBrownianPath`; a diffrax controller steps adaptively, beginning with the grid's first step, on a `VirtualBrownianTree` (slow).
     key: a single key or one per example. A grid from alpha = 0, where drift and diffusion are infinite, begins with one ancestral step, exact there.
-    Returns x, nfe and success; nfe counts one evaluation a stage, or a step for solvers without stages. Raises ValueError for bad times.
+    Returns x, nfe (see `evaluations`) and success. Raises ValueError for bad times.
     """
     times, x = check_times(den.sde, times), jnp.asarray(x_T)
     keys, spent = example_keys(key, x.shape[0]), 0

@@ -106,9 +106,10 @@ class Denoiser:
         return t
 
     def raw(self, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
-        """F, what `fn` returns."""
+        """F, what `fn` returns, in the precision of x."""
         t = jnp.broadcast_to(self._time(x, t), x.shape[:1])
-        return self.fn(x, t) if self.cond is None else self.fn(x, t, self.cond)
+        prediction = self.fn(x, t) if self.cond is None else self.fn(x, t, self.cond)
+        return prediction.astype(x.dtype)
 
     def linear(self, target: str, x: Float[Array, "b ..."], t: Time):
         """The coefficients (a, b), shaped to multiply x, in target = a x + b F."""

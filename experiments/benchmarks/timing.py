@@ -1,0 +1,32 @@
+"""Interleaved timing: the machine's noise falls on all candidates alike, and medians leave the rest out."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+
+def medians(candidates: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of a call of each candidate, run in turn `repeats` times after one call to compile; results are waited for."""
+    for fn in candidates.values():
+        jax.block_until_ready(fn())
+    seconds = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, fn in candidates.items():
+            start = time.perf_counter()
+            jax.block_until_ready(fn())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(s)) for name, s in seconds.items()}
+
+
+def report(rows: list[dict], out: str, name: str) -> None:
+    """Print rows of ratios, and write them to OUT/NAME.json."""
+    for row in rows:
+        print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
+    file = Path(out) / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"device": jax.devices()[0].device_kind, "rows": rows}, indent=1))
+    print(f"wrote {file}")

@@ -1,0 +1,1 @@
+"""The tables that prove what the README says, a module each."""

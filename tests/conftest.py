@@ -1,0 +1,41 @@
+"""Shared by all tests: what to parametrise over is discovered, so that a new path, solver or prediction is tested unedited."""
+
+import jax
+import numpy as np
+import pytest
+
+from samplers import solvers
+from sde_lib import PLANE, SDE, GaussianMixture
+
+PATHS = [cls() for cls in SDE.__subclasses__()]
+
+
+def pytest_generate_tests(metafunc):
+    if "sde" in metafunc.fixturenames:
+        metafunc.parametrize("sde", PATHS, ids=lambda sde: type(sde).__name__)
+    if "kind" in metafunc.fixturenames:
+        metafunc.parametrize("kind", PLANE)
+    if "solver_name" in metafunc.fixturenames:
+        metafunc.parametrize("solver_name", solvers.__all__)
+
+
+@pytest.fixture
+def x64():
+    """The test runs in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def mixture():
+    """Three Gaussians in 2-D, two of them anisotropic and rotated."""
+    angles = np.array([0.0, 0.5, 1.2])
+    rotations = np.stack([np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) for a in angles])
+    means = np.array([[0.8, 0.0], [-0.5, 0.6], [0.0, -0.7]])
+    return GaussianMixture(means, np.array([[0.2, 0.2], [0.3, 0.1], [0.1, 0.25]]), np.array([1.0, 2.0, 1.5]), rotations)
+
+
+@pytest.fixture
+def interior(sde):
+    """Nine times from 0.01 T to 0.99 T."""
+    return np.linspace(0.01, 0.99, 9) * sde.T

@@ -1,0 +1,92 @@
+"""The commands as a user types them: the README's, and mistakes."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words, timeout=300):
+    command = [sys.executable, *words[1:]] if words[0] == "python" else list(words)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+
+
+def readme_commands():
+    """Every `python -m experiments...` line of the README's code blocks."""
+    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python -m experiments.")]
+
+
+# what makes a command short; everything else is as printed
+SHORT = {
+    "experiments.train": ["--config.training.steps=2", "--config.training.batch=8"],
+    "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
+    "experiments.likelihood": ["--num=3", "--rtol=0.1", "--atol=0.1", "--batch=8"],
+    "experiments.evaluate": ["--groups=2", "--limit=20", "--steps=3", "--batch=8"],
+    "experiments.tables": ["--quick"],
+    "experiments.benchmarks.sampling": ["--quick"],
+    "experiments.benchmarks.training": ["--quick"],
+}
+
+
+def test_readme_commands_work_as_printed(tmp_path):
+    """Each command of the README, with its run in a temporary folder and shortened, exits with 0 and without a warning in its output."""
+    commands = readme_commands()
+    assert {shlex.split(c)[2] for c in commands} == set(SHORT)
+    for command in commands:
+        words = shlex.split(command.replace("runs/", f"{tmp_path}/"))
+        if words[2] == "experiments.tables" or "benchmarks" in words[2]:
+            words.append(f"--out={tmp_path / words[2]}")
+        done = run(*words, *SHORT[words[2]])
+        assert done.returncode == 0, (command, done.stderr[-3000:])
+        for written in re.findall(r"wrote (\S+?)[,\s]", done.stdout + " "):
+            assert Path(written).exists(), (command, written)
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("experiments.train --config=configs/digits.py --workdir={0} --config.training.stesp=3", "did you mean --config.training.steps?"),
+        ("experiments.train --config=configs/digits.py --workdir={0} --config.training.steps=many", "invalid literal"),
+        ("experiments.train --config=configs/nothing.py --workdir={0}", "configs/nothing.py"),
+        ("experiments.train --config=configs/digits.py", "workdir"),
+        ("experiments.train --config=configs/toy.py:spiral --workdir={0}", "unknown data set 'spiral': expected one of"),
+        ("experiments.train --config=configs/fashion.py --workdir={0} --config.data.path=/nowhere", "/nowhere: no such folder"),
+        ("experiments.sample --workdir={0}/nothing", "expected a --workdir made by"),
+        ("experiments.sample --workdir={0} --solver=dpm", "dpm_solver_pp"),
+        ("experiments.likelihood --workdir={0}/nothing", "expected a --workdir made by"),
+        ("experiments.evaluate --workdir={0}/nothing extra", "unexpected argument 'extra'"),
+        ("experiments.tables --table=nothing", "expected one of"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_one_clear_line(tmp_path, command, words):
+    done = run("python", "-m", *shlex.split(command.format(tmp_path)))
+    assert done.returncode == 1 and words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("Pass --help")]
+    assert len(lines) <= 2, done.stderr  # absl prints the flag's error under a heading
+
+
+def test_samples_do_not_depend_on_number_or_batch(tmp_path):
+    """--num=5 --batch=4 gives the first five of --num=8 --batch=8, through the files."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from test_train import small_config
+
+    from experiments import runs, sample
+    from experiments.train import train
+
+    train(small_config(steps=2), tmp_path)
+    trained = runs.load_run(tmp_path)
+    options = {"solver": "ancestral", "steps": 5, "grid": "log_snr", "tolerance": 1e-3}
+    few, nfe = sample.generate(trained, 5, 4, 0, **options)
+    many, _ = sample.generate(trained, 8, 8, 0, **options)
+    assert nfe == 5 and np.mean(few != many[:5]) < 5e-3
+    with pytest.raises(ValueError, match="this model is unconditional"):
+        sample.generate(trained, 2, 2, 0, label=3, **options)

@@ -1,0 +1,194 @@
+"""Training: resume, stopping, failing, several devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from experiments import cli, runs, state
+from experiments.checkpoints import Checkpoints
+from experiments.train import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def small_config(**training):
+    """A residual MLP with dropout on the digits: a second to compile."""
+    config = default.get_config()
+    config.model = {"name": "ResidualMLP", "width": 16, "depth": 1, "dropout": 0.2, "num_classes": 0, "frequencies": ()}
+    config.optim.warmup = 0
+    config.training.update({"batch": 16, "steps": 6, "log_every": 2, "checkpoint_every": 3, "keep": 0, **training})
+    return config
+
+
+def leaves(tree):
+    return [np.asarray(a) for a in jax.tree.leaves(tree)]
+
+
+def test_resuming_is_bit_identical(tmp_path):
+    """6 steps in one run, or 4 and then 2: the same state to the last bit, parameters, EMA, optimizer and key."""
+    whole = train(small_config(), tmp_path / "whole")
+    train(small_config(steps=4), tmp_path / "parts")
+    parts = train(small_config(), tmp_path / "parts")
+    assert int(parts.step) == 6
+    for a, b in zip(leaves(whole), leaves(parts)):
+        np.testing.assert_array_equal(a, b)
+    steps = [json.loads(line)["step"] for line in open(tmp_path / "parts" / "log.jsonl")]
+    assert steps == [2, 4, 6]  # appended to, not truncated
+    assert sorted(map(int, os.listdir(tmp_path / "whole" / "checkpoints"))) == [3, 6]
+    assert (tmp_path / "whole" / "loss.png").exists()
+
+
+def test_stopping_saves(tmp_path):
+    """A stop asked for at step 1 saves that step; the same command goes on from there and ends as if nothing had happened."""
+    with pytest.raises(cli.Stopped, match="at step 1, which is saved"):
+        train(small_config(), tmp_path / "run", stop=True)
+    resumed, whole = train(small_config(), tmp_path / "run"), train(small_config(), tmp_path / "whole")
+    for a, b in zip(leaves(resumed), leaves(whole)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_divergence_ends_the_run_and_keeps_the_past(tmp_path):
+    train(small_config(), tmp_path)
+    config = small_config(steps=12, checkpoint_every=1)
+    before = json.loads((tmp_path / "config.json").read_text())
+    with Checkpoints(tmp_path / "checkpoints", keep=0) as checkpoints:
+        current = checkpoints.restore(jax.eval_shape(lambda: state.init(config, *network_and_shape(config))))
+        broken = current.replace(step=np.int32(7), params=jax.tree.map(lambda p: p * np.float32(np.nan), current.params))
+        checkpoints.save(broken)
+    with pytest.raises(FloatingPointError, match="is nan at step 8: stopped"):
+        train(config, tmp_path)
+    assert sorted(map(int, os.listdir(tmp_path / "checkpoints"))) == [3, 6, 7]
+    assert before["optim"] == json.loads((tmp_path / "config.json").read_text())["optim"]
+
+
+def network_and_shape(config):
+    from experiments import data, network
+
+    dataset = data.load(config.data)
+    return network.from_config(config, dataset.num_classes), dataset.shape
+
+
+def test_checkpoints_are_verified(tmp_path):
+    """One flipped bit, a missing file, a missing manifest, another architecture, a missing step: each named in one line; the others stay."""
+    config = small_config()
+    train(config, tmp_path)
+    like = jax.eval_shape(lambda: state.init(config, *network_and_shape(config)))
+    folder = tmp_path / "checkpoints" / "6"
+    largest = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    original = largest.read_bytes()
+
+    def restore(step=None, like=like):
+        with Checkpoints(tmp_path / "checkpoints", keep=0) as checkpoints:
+            return checkpoints.restore(like, step)
+
+    largest.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=f"{largest.name} is corrupt.*other checkpoints: 3"):
+        restore()
+    assert int(restore(3).step) == 3
+    largest.unlink()
+    with pytest.raises(ValueError, match=f"{largest.name} is missing"):
+        restore()
+    largest.write_bytes(original)
+    assert int(restore().step) == 6
+    config.model.width = 24
+    with pytest.raises(ValueError, match="does not fit this config"):
+        restore(like=jax.eval_shape(lambda: state.init(config, *network_and_shape(config))))
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="no readable manifest.json"):
+        restore()
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 5.*3, 6"):
+        restore(5)
+    with pytest.raises(FileNotFoundError, match="config.json.*made by"):
+        runs.load_run(tmp_path / "nowhere")
+
+
+def test_a_run_keeps_its_config(tmp_path):
+    train(small_config(steps=1), tmp_path)
+    config = small_config()
+    config.objective.kind = "noise"
+    with pytest.raises(ValueError, match="trained with objective.kind = velocity, not noise"):
+        train(config, tmp_path)
+
+
+def test_ema_and_loss(tmp_path):
+    """The EMA after one step is (p0 + 9 p1 ... ) by its warm-up min(decay, 1/10); the loss falls."""
+    config = small_config(steps=1)
+    net, shape = network_and_shape(config)
+    start = leaves(state.init(config, net, shape).params)
+    one = train(config, tmp_path / "one")
+    for p0, p1, e in zip(start, leaves(one.params), leaves(one.ema)):
+        np.testing.assert_allclose(e, 0.1 * p0 + 0.9 * p1, rtol=1e-5, atol=1e-7)
+    train(small_config(steps=200, log_every=20, checkpoint_every=200), tmp_path / "long")
+    losses = [json.loads(line)["loss"] for line in open(tmp_path / "long" / "log.jsonl")]
+    assert np.mean(losses[-3:]) < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("batch, words", [(0, "nearest that can is 1"), (-4, "nearest")])
+def test_impossible_batches_are_refused(tmp_path, batch, words):
+    with pytest.raises(ValueError, match=words):
+        train(small_config(batch=batch), tmp_path)
+
+
+def test_impossible_configs_are_refused(tmp_path):
+    for key, value, words in (
+        ("sde", {"name": "VPP"}, "expected one of Cosine"),
+        ("sde", {"name": "VE", "beta_min": 0.1}, "VE has no option 'beta_min': it has sigma_min, sigma_max"),
+        ("model", {"name": "ResidualMLP", "widht": 3}, "did you mean width"),
+        ("model", {"name": "MLP", "num_classes": 3}, "the data set has 10 classes"),
+    ):
+        config = small_config()
+        config[key] = value
+        with pytest.raises(ValueError, match=words):
+            train(config, tmp_path)
+    for key, value, words in (("kind", "eps", "expected one of noise"), ("clock", "steps", "expected one of time"), ("weighting", "snr", "expected own")):
+        config = small_config()
+        config.objective[key] = value
+        with pytest.raises(ValueError, match=words):
+            train(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists() or not os.listdir(tmp_path / "checkpoints")
+
+
+WORKER = """
+import json, sys
+import jax, numpy as np
+sys.path.insert(0, sys.argv[1] + "/tests/experiments")
+from test_train import small_config
+from experiments import runs, sample
+from experiments.train import train
+train(small_config(steps=4, log_every=1), sys.argv[2])
+values = sample.generate(runs.load_run(sys.argv[2]), 20, 8, 0, solver="ancestral", steps=8, grid="log_snr", tolerance=1e-3)[0]
+np.save(sys.argv[2] + "/values.npy", values)
+"""
+
+
+def test_devices_do_not_matter(tmp_path):
+    """1, 2 and 8 simulated devices: the same losses to 1e-5 relative, the same samples (17 levels: at most one pixel in 500 on a bin edge may differ)."""
+    losses, samples = [], []
+    for n in (1, 2, 8):
+        workdir = tmp_path / str(n)
+        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={n}", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", WORKER, str(ROOT), str(workdir)], env=environment, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append([json.loads(line)["loss"] for line in open(workdir / "log.jsonl")])
+        samples.append(np.load(workdir / "values.npy").astype(int))
+    for n in (1, 2):
+        np.testing.assert_allclose(losses[n], losses[0], rtol=1e-5)
+        assert np.mean(samples[n] != samples[0]) < 2e-3
+    assert jnp.asarray(samples[0]).std() > 0
+
+
+def test_more_devices_than_examples_are_refused(tmp_path):
+    command = [sys.executable, "-m", "experiments.train", "--config=configs/toy.py", f"--workdir={tmp_path}", "--config.training.batch=12"]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "cannot be divided over 8 devices: the nearest that can is 8 or 16" in done.stderr

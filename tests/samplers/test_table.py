@@ -1,0 +1,256 @@
+"""Tables against truth: exact Gaussian recursions, orders of convergence, marginals of an oracle, and the executor's own promises."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from samplers import Row, grids, sample, solvers, stack
+from samplers.table import execute
+from samplers.solvers.stochastic import of_score
+from sde_lib import DDPM, EDM, NCSN, PLANE, SDE, VE, VP, Denoiser, GaussianMixture, SubVP
+
+SOLVERS = {name: getattr(solvers, name)() for name in solvers.__all__}
+ORDERS = {  # of the deterministic solvers
+    "euler": (solvers.euler(), 1),
+    "heun": (solvers.heun(), 2),
+    "ddim": (solvers.ddim(), 1),
+    "dpm_solver_pp": (solvers.dpm_solver_pp(), 2),
+}
+
+
+def propagate(table, sde, std, mean=0.0, x_T=None, prior=None):
+    """Exact result of a table on data N(mean, std^2), where every prediction is affine in x: mean and variance of the last x,
+    or, given x_T, the last x itself (deterministic tables). Independent of the executor."""
+    depth_x, depth_p = table.x.shape[1], table.p.shape[1]
+    n = table.nfe
+    # everything is an affine function of (1, x_T, xi_0 .. xi_{n-1}): rows of coefficients
+    unit = np.eye(n + 2)
+    xs, ps = [unit[1]], []
+    for e, t in enumerate(table.times):
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        total = (alpha * std) ** 2 + sigma**2
+        lag = lambda history, k: history[-1 - k] if k < len(history) else 0 * unit[0]
+        y = xs[-1]
+        if table.at_x is not None:
+            y = sum(table.at_x[e, k] * lag(xs, k) for k in range(depth_x)) + sum(table.at_p[e, k] * lag(ps, k) for k in range(depth_p))
+        data = mean * unit[0] + alpha * std**2 / total * (y - alpha * mean * unit[0])
+        if table.prediction == "data":
+            ps.append(data)
+        else:
+            noise = sigma / total * (y - alpha * mean * unit[0])
+            ps.append(sde.alpha_dot(t) * data + sde.sigma_dot(t) * noise)
+        x = sum(table.x[e, k] * lag(xs, k) for k in range(depth_x)) + sum(table.p[e, k] * lag(ps, k) for k in range(depth_p))
+        xs.append(x + (0 if table.noise is None else table.noise[e] * unit[e + 2]))
+    if x_T is not None:
+        return xs[-1][0] + xs[-1][1] * x_T
+    variance_T = (sde.alpha(sde.T) * std) ** 2 + sde.sigma(sde.T) ** 2 if prior is None else prior**2
+    return xs[-1][0] + xs[-1][1] * sde.alpha(sde.T) * mean, xs[-1][1] ** 2 * variance_T + np.sum(xs[-1][2:] ** 2)
+
+
+def exact_flow(sde, std, mean, x_T, t):
+    """Probability flow of data N(mean, std^2) from T to t: the standardised variable is constant."""
+    spread = lambda t: np.sqrt((sde.alpha(t) * std) ** 2 + sde.sigma(t) ** 2)
+    return sde.alpha(t) * mean + spread(t) / spread(sde.T) * (x_T - sde.alpha(sde.T) * mean)
+
+
+# functions that live as long as the tests, so that tests of one kind share compiled programs
+PREDICT = {kind: functools.partial(lambda kind, exact, x, t: exact.predict(kind, x, t), kind) for kind in PLANE}
+CASES = [(sde, name) for sde in map(lambda c: c(), SDE.__subclasses__()) for name in ORDERS]
+# a chain is piecewise smooth in t, so that methods in t have no order beyond its steps; those in log-SNR are asserted on it too
+CASES = [(sde, name) for sde, name in CASES if not (hasattr(sde, "knots") and name in ("euler", "heun"))]
+
+
+@pytest.mark.parametrize("path, name", CASES, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
+def test_order_of_convergence(path, name):
+    """The slope of the error to the exact flow of a Gaussian, n = 256 to 1024 on the log-SNR grid, is the solver's order within 0.1."""
+    solver, order = ORDERS[name]
+    eps, x_T = 0.02 * path.T, 1.3 * path.sigma(path.T)  # eps away from t = 0, where sigma' may be infinite
+    ns, errors = np.array([256, 512, 1024]), []
+    for n in ns:
+        table = solver(path, grids.log_snr(path, n, eps=eps))
+        errors.append(abs(propagate(table, path, 0.6, 0.4, x_T=x_T) - exact_flow(path, 0.6, 0.4, x_T, eps)))
+    assert -np.polyfit(np.log(ns), np.log(errors), 1)[0] == pytest.approx(order, abs=0.1), errors
+
+
+def test_weak_order_of_stochastic_solvers(sde, solver_name):
+    """The error of the standard deviation halves (within 25 %) when the steps double, where it is not below 1e-4 already."""
+    solver = SOLVERS[solver_name]
+    errors = []
+    for n in (400, 800):
+        times = grids.log_snr(sde, n, eps=0.02 * sde.T)
+        table = solver(sde, times)
+        if not table.stochastic:
+            return  # orders of deterministic solvers are measured above
+        variance = propagate(table, sde, 0.6, prior=np.hypot(0.6 * sde.alpha(sde.T), sde.sigma(sde.T)))[1]
+        errors.append(abs(np.sqrt(variance / ((sde.alpha(times[-1]) * 0.6) ** 2 + sde.sigma(times[-1]) ** 2)) - 1))
+    assert errors[1] < 1e-4 or errors[0] / errors[1] == pytest.approx(2.0, rel=0.25), errors
+    assert errors[1] < 0.02
+
+
+def test_variance_of_euler_maruyama():
+    """Relative error of the standard deviation at N = 1000 on data N(0, 0.25), times i/N to 0 (score_sde.md, check 3)."""
+    times = np.arange(1000, -1, -1) / 1000
+    for sde, want in ((VP(), 7.05e-4), (SubVP(), 7.96e-4)):
+        variance = propagate(solvers.euler_maruyama()(sde, times), sde, 0.5, prior=1.0)[1]
+        assert np.sqrt(variance) / 0.5 - 1 == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "path, predictor, want",
+    [
+        (VP(), "reverse diffusion", 3.97e-3), (VP(), "ancestral", 2.72e-3), (VP(), "probability flow", 2.12e-2),
+        (VE(), "euler_maruyama", 7.02e-4), (VE(), "reverse diffusion", 4.32e-3), (VE(), "ancestral", -4.40e-3), (VE(), "probability flow", 1.78e-2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_score_sde_samplers_as_tables(path, predictor, want):
+    """score_sde's own samplers, its mismatches of step and time included, written as tables, have its variances (score_sde.md, check 3)."""
+    n, vp = 1000, isinstance(path, VP)
+    beta = np.linspace(0.1 / n, 20.0 / n, n)
+    sigma = np.geomspace(0.01, 50.0, n)
+    rows = []
+    for t in np.linspace(1.0, 1e-3 if vp else 1e-5, n):
+        k = int(np.floor(t * (n - 1) + 1e-9))
+        shrink, g2 = (np.sqrt(1 - beta[k]), beta[k]) if vp else (1.0, sigma[k] ** 2 - (sigma[k - 1] ** 2 if k else 0.0))
+        noise, keep, score = np.sqrt(g2), 2 - shrink, g2
+        if predictor == "ancestral":
+            keep, score = 1 / shrink, g2 / shrink
+            noise = np.sqrt(g2) if vp else np.sqrt(g2) * (sigma[k - 1] if k else 0.0) / sigma[k]
+        elif predictor == "probability flow":
+            score, noise = 0.5 * g2, 0.0
+        elif predictor == "euler_maruyama":
+            score = path.diffusion(t) ** 2 / n
+            keep, noise = 1.0, np.sqrt(score)
+        x, p = of_score(path, t, score)
+        rows.append(Row(t, {0: keep + x}, {0: p}, noise))
+    variance = propagate(stack(rows, "data"), path, 0.5, prior=path.sigma(1.0) if not vp else 1.0)[1]
+    assert np.sqrt(variance) / 0.5 - 1 == pytest.approx(want, rel=3e-3)
+
+
+def test_reverse_diffusion_is_that_of_the_chain():
+    """On DDPM, with times i/N, F = sqrt(1 - beta) - 1 and G^2 = beta; on NCSN, G^2 = s_i^2 - s_{i-1}^2 (2011.13456, appendix E)."""
+    chain = DDPM()
+    beta = np.array(chain.betas)[::-1]
+    table = solvers.reverse_diffusion()(chain, np.arange(1000, -1, -1) / 1000)
+    np.testing.assert_allclose(table.noise, np.sqrt(beta), rtol=1e-8)
+    sigma = chain.sigma(table.times)
+    np.testing.assert_allclose(table.x[:, 0], 2 - np.sqrt(1 - beta) - beta / sigma**2, rtol=1e-8)
+    chain = NCSN()
+    table = solvers.reverse_diffusion()(chain, chain.time_of_step(np.arange(1000, 0, -1)))
+    np.testing.assert_allclose(table.noise**2, -np.diff(np.array(chain.sigmas)[::-1] ** 2), rtol=1e-8)
+
+
+def test_marginals_of_every_solver_prediction_and_path(sde, kind, solver_name):
+    """Samples of a 1-D mixture by 300 steps, whatever the network predicts, pass a Kolmogorov-Smirnov test.
+
+    n = 4000, seed 0; bound 0.035, which a perfect sampler exceeds with probability 1e-4 (sqrt(log(2e4)/8000)); an EM with twice the noise has 0.2.
+    """
+    gm = GaussianMixture([[-0.8], [0.5]], [0.3, 0.2], [1.0, 2.0])
+    exact = gm.denoiser(sde)
+    den = Denoiser(jax.tree_util.Partial(PREDICT[kind], exact), sde, kind)
+    times = grids.log_snr(sde, 300)
+    x = sample(den, sde.prior_sample(jax.random.key(0), (4000, 1)), times, SOLVERS[solver_name], jax.random.key(1))
+    alpha, sigma = sde.alpha(times[-1]), sde.sigma(times[-1])
+    cdf = lambda x: sum(w * stats.norm(alpha * m, np.hypot(alpha * s, sigma)).cdf(x) for m, s, w in ((-0.8, 0.3, 1 / 3), (0.5, 0.2, 2 / 3)))
+    assert stats.kstest(np.asarray(x)[:, 0], cdf).statistic <= 0.035
+
+
+def test_executor_agrees_with_the_recursion(sde, solver_name, x64):
+    """The scan gives what the independent recursion above gives, in float64 to 1e-9, for deterministic tables; with float32 to 1e-4."""
+    table = SOLVERS[solver_name](sde, grids.log_snr(sde, 12))
+    if table.stochastic:
+        table = dataclasses.replace(table, noise=None)
+    x_T = 1.3 * sde.sigma(sde.T)
+    gm = GaussianMixture(np.array([[0.4]]), np.array([0.6]))
+    want = propagate(table, sde, 0.6, 0.4, x_T=x_T)
+    run = lambda dtype: execute(gm.denoiser(sde), jax.tree.map(lambda c: np.asarray(c, dtype), table), jnp.full((1, 1), x_T, dtype), None)[0]
+    np.testing.assert_allclose(run(np.float64)[0, 0], want, rtol=1e-9)
+    if solver_name != "heun":  # velocities in float32 cancel more
+        np.testing.assert_allclose(run(np.float32)[0, 0], want, rtol=2e-4, atol=1e-4)
+
+
+def test_dpm_solver_pp_is_the_published_update():
+    """k-diffusion's and the paper's 2M formulas, step by step, on EDM: x' = (s'/s) x - expm1(-h) ((1 + 1/2r) D - 1/2r D_old)."""
+    gm = GaussianMixture([[0.3, -0.4], [-0.2, 0.9]], [0.2, 0.4])
+    with jax.enable_x64(True):
+        den = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), gm).denoiser(EDM())
+        sigmas = grids.with_zero(grids.karras(EDM(), 14))
+        x_T = x = 80.0 * jax.random.normal(jax.random.key(0), (3, 2), jnp.float64)
+        old = None
+        for i, (s, s_next) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+            d = den.data(x, s)
+            if s_next == 0:
+                x = d
+            else:
+                h = np.log(s / s_next)
+                r = np.log(sigmas[i - 1] / s) / h if old is not None else np.inf
+                x = s_next / s * x - np.expm1(-h) * ((1 + 0.5 / r) * d - (0.5 / r) * (old if old is not None else 0))
+            old = d
+        np.testing.assert_allclose(sample(den, x_T, sigmas, solvers.dpm_solver_pp()), x, rtol=1e-10)
+
+
+def test_a_last_step_to_zero_denoises(sde):
+    """Solvers in log-SNR end at x = D exactly where sigma(0) = 0; Heun saves its last evaluation (2N - 1)."""
+    times = grids.with_zero(grids.log_snr(sde, 9))
+    if sde.sigma(0.0) == 0:
+        for solver in (solvers.ddim(), solvers.dpm_solver_pp(), solvers.ancestral(), solvers.ancestral("forward")):
+            table = solver(sde, times)
+            assert table.x[-1, 0] == 0 and table.p[-1, 0] == pytest.approx(sde.alpha(0.0)) and not np.any(table.p[-1, 1:])
+            assert table.noise is None or table.noise[-1] == 0
+    assert solvers.heun()(sde, times).nfe == 19 and solvers.euler()(sde, times).nfe == 10
+
+
+def test_examples_are_independent(solver_name, mixture):
+    """No result depends on batch-mates or on the size of the batch: one of three equals itself alone."""
+    sde, times = VP(), grids.log_snr(VP(), 5)
+    den, x = mixture.denoiser(sde), sde.prior_sample(jax.random.key(0), (3, 2))
+    keys = jax.random.split(jax.random.key(1), 3)
+    every = sample(den, x, times, SOLVERS[solver_name], keys)
+    np.testing.assert_allclose(sample(den, x[1:2], times, SOLVERS[solver_name], keys[1:2]), every[1:2], rtol=1e-5, atol=1e-6)
+
+
+def test_no_recompilation(mixture):
+    """Other times, other coefficients and other parameters run the program that is compiled already."""
+    x = jnp.ones((2, 2))
+    before = execute._cache_size()
+    for eps, gm in ((1e-3, mixture), (1e-2, mixture), (1e-2, GaussianMixture(*(2 * a for a in (mixture.means, mixture.stds)), mixture.weights, mixture.eigenvectors))):
+        sample(gm.denoiser(VP()), x, grids.log_snr(VP(), 6, eps), solvers.ddim())
+    assert execute._cache_size() == before + 1
+
+
+def test_under_jit_with_path(mixture):
+    den, times = mixture.denoiser(VP()), grids.uniform(VP(), 4)
+    x = jnp.ones((2, 2))
+    path = jax.jit(lambda den, x: sample(den, x, times, solvers.ddim(), path=True))(den, x)
+    assert path.shape == (5, 2, 2)
+    np.testing.assert_array_equal(path[0], x)
+    np.testing.assert_allclose(path[-1], sample(den, x, times, solvers.ddim()), rtol=1e-5)
+
+
+def test_coefficients_may_have_the_shape_of_an_example():
+    """Per-coordinate tables (DPM-Solver-v3's) execute, here halving one coordinate a step."""
+    den = Denoiser(lambda x, t: x, VP(), "data")
+    table = lambda sde, times: stack([Row(t, {0: np.array([0.5, 1.0])}, {0: 0.0}) for t in times[:-1]], "data")
+    np.testing.assert_allclose(sample(den, jnp.ones((3, 2)), grids.uniform(VP(), 3), table), [[0.125, 1.0]] * 3)
+
+
+def test_mistakes_are_named(mixture):
+    den, x, times = mixture.denoiser(VP()), jnp.ones((2, 2)), grids.uniform(VP(), 4)
+    for bad, words in (
+        (lambda: sample(den, x, times[::-1], solvers.ddim()), "must decrease"),
+        (lambda: sample(den, x, times, solvers.ancestral()), "stochastic: pass key"),
+        (lambda: sample(den, x, [2.0, 0.5], solvers.ddim()), "within"),
+        (lambda: sample(den, x, [0.5], solvers.ddim()), "two or more"),
+        (lambda: jax.jit(lambda t: sample(den, x, t, solvers.ddim()))(times), "outside of jit"),
+        (lambda: sample(den, x, times, solvers.ancestral(), jax.random.split(jax.random.key(0), 3)), "one key per example"),
+        (lambda: solvers.dpm_solver_pp(order=4), "expected 1 or 2"),
+        (lambda: solvers.ancestral("both"), "posterior or forward"),
+        (lambda: stack([Row(0.5, {0: np.inf}, {0: 1.0})], "data"), "not finite"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bad()

@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from sde_lib import VP, GaussianMixture, Linear
+
+
+def test_density_is_that_of_scipy(x64, mixture):
+    x = np.random.default_rng(0).normal(size=(7, 2))
+    for t, alpha, sigma in ((None, 1.0, 0.0), (0.4, VP().alpha(0.4), VP().sigma(0.4))):
+        want = 0.0
+        for m, s, w, v in zip(*(np.asarray(a, np.float64) for a in (mixture.means, mixture.stds, mixture.weights, mixture.eigenvectors))):
+            covariance = v @ np.diag((alpha * s) ** 2 + sigma**2) @ v.T
+            want = want + w * stats.multivariate_normal(alpha * m, covariance).pdf(x)
+        got = mixture.log_prob(x) if t is None else mixture.marginal_log_prob(VP(), x, t)
+        np.testing.assert_allclose(got, np.log(want), rtol=1e-6)
+
+
+def test_denoiser_is_exact(sde, x64, mixture):
+    """score = grad log p_t, and data = Tweedie's formula (x + sigma^2 score)/alpha, in float64 to 1e-9."""
+    gm, den = mixture, mixture.denoiser(sde)
+    for c in (0.02, 0.3, 0.95):
+        t = jnp.asarray(c * sde.T)
+        x = sde.perturb(jax.random.key(1), gm.sample(jax.random.key(0), 8), t)[0]
+        score = jax.grad(lambda x, t=t: gm.marginal_log_prob(sde, x, t).sum())(x)
+        np.testing.assert_allclose(den.score(x, t), score, rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose(den.data(x, t), (x + sde.sigma(t) ** 2 * score) / sde.alpha(t), rtol=1e-7, atol=1e-8)
+
+
+def test_samples(mixture):
+    """Mean and covariance within 4 standard errors (n = 20,000, seed 3); draws belong to their index."""
+    n = 20_000
+    x = np.asarray(mixture.sample(jax.random.key(3), n), np.float64)
+    w, m = np.asarray(mixture.weights), np.asarray(mixture.means)
+    v, s = np.asarray(mixture.eigenvectors), np.asarray(mixture.stds)
+    mean = w @ m
+    second = sum(w[k] * (v[k] @ np.diag(s[k] ** 2) @ v[k].T + np.outer(m[k], m[k])) for k in range(3))
+    assert np.all(np.abs(x.mean(0) - mean) < 4 * x.std(0) / np.sqrt(n))
+    products = x[:, :, None] * x[:, None, :]
+    assert np.all(np.abs(products.mean(0) - second) < 4 * products.std(0) / np.sqrt(n))
+    np.testing.assert_array_equal(mixture.sample(jax.random.key(3), 5), x[:5].astype(np.float32))
+
+
+def test_defaults_and_shapes():
+    gm = GaussianMixture(np.zeros((2, 3)), [0.1, 0.2])
+    np.testing.assert_allclose(gm.weights, [0.5, 0.5])
+    assert gm.stds.shape == (2, 3)
+    leaves, tree = jax.tree.flatten(gm)
+    assert jax.tree.unflatten(tree, leaves).denoiser(Linear()).data(jnp.zeros((1, 3)), 0.5).shape == (1, 3)
+    for bad in (lambda: GaussianMixture(np.zeros(3), [0.1]), lambda: GaussianMixture(np.zeros((2, 3)), [0.1] * 3)):
+        with pytest.raises(ValueError, match="expected"):
+            bad()
