@@ -1,24 +1,33 @@
-# Two commands: `make demo` and `make test`. Both create .venv and install what they need.
+# Two commands: `make demo` and `make test`. Each creates .venv and installs what it needs.
 PYTHON ?= python3
 RUN ?= runs/digits
 BIN := .venv/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
-demo: .venv/installed  # train on real digits, sample, score and judge them
-	$(BIN)/python -m experiments.demo --workdir=$(RUN)
+# the main job on real digits: train, sample, score, judge; a second `make demo` resumes or reuses the trained model
+demo: .venv/installed
+	$(BIN)/python -m experiments.train --config=configs/digits.py --workdir=$(RUN)
+	$(BIN)/python -m experiments.sample --workdir=$(RUN) --solver=dpm_solver_pp --steps=20 --num=64
+	$(BIN)/python -m experiments.likelihood --workdir=$(RUN) --split=test --probes=2 --rtol=1e-4 --atol=1e-4
+	$(BIN)/python -m experiments.evaluate --workdir=$(RUN)
+	@echo
+	@echo "Samples beside data   $(RUN)/eval/samples_and_data.png"
+	@echo "Denoising, step by step   $(RUN)/samples/dpm_solver_pp_20_trajectory.png"
+	@echo "Loss   $(RUN)/loss.png    Likelihoods   $(RUN)/eval/likelihood_test.png"
+	@echo "Numbers   $(RUN)/eval/likelihood_test.json, $(RUN)/eval/metrics.json    Log   $(RUN)/log.jsonl"
 
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 -m "not slow"
 
-slow: .venv/installed  # the tests that need minutes each
+slow: .venv/installed
 	$(BIN)/pytest -m slow
 
 clean:

@@ -1,7 +1,8 @@
 """Judge samples against data: python -m experiments.evaluate --workdir=runs/digits
 
-Draws `groups` sets of samples as large as the test set, and prints each distance to the training data beside its floor, which is that of the test set.
-Writes eval/metrics.json and a figure of the samples. Distances are between raw values; FD-clf is a Frechet distance in a classifier trained here, not FID.
+Draws `groups` sets of samples as large as the test set, and prints each distance to the training data beside its floor, which is
+that of the test set. Writes eval/metrics.json and a figure of samples beside data. Distances are between raw values; FD-clf is a
+Frechet distance in a classifier trained here, not FID.
 """
 
 import json
@@ -9,8 +10,8 @@ import json
 import numpy as np
 from absl import flags
 
-from experiments import cli, metrics, runs
-from experiments.sample import GRIDS, SOLVERS, generate, pictures
+from experiments import cli, metrics, plots, runs
+from experiments.sample import GRIDS, SOLVERS, generate
 
 
 def measures(run: runs.Run, limit: int):
@@ -56,8 +57,12 @@ def main():
     print(f"{'':28}{'samples':>20}   {'test set (floor)':>18}")
     for name, row in rows.items():
         print(f"{name:28}{row['value']:11.4f} ± {row['stderr']:.4f}   {row['floor']:18.4f}")
-    files = pictures(run, values[:64] if len(data.shape) == 3 else values[:n], "evaluate", **options)
-    print(f"wrote {folder / 'metrics.json'}, {', '.join(map(str, files))}")
+    figure = folder / "samples_and_data.png"
+    if len(data.shape) == 3:
+        plots.side_by_side(*(plots.to_uint8(v[:100], data.levels) for v in (values, test)), figure)
+    else:
+        plots.scatter(values[:n], test, figure)
+    print(f"wrote {folder / 'metrics.json'} and {figure}")
 
 
 if __name__ == "__main__":

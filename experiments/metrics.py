@@ -5,7 +5,6 @@ import hashlib
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import sqrtm
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
@@ -38,7 +37,8 @@ def energy_distance(a: Points, b: Points) -> float:
 def frechet(a: Points, b: Points) -> float:
     """Frechet distance of the Gaussians fitted to two samples of features (Heusel et al. 2017, 1706.08500)."""
     ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    cross = np.real(np.trace(sqrtm(ca @ cb)))
+    # tr sqrt(ca cb) by the eigenvalues of ca cb, which are those of a positive semi-definite matrix, singular or not
+    cross = np.sum(np.sqrt(np.clip(np.linalg.eigvals(ca @ cb).real, 0.0, None)))
     return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(ca) + np.trace(cb) - 2 * cross)
 
 

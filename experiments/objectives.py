@@ -4,9 +4,9 @@ The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane:
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
-Denoising score matching (Vincent 2011; Song et al. 2021, 2011.13456, eq. 7) is kind "noise" or "score"; conditional flow matching (Lipman et al. 2023,
-2210.02747, eq. 9; rectified flow, 2209.03003) is kind "velocity"; EDM (2206.00364, eq. 8) is kind "edm" with t log-normal. Predictions differ by a factor
-b(t), so that weightings are named by the prediction that the error is measured in.
+Denoising score matching (Vincent 2011; Song et al. 2021, 2011.13456, eq. 7) is kind "noise" or "score"; conditional flow matching (Lipman et
+al. 2023, 2210.02747, eq. 9; rectified flow, 2209.03003) is kind "velocity"; EDM (2206.00364, eq. 8) is kind "edm" with t log-normal. Errors of
+two predictions differ by a factor b(t), so that weightings are named by the prediction that the error is measured in.
 """
 
 import jax
@@ -78,7 +78,7 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
     """The weighted squared error of each example, [B], in float32.
 
-    batch: value [B, ...] raw, label [B], position [B] (see `experiments.data`). Every random number is a function of `key` and the example's position.
+    batch: value [B, ...] raw, label [B], position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
     """
     if objective.time.name not in TIME_SAMPLERS:

@@ -49,6 +49,14 @@ def grid(images: UInt8[np.ndarray, "n h w c"], path: str | Path) -> Path:
     return _pixel_image(tile(images, max(1, int(np.sqrt(len(images))))), path)
 
 
+def side_by_side(left: UInt8[np.ndarray, "n h w c"], right: UInt8[np.ndarray, "n h w c"], path: str | Path) -> Path:
+    """Two grids of images of one shape with a white gap between them, samples on the left and data on the right."""
+    columns = max(1, int(np.sqrt(len(left))))
+    a, b = tile(left, columns), tile(right[: len(left)], columns)
+    gap = np.full((a.shape[0], left.shape[2], *a.shape[2:]), 255, np.uint8)
+    return _pixel_image(np.concatenate([a, gap, b], 1), path, size=1200)
+
+
 def trajectory(images: UInt8[np.ndarray, "s n h w c"], path: str | Path) -> Path:
     """One sample a row, one time a column: from noise on the left to data on the right."""
     rows = images.swapaxes(0, 1)

@@ -81,7 +81,7 @@ def in_batches(fn: Callable, n: int, batch: int, key, *arrays) -> Iterator:
         index = np.minimum(np.arange(start, start + batch), n - 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index))
         result = fn(*parallel.shard((keys, *(a[index] for a in arrays))))
-        yield jax.tree.map(lambda a: np.asarray(a)[: n - start], result)
+        yield jax.tree.map(lambda a, left=n - start: np.asarray(a)[:left], result)
 
 
 def gather(results: Iterator):

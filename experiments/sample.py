@@ -69,7 +69,7 @@ def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, **op
 
 
 def pictures(run: runs.Run, values: np.ndarray, name: str, **options) -> list:
-    """The picture of samples and, for a table solver, of trajectories; the paths written."""
+    """The picture of samples and, for a table solver, of trajectories; returns the files."""
     folder, data = run.workdir / "samples", run.dataset
     files = []
     is_image, is_plane = len(data.shape) == 3, data.shape == (2,)

@@ -29,7 +29,7 @@ class TrainState:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam (AdamW if weight_decay is above 0) with linear warm-up, then a constant rate or a cosine to zero at the last step, and clipping by global norm."""
+    """Adam (AdamW if weight_decay is above 0), clipped by global norm; linear warm-up, then a constant rate or a cosine to zero at the last step."""
     o = config.optim
     if o.schedule == "constant":
         rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup) if o.warmup else o.learning_rate

@@ -39,9 +39,8 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
             print(f"resumed from step {int(current.step)}")
         start = int(current.step)
         size = sum(a.size for a in jax.tree.leaves(current.params))
-        print(
-            f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters; {jax.device_count()} x {jax.devices()[0].device_kind}"
-        )
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters; {devices}")
         print("compiling ...", flush=True)
 
         pending, clock, since = [], time.perf_counter(), start

@@ -1,7 +1,7 @@
 """What a training step costs beyond its gradient: python -m experiments.benchmarks.training
 
-ratio = wall time of a full step (batch from grain, dequantization, noise, loss, clipping, EMA, pmap) / wall time of a bare jitted value_and_grad and Adam
-of the same network on a fixed batch.
+ratio = wall time of a full step (batch from grain, dequantization, noise, loss, clipping, EMA, pmap) / wall time of a bare jitted
+value_and_grad and Adam of the same network on a fixed batch.
 """
 
 import jax

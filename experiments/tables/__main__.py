@@ -1,7 +1,7 @@
 """Reproduce a table: python -m experiments.tables --table=NAME [--out=runs/tables]
 
-Each table is a module of this folder with a docstring and a function run(out, quick) -> (rows, passed). Writes OUT/NAME/table.md, table.json and figures;
-exits with 1 if a gate of the table fails.
+Each table is a module of this folder with a docstring and a function run(out, quick) -> (rows, passed). Writes OUT/NAME/table.md,
+table.json and figures; exits with 1 if a gate of the table fails.
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """Error against network evaluations of every deterministic solver, on an exact score.
 
-A 2-D mixture of five Gaussians (radius 0.8, standard deviation 0.2), 256 starts in float64, sigma from 80 to 0.002 on Karras' grid with rho = 7, against a
-converged DOP853 solution. Slopes over n = 128..1024 are the orders of convergence; the published column are the released implementations run on the
-same problem (another draw of the starts), the theory column the order that the papers prove.
+A 2-D mixture of five Gaussians (radius 0.8, standard deviation 0.2), 256 starts in float64, sigma from 80 to 0.002 on Karras' grid with
+rho = 7, against a converged DOP853 solution. Slopes over n = 128..1024 are the orders of convergence; "published" are the released
+implementations run on the same problem (another draw of the starts), "theory" the order that the papers prove.
 """
 
 import jax

@@ -46,7 +46,7 @@ def ancestral(variance: str = "posterior") -> Solver:
 
 
 def _stepwise(step, sde, times):
-    """Rows of (x, p, noise) = step(t, s); from alpha = 0, where f and g are infinite, the ancestral step, exact since x_T is independent of the data."""
+    """Rows of (x, p, noise) = step(t, s); from alpha = 0, where f and g are infinite, the ancestral step (exact: x_T is independent of the data)."""
     rows = []
     for t, s in zip(times[:-1], times[1:]):
         x, p, noise = posterior(sde, t, s) if sde.alpha(t) == 0 else step(t, s)

@@ -150,7 +150,11 @@ def test_impossible_configs_are_refused(tmp_path):
         config[key] = value
         with pytest.raises(ValueError, match=words):
             train(config, tmp_path)
-    for key, value, words in (("kind", "eps", "expected one of noise"), ("clock", "steps", "expected one of time"), ("weighting", "snr", "expected own")):
+    for key, value, words in (
+        ("kind", "eps", "expected one of noise"),
+        ("clock", "steps", "expected one of time"),
+        ("weighting", "snr", "expected own"),
+    ):
         config = small_config()
         config.objective[key] = value
         with pytest.raises(ValueError, match=words):
@@ -172,7 +176,7 @@ np.save(sys.argv[2] + "/values.npy", values)
 
 
 def test_devices_do_not_matter(tmp_path):
-    """1, 2 and 8 simulated devices: the same losses to 1e-5 relative, the same samples (17 levels: at most one pixel in 500 on a bin edge may differ)."""
+    """1, 2 and 8 simulated devices: the same losses to 1e-5 relative, the same samples (at most one pixel in 500, on a bin edge, may differ)."""
     losses, samples = [], []
     for n in (1, 2, 8):
         workdir = tmp_path / str(n)

@@ -32,7 +32,7 @@ def test_encode_inverts_sampling(sde, x64, mixture):
 
 
 def test_own_steps_for_every_example(mixture):
-    """An example's result and evaluations do not change with its batch-mates (to the last bit), nor, but for rounding, alone; they differ between examples."""
+    """An example's result and evaluations stay to the last bit when its batch-mates change, and but for rounding when it is alone."""
     sde, den = VP(), mixture.denoiser(VP())
     x = sde.prior_sample(jax.random.key(0), (16, 2))
     every = sample_adaptive(den, x)

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from samplers import Row, grids, sample, solvers, stack
-from samplers.table import execute
 from samplers.solvers.stochastic import of_score
+from samplers.table import execute
 from sde_lib import DDPM, EDM, NCSN, PLANE, SDE, VE, VP, Denoiser, GaussianMixture, SubVP
 
 SOLVERS = {name: getattr(solvers, name)() for name in solvers.__all__}
@@ -218,7 +218,8 @@ def test_no_recompilation(mixture):
     """Other times, other coefficients and other parameters run the program that is compiled already."""
     x = jnp.ones((2, 2))
     before = execute._cache_size()
-    for eps, gm in ((1e-3, mixture), (1e-2, mixture), (1e-2, GaussianMixture(*(2 * a for a in (mixture.means, mixture.stds)), mixture.weights, mixture.eigenvectors))):
+    other = GaussianMixture(2 * mixture.means, 2 * mixture.stds, mixture.weights, mixture.eigenvectors)
+    for eps, gm in ((1e-3, mixture), (1e-2, mixture), (1e-2, other)):
         sample(gm.denoiser(VP()), x, grids.log_snr(VP(), 6, eps), solvers.ddim())
     assert execute._cache_size() == before + 1
 

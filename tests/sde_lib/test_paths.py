@@ -127,7 +127,8 @@ def test_static_pytree(sde):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: VP(beta_min=0.0), lambda: SubVP(beta_min=2.0, beta_max=1.0), lambda: VE(sigma_min=-1.0), lambda: EDM(sigma_max=0.001), lambda: OU(theta=0.0),
+        lambda: VP(beta_min=0.0), lambda: SubVP(beta_min=2.0, beta_max=1.0), lambda: VE(sigma_min=-1.0), lambda: EDM(sigma_max=0.001),
+        lambda: OU(theta=0.0),
         lambda: Cosine(s=-1.0), lambda: Trig(sigma_data=0.0), lambda: DDPM(betas=(0.1, 1.2)), lambda: NCSN(sigmas=(0.2, 0.1)),
     ],
 )  # fmt: skip

@@ -1,0 +1,67 @@
+"""The public interface of the design, as printed: eagerly, under jit, and in float64. Outside checks import these names."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from samplers import encode, grids, log_likelihood, sample, sample_adaptive, solvers
+from sde_lib import EDM, OU, VE, VP, Cosine, Denoiser, GaussianMixture, Linear, SubVP, Trig
+
+MEANS, STDS, WEIGHTS = np.array([[-1.0, 0.0], [1.0, 0.5]]), np.array([0.2, 0.3]), np.array([1.0, 2.0])
+
+
+def test_all_paths_are_there():
+    for sde in (VP(beta_min=0.1, beta_max=20.0), SubVP(), VE(), EDM(), OU(), Linear(), Cosine(), Trig()):
+        assert sde.T > 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_interface(sde, dtype):
+    """Shapes, precision and finiteness of everything that the contract names, in jit and out of it."""
+    with jax.enable_x64(dtype == jnp.float64):
+        key = jax.random.key(0)
+        gm = GaussianMixture(MEANS.astype(dtype), STDS, WEIGHTS)
+        den = gm.denoiser(sde)
+        assert isinstance(den, Denoiser)
+
+        def use(x0, t):
+            scalars = (sde.alpha(t), sde.sigma(t), sde.log_snr(t), sde.time(sde.log_snr(t)), sde.diffusion(t))
+            mean, std = sde.marginal(x0, t)
+            x_t, noise = sde.perturb(key, x0, t)
+            predictions = tuple(getattr(den, name)(x_t, t) for name in ("data", "noise", "score", "velocity", "v"))
+            densities = (gm.log_prob(x0), gm.marginal_log_prob(sde, x_t, t), sde.prior_log_prob(x_t))
+            return scalars, (mean, sde.drift(x_t, t), x_t, noise, *predictions), (std, *densities)
+
+        for t in (jnp.asarray(0.3 * sde.T, dtype), jnp.full(3, 0.3 * sde.T, dtype)):
+            x0 = gm.sample(key, 3)
+            eager, jitted = use(x0, t), jax.jit(use)(x0, t)
+            for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted)):
+                assert a.dtype == b.dtype == dtype and np.all(np.isfinite(a))
+                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+            assert all(a.shape == t.shape for a in eager[0]) and all(a.shape == (3, 2) for a in eager[1]) and all(a.shape == (3,) for a in eager[2])
+
+        x_T = sde.prior_sample(key, (3, 2), dtype)
+        times = grids.karras(sde, 6)
+        solver = solvers.dpm_solver_pp(order=2)
+        assert solver(sde, times).nfe == 6
+        draw = lambda x: sample(den, x, times, solver, key=None)
+        score = lambda x: log_likelihood(den, x, divergence="hutchinson", key=key, rtol=1e-3, atol=1e-3)
+        for fn in (draw, jax.jit(draw)):
+            assert fn(x_T).shape == (3, 2) and fn(x_T).dtype == dtype
+        result = sample_adaptive(den, x_T, rtol=1e-3, atol=1e-3)
+        assert result.x.dtype == dtype and result.nfe.shape == (3,)
+        assert encode(den, result.x, rtol=1e-3, atol=1e-3).x.shape == (3, 2)
+        result = jax.jit(score)(gm.sample(key, 3))
+        assert result.log_prob.shape == result.nfe.shape == result.stderr.shape == (3,) and result.latent.shape == (3, 2)
+        assert result.log_prob.dtype == dtype and np.all(np.isfinite(result.log_prob))
+
+
+def test_readme_library_example():
+    code = re.search(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.S)[1]
+    scope = {}
+    exec(code, scope)
+    assert scope["x_0"].shape == (64, 2) and np.all(np.isfinite(scope["result"].log_prob))
