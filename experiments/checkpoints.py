@@ -20,11 +20,18 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `folder`/<step>/. Use as a context manager. keep: how many of the newest are kept (0 for all)."""
+    """The checkpoints of a run, in `folder`/<step>/. Use as a context manager.
 
-    def __init__(self, folder: str | Path, keep: int = 2):
+    keep: how many of the newest are kept, 0 for all; None opens the folder for reading only, beside a run that may be writing to it.
+    A save counts once its manifest is there: one that was cut short before is not seen, and is made anew.
+    """
+
+    def __init__(self, folder: str | Path, keep: int | None):
         self.folder = Path(folder).resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, create=True, cleanup_tmp_directories=True)
+        if keep is None:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, create=True, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self):
@@ -36,8 +43,10 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Write `state` and its manifest, and return when both are on disk. A step that is there already is left alone."""
         step = int(state.step)
-        if step in self.manager.all_steps():
+        if step in self.steps():
             return
+        if step in self.manager.all_steps():
+            self.manager.delete(step)
         self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(jax.device_get(state))))
         self.manager.wait_until_finished()
         folder = self.folder / str(step)
@@ -45,16 +54,16 @@ class Checkpoints:
         temporary.write_text(json.dumps(_sums(folder), indent=1))
         temporary.rename(folder / MANIFEST)
 
-    def latest(self) -> int | None:
-        """The newest step, or None."""
-        return self.manager.latest_step()
+    def steps(self) -> list[int]:
+        """The steps saved, in order."""
+        return sorted(step for step in self.manager.all_steps() if (self.folder / str(step) / MANIFEST).exists())
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
         """The state of `step` (default: the newest), shaped as `like`.
 
         Raises FileNotFoundError if there is none, ValueError naming the file if one is missing or altered, or if the shapes disagree.
         """
-        steps = sorted(self.manager.all_steps())
+        steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"no checkpoint in {self.folder}: train first")
         if step is not None and step not in steps:
@@ -78,8 +87,8 @@ class Checkpoints:
         hint = f"; other checkpoints: {', '.join(map(str, others))} (move {folder} away to use the newest)" if others else ""
         try:
             expected = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError):
-            raise ValueError(f"checkpoint {folder} has no readable {MANIFEST}: its save was cut short{hint}") from None
+        except ValueError:
+            raise ValueError(f"checkpoint file {folder / MANIFEST} is corrupt{hint}") from None
         found = _sums(folder)
         for name, digest in expected.items():
             if found.get(name) != digest:

@@ -83,13 +83,13 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     """
     if objective.time.name not in TIME_SAMPLERS:
         raise ValueError(f"config.objective.time.name = '{objective.time.name}': expected one of {', '.join(TIME_SAMPLERS)}")
-    key, dropout_key, offset_key = jax.random.split(key, 3)
-    keys = jax.vmap(lambda p: jax.random.split(jax.random.fold_in(key, p)))(batch["position"])
-    x0 = dataset.to_x(keys[:, 0], batch["value"])
+    data_key, noise_key, dropout_key, offset_key = jax.random.split(key, 4)
+    data_keys, noise_keys = (jax.vmap(jax.random.fold_in, (None, 0))(k, batch["position"]) for k in (data_key, noise_key))
+    x0 = dataset.to_x(data_keys, batch["value"])
     u = low_discrepancy(batch["position"], jax.random.bits(offset_key))
     t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
     t = jnp.clip(t, network.sde.eps, network.sde.T)
-    x_t, noise = network.sde.perturb(keys[:, 1], x0, t)
+    x_t, noise = network.sde.perturb(noise_keys, x0, t)
 
     label = batch["label"] if network.module.num_classes else None
     fn = lambda x, t: network(params, x, t, label, batch["position"], dropout_key)

@@ -66,7 +66,7 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema")
     folder = Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint in {folder}: train first")
-    with Checkpoints(folder, keep=0) as checkpoints:
+    with Checkpoints(folder, keep=None) as checkpoints:
         restored = checkpoints.restore(like, step)
     params = restored.ema if weights == "ema" else restored.params
     return Run(Path(workdir), config, dataset, net, parallel.replicate(params), weights, int(restored.step))

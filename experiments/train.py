@@ -34,7 +34,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
     check_config(config, workdir)
 
     with Checkpoints(workdir / "checkpoints", config.training.keep) as checkpoints, MetricWriter(workdir) as writer:
-        if checkpoints.latest() is not None:
+        if checkpoints.steps():
             current = checkpoints.restore(current)
             print(f"resumed from step {int(current.step)}")
         start = int(current.step)

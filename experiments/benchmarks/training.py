@@ -52,8 +52,8 @@ def measure(config, name: str, inner: int, repeats: int) -> dict:
 
 def main():
     quick = flags.FLAGS.quick
-    inner, repeats = (1, 1) if quick else (10, 15)
-    rows = [measure(config, name, inner, repeats) for config, name in ((digits.get_config(), "digits U-Net"), (toy.get_config(), "MLP 3x256"))]
+    cases = ((digits.get_config(), "digits U-Net", 10), (toy.get_config(), "MLP 3x256", 100))
+    rows = [measure(config, name, *((1, 1) if quick else (inner, 15))) for config, name, inner in cases]
     report(rows, flags.FLAGS.out, "training")
 
 

@@ -79,7 +79,7 @@ def test_flow_matching_regresses_on_noise_minus_data():
 def test_likelihood_weighting():
     """g^2 |score error|^2 / 2, which for VP is beta/(2 sigma^2) times the error of the noise (2101.09258)."""
     loss = lambda w: objectives.loss(Exact(VP(), "noise"), None, NORMAL, objective(w), jax.random.PRNGKey(0), batch(64))
-    u = objectives.low_discrepancy(jnp.arange(64), jax.random.bits(jax.random.split(jax.random.PRNGKey(0), 3)[2]))
+    u = objectives.low_discrepancy(jnp.arange(64), jax.random.bits(jax.random.split(jax.random.PRNGKey(0), 4)[3]))
     t = np.asarray(objectives.uniform(u, VP(), None), np.float64)
     np.testing.assert_allclose(loss("likelihood"), loss("noise") * (0.1 + 19.9 * t) / (2 * VP().sigma(t) ** 2), rtol=1e-3)
 

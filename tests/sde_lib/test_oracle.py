@@ -29,6 +29,16 @@ def test_denoiser_is_exact(sde, x64, mixture):
         np.testing.assert_allclose(den.data(x, t), (x + sde.sigma(t) ** 2 * score) / sde.alpha(t), rtol=1e-7, atol=1e-8)
 
 
+def test_velocity_in_the_other_direction_of_time(x64):
+    """Flow-matching papers put data at t = 1: x = (1 - tau) z + tau x_1, u = E[x_1 - z | x]. For N(m, s^2) in closed form; ours at t = 1 - tau
+    is its negative, to 1e-10 (flows.md, check 12)."""
+    m, s, x = 0.3, 0.5, np.linspace(-2, 2, 9)[:, None]
+    den = GaussianMixture(np.array([[m]]), np.array([s])).denoiser(Linear())
+    for tau in (0.1, 0.5, 0.9):
+        u = m + (tau * s**2 - (1 - tau)) / (tau**2 * s**2 + (1 - tau) ** 2) * (x - tau * m)
+        np.testing.assert_allclose(-den.velocity(x, 1 - tau), u, atol=1e-10)
+
+
 def test_samples(mixture):
     """Mean and covariance within 4 standard errors (n = 20,000, seed 3); draws belong to their index."""
     n = 20_000
