@@ -1,4 +1,4 @@
-"""Class-conditional flow matching on Fashion-MNIST: a 1.9 M parameter U-Net on 28x28 images. Needs hours on two CPU cores; meant for a GPU.
+"""Class-conditional flow matching on Fashion-MNIST: a 1.8 M parameter U-Net on 28x28 images. Needs hours on two CPU cores; meant for a GPU.
 
 python -m experiments.train --config=configs/fashion.py --workdir=runs/fashion
 (the IDX files are found in --config.data.path, in the Debian package dataset-fashion-mnist, or downloaded)

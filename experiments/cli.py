@@ -44,15 +44,19 @@ def run(main: Callable[[], None]) -> None:
 
 
 def parse(argv):
-    """absl's parser, with an unknown config key ending in one line that names the nearest known one."""
+    """absl's parser, with a missing config file or an unknown config key ending in one line that names the nearest known one."""
+    for flag in argv:
+        file = re.match(r"--?config=([^:]+)", flag)
+        if file and not Path(file[1]).exists():
+            fail(f"{flag}: no such file")
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        unknown = re.search(r"\'(\w+)\'", str(error))
+        known = flat(flags.FLAGS["config"].value)
         for flag in argv:
-            key = re.match(r"--?config\.([\w.]+)", flag)
-            if key and unknown and unknown[1] in key[1].split("."):
-                close = difflib.get_close_matches(key[1], flat(flags.FLAGS["config"].value), 1)
+            key = re.match(r"--?config\.([^=]+)", flag)
+            if key and key[1] not in known:
+                close = difflib.get_close_matches(key[1], known, 1)
                 fail(f"{flag}: the config has no such key" + (f"; did you mean --config.{close[0]}?" if close else ""))
         fail(f"{type(error).__name__}: {error}")
 

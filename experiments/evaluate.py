@@ -59,7 +59,7 @@ def main():
         print(f"{name:28}{row['value']:11.4f} ± {row['stderr']:.4f}   {row['floor']:18.4f}")
     figure = folder / "samples_and_data.png"
     if len(data.shape) == 3:
-        plots.side_by_side(*(plots.to_uint8(v[:100], data.levels) for v in (values, test)), figure)
+        plots.side_by_side(*(plots.to_uint8(v[: min(100, n)], data.levels) for v in (values, test)), figure)
     else:
         plots.scatter(values[:n], test, figure)
     print(f"wrote {folder / 'metrics.json'} and {figure}")

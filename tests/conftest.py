@@ -1,5 +1,8 @@
 """Shared by all tests: what to parametrise over is discovered, so that a new path, solver or prediction is tested unedited."""
 
+import os
+import tempfile
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +11,15 @@ from samplers import solvers
 from sde_lib import PLANE, SDE, GaussianMixture
 
 PATHS = [cls() for cls in SDE.__subclasses__()]
+
+
+def pytest_configure(config):
+    """One compilation cache for the workers and commands of this run: many tests compile the same programs."""
+    if not hasattr(config, "workerinput"):
+        config.compilation_cache = tempfile.TemporaryDirectory()
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
 def pytest_generate_tests(metafunc):

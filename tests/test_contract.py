@@ -36,13 +36,16 @@ def test_interface(sde, dtype):
             densities = (gm.log_prob(x0), gm.marginal_log_prob(sde, x_t, t), sde.prior_log_prob(x_t))
             return scalars, (mean, sde.drift(x_t, t), x_t, noise, *predictions), (std, *densities)
 
+        x0 = gm.sample(key, 3)
         for t in (jnp.asarray(0.3 * sde.T, dtype), jnp.full(3, 0.3 * sde.T, dtype)):
-            x0 = gm.sample(key, 3)
-            eager, jitted = use(x0, t), jax.jit(use)(x0, t)
-            for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted)):
-                assert a.dtype == b.dtype == dtype and np.all(np.isfinite(a))
+            jitted = jax.jit(use)(x0, t)
+            assert all(a.dtype == dtype and np.all(np.isfinite(a)) for a in jax.tree.leaves(jitted))
+            for group, shape in zip(jitted, (t.shape, (3, 2), (3,))):
+                assert all(a.shape == shape for a in group)
+        if dtype == jnp.float32 and isinstance(sde, VP | Linear):  # op by op, which is slow, on two paths
+            for a, b in zip(jax.tree.leaves(use(x0, t)), jax.tree.leaves(jitted)):
+                assert a.dtype == dtype
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-            assert all(a.shape == t.shape for a in eager[0]) and all(a.shape == (3, 2) for a in eager[1]) and all(a.shape == (3,) for a in eager[2])
 
         x_T = sde.prior_sample(key, (3, 2), dtype)
         times = grids.karras(sde, 6)

@@ -34,24 +34,27 @@ def ancestral(variance: str = "posterior") -> Solver:
         raise ValueError(f"ancestral: variance '{variance}': expected posterior or forward")
 
     def solver(sde, times):
-        rows = []
-        for t, s in zip(times[:-1], times[1:]):
-            x, p, noise = posterior(sde, t, s)
-            if variance == "forward" and sde.sigma(s) > 0:
-                noise = np.sqrt(transition(sde, t, s)[1])
-            rows.append(Row(t, {0: x}, {0: p}, noise))
-        return stack(rows, "data")
+        t, s = times[:-1], times[1:]
+        x, p, noise = posterior(sde, t, s)
+        if variance == "forward":
+            noise = np.where(sde.sigma(s) > 0, np.sqrt(transition(sde, t, s)[1]), 0.0)
+        return one_step_rows(t, x, p, noise)
 
     return solver
 
 
-def _stepwise(step, sde, times):
-    """Rows of (x, p, noise) = step(t, s); from alpha = 0, where f and g are infinite, the ancestral step (exact: x_T is independent of the data)."""
-    rows = []
-    for t, s in zip(times[:-1], times[1:]):
-        x, p, noise = posterior(sde, t, s) if sde.alpha(t) == 0 else step(t, s)
-        rows.append(Row(t, {0: x}, {0: p}, noise))
-    return stack(rows, "data")
+def one_step_rows(t, x, p, noise):
+    """The table of x' = x x + p D + noise xi, from arrays over the steps."""
+    return stack([Row(*row) for row in zip(t, ({0: c} for c in x), ({0: c} for c in p), noise)], "data")
+
+
+def stepwise(step, sde, times):
+    """The table of (x, p, noise) = step(t, s); from alpha = 0, where f and g are infinite, of the ancestral step, exact there since x_T is
+    independent of the data."""
+    t, s = times[:-1], times[1:]
+    start = np.where(sde.alpha(t) == 0, 0.5 * (t + s), t)  # keeps `step` finite where its result is not used
+    rows = [np.where(sde.alpha(t) == 0, a, b) for a, b in zip(posterior(sde, t, s), step(start, s))]
+    return one_step_rows(t, *rows)
 
 
 def euler_maruyama() -> Solver:
@@ -66,7 +69,7 @@ def euler_maruyama() -> Solver:
             x, p = of_score(sde, t, h * g**2)
             return 1 - h * sde.drift_coefficient(t) + x, p, g * np.sqrt(h)
 
-        return _stepwise(step, sde, times)
+        return stepwise(step, sde, times)
 
     return solver
 
@@ -84,6 +87,6 @@ def reverse_diffusion() -> Solver:
             x, p = of_score(sde, t, variance_ts)
             return 2 - alpha_ts + x, p, np.sqrt(variance_ts)
 
-        return _stepwise(step, sde, times)
+        return stepwise(step, sde, times)
 
     return solver

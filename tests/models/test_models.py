@@ -29,10 +29,11 @@ def test_network(name):
     assert name in SMALL, "a new network needs a small instance here"
     net = getattr(models, name)(**SMALL[name], num_classes=3)
     t, label = jnp.linspace(0.1, 0.9, 4), jnp.array([0, 1, 2, 0])
-    params = net.init(jax.random.key(1), IMAGE, t, label)
-    assert not np.any(net.apply(params, IMAGE, t, label))
+    params = jax.jit(net.init)(jax.random.key(1), IMAGE, t, label)
+    call = jax.jit(net.apply)
+    assert not np.any(call(params, IMAGE, t, label))
     params = lively(params)
-    apply = jax.jit(lambda x, t, label: net.apply(params, x, t, label))
+    apply = lambda x, t, label: call(params, x, t, label)
     y = apply(IMAGE, t, label)
     assert y.shape == IMAGE.shape and np.all(np.isfinite(y))
     for other in ((2 * IMAGE, t, label), (IMAGE, t + 0.05, label), (IMAGE, t, (label + 1) % 3)):
@@ -40,17 +41,18 @@ def test_network(name):
     np.testing.assert_allclose(apply(IMAGE[1:2], t[1:2], label[1:2]), y[1:2], atol=1e-5)
     v, w = jax.random.normal(jax.random.key(2), (2, *IMAGE.shape))
     f = lambda x: apply(x, t, label)
-    forward, backward = jax.jvp(f, (IMAGE,), (v,))[1], jax.vjp(f, IMAGE)[1](w)[0]
+    forward, backward = jax.jit(lambda v, w: (jax.jvp(f, (IMAGE,), (v,))[1], jax.vjp(f, IMAGE)[1](w)[0]))(v, w)
     np.testing.assert_allclose(jnp.vdot(w, forward), jnp.vdot(backward, v), rtol=1e-3)
 
 
 def test_no_label_is_a_label_of_its_own():
     net = models.UNet(**SMALL["UNet"], num_classes=3)
     t = jnp.full(4, 0.5)
-    params = lively(net.init(jax.random.key(1), IMAGE, t, jnp.zeros(4, int)))
-    none = net.apply(params, IMAGE, t, None)
-    np.testing.assert_array_equal(none, net.apply(params, IMAGE, t, jnp.full(4, 3)))
-    assert not np.allclose(none, net.apply(params, IMAGE, t, jnp.zeros(4, int)))
+    params = lively(jax.jit(net.init)(jax.random.key(1), IMAGE, t, jnp.zeros(4, int)))
+    call = jax.jit(net.apply)
+    none = call(params, IMAGE, t, None)
+    np.testing.assert_allclose(none, call(params, IMAGE, t, jnp.full(4, 3)), atol=1e-5)
+    assert not np.allclose(none, call(params, IMAGE, t, jnp.zeros(4, int)), atol=1e-3)
 
 
 def test_dropout_belongs_to_examples():
