@@ -13,7 +13,7 @@ setup(
         "equinox>=0.13",
         "flax>=0.12",
         "grain>=0.2.12",
-        "jax>=0.7.2",
+        "jax>=0.8.1",
         "jaxtyping>=0.3",
         "lineax>=0.1",
         "matplotlib>=3.9",

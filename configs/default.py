@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
     config.objective = ConfigDict()
     config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
     config.objective.weighting = "own"  # own, likelihood, or the prediction that the error is measured in
-    config.objective.time = ConfigDict({"name": "uniform"})  # experiments.objectives.TIME_SAMPLERS and its options
-    config.objective.sigma_data = 1.0  # standard deviation of x_0
+    # experiments.objectives.TIME_SAMPLERS; mean and std of logit_normal and log_normal, low and high of log_snr
+    config.objective.time = ConfigDict({"name": "uniform", "mean": 0.0, "std": 1.0, "low": -6.0, "high": 6.0})
+    config.objective.sigma_data = 1.0  # rough standard deviation of x_0, for scaling the input and for kind edm
     config.objective.clock = "time"  # the time that the network is told: experiments.network.CLOCKS
 
     config.optim = ConfigDict()

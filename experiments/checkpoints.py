@@ -23,7 +23,8 @@ class Checkpoints:
     """The checkpoints of a run, in `folder`/<step>/. Use as a context manager.
 
     keep: how many of the newest are kept, 0 for all; None opens the folder for reading only, beside a run that may be writing to it.
-    A save counts once its manifest is there: one that was cut short before is not seen, and is made anew.
+    A save counts once its manifest is there. One that was cut short is not seen, and is removed when the folder is next opened for writing;
+    older checkpoints are removed only once a newer one is complete.
     """
 
     def __init__(self, folder: str | Path, keep: int | None):
@@ -31,8 +32,12 @@ class Checkpoints:
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True)
         else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, create=True, cleanup_tmp_directories=True)
+            options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True)
+        self.keep = keep
         self.manager = ocp.CheckpointManager(self.folder, options=options)
+        if keep is not None:
+            for step in set(self.manager.all_steps()) - set(self.steps()):
+                self.manager.delete(step)
 
     def __enter__(self):
         return self
@@ -45,14 +50,14 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        if step in self.manager.all_steps():
-            self.manager.delete(step)
-        self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(jax.device_get(state))))
+        self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(jax.device_get(state))), force=True)
         self.manager.wait_until_finished()
         folder = self.folder / str(step)
         temporary = folder / (MANIFEST + ".tmp")
         temporary.write_text(json.dumps(_sums(folder), indent=1))
         temporary.rename(folder / MANIFEST)
+        for old in self.steps()[: -self.keep] if self.keep else []:
+            self.manager.delete(old)
 
     def steps(self) -> list[int]:
         """The steps saved, in order."""

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import json
 import re
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ class Stopped(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parse the flags and run `main`. A user's mistake (ValueError, FileNotFoundError) prints one line and exits with 1; a stop with 130.
+    """Parse the flags and run `main`. A user's mistake (ValueError, OSError) prints one line and exits with 1; a stop with 130.
 
     The entry point of every command: ``if __name__ == "__main__": run(main)``.
     """
@@ -29,13 +30,15 @@ def run(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             fail(f"unexpected argument '{argv[1]}': flags are written --name=value")
         logging.set_verbosity(logging.ERROR)  # orbax tells of every step of every save
-        check_import()
         try:
+            check_import()
             main()
         except Stopped as stop:
             print(stop, file=sys.stderr)
             sys.exit(130)
-        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        except KeyboardInterrupt:
+            fail("interrupted")
+        except (ValueError, OSError, FloatingPointError) as error:
             if TRACEBACK.value:
                 raise
             fail(str(error))
@@ -45,14 +48,16 @@ def run(main: Callable[[], None]) -> None:
 
 def parse(argv):
     """absl's parser, with a missing config file or an unknown config key ending in one line that names the nearest known one."""
+    known = {}
     for flag in argv:
-        file = re.match(r"--?config=([^:]+)", flag)
-        if file and not Path(file[1]).exists():
+        file = re.match(r"--?config=([^:]+):?(.*)", flag)
+        if file and not Path(file[1]).is_file():
             fail(f"{flag}: no such file")
+        if file and any(other.startswith("--config.") for other in argv):
+            known = flat(runpy.run_path(file[1])["get_config"](*filter(None, [file[2]])))
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        known = flat(flags.FLAGS["config"].value)
         for flag in argv:
             key = re.match(r"--?config\.([^=]+)", flag)
             if key and key[1] not in known:
@@ -80,7 +85,7 @@ def check_import() -> None:
     import models
 
     ours = Path(__file__).resolve().parent.parent
-    theirs = Path(models.__file__).resolve().parent.parent
+    theirs = Path(next(iter(models.__path__))).resolve().parent
     if theirs != ours:
         raise ValueError(f"the folder {theirs / 'models'} hides this project's package `models`: run from another folder")
 
@@ -126,4 +131,7 @@ def load_config(workdir: str) -> ConfigDict:
     file = Path(workdir) / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"no {file}: expected a --workdir made by `python -m experiments.train`")
-    return ConfigDict(json.loads(file.read_text()))
+    try:
+        return ConfigDict(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable JSON ({error})") from None

@@ -15,6 +15,7 @@ import hashlib
 import struct
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -112,6 +113,7 @@ def _digits(path: str) -> Dataset:
 
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # the Debian package dataset-fashion-mnist
+FASHION_CACHE = Path.home() / ".cache" / "fashion-mnist"
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 FASHION_SHA256 = {  # of the uncompressed files
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -122,26 +124,30 @@ FASHION_SHA256 = {  # of the uncompressed files
 
 
 def _idx(name: str, folder: Path) -> np.ndarray:
-    """One verified IDX file, from `folder`, or downloaded there."""
+    """One verified IDX file, from `folder`, or downloaded to the cache."""
     file = next((folder / n for n in (name, name + ".gz") if (folder / n).exists()), None)
-    if file is None:
-        file = folder / (name + ".gz")
+    downloaded = file is None
+    if downloaded:
+        file = FASHION_CACHE / (name + ".gz")
         try:
             with urllib.request.urlopen(FASHION_URL + file.name, timeout=60) as response:
-                content = response.read(64 << 20)
+                raw = response.read(64 << 20)
         except (urllib.error.URLError, OSError) as error:
             raise FileNotFoundError(
                 f"Fashion-MNIST: no {name}[.gz] in {folder}, and the download failed ({error}): "
                 "pass --config.data.path=FOLDER with the IDX files, or install the Debian package dataset-fashion-mnist"
             ) from None
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+    else:
+        raw = file.read_bytes()
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
+        content = gzip.decompress(raw) if file.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file} cannot be read ({error}): delete it and try again") from None
     if hashlib.sha256(content).hexdigest() != FASHION_SHA256[name]:
         raise ValueError(f"{file} is not the {name} of Fashion-MNIST (its SHA-256 differs): delete it and try again")
+    if downloaded:  # kept only now that it is known to be right
+        FASHION_CACHE.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(raw)
     rank = content[3]
     shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
@@ -152,8 +158,7 @@ def _fashion_mnist(path: str) -> Dataset:
     """Fashion-MNIST (1708.07747), 28x28x1, 256 levels, 60,000 to train and 10,000 to test."""
     if path and not Path(path).is_dir():
         raise FileNotFoundError(f"config.data.path = {path}: no such folder")
-    cache = Path.home() / ".cache" / "fashion-mnist"
-    folder = Path(path) if path else FASHION_FOLDER if FASHION_FOLDER.is_dir() else cache
+    folder = Path(path) if path else FASHION_FOLDER if FASHION_FOLDER.is_dir() else FASHION_CACHE
     values = {split: _idx(f"{part}-images-idx3-ubyte", folder)[..., None] for split, part in (("train", "train"), ("test", "t10k"))}
     labels = {split: _idx(f"{part}-labels-idx1-ubyte", folder).astype(np.int32) for split, part in (("train", "train"), ("test", "t10k"))}
     return Dataset("fashion_mnist", values, labels, shift=128.0, scale=128.0, levels=256, num_classes=10)

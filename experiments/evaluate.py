@@ -38,6 +38,8 @@ def main():
     f = flags.FLAGS
     if f.groups < 2:
         raise ValueError(f"--groups={f.groups}: expected at least 2, for a standard error")
+    if f.limit < 10:
+        raise ValueError(f"--limit={f.limit}: expected at least 10 examples")
     run = runs.from_flags()
     data = run.dataset
     test = data.values["test"][: f.limit]

@@ -24,6 +24,8 @@ def score(run: runs.Run, split: str, num: int, batch: int, seed: int, progress=p
     if split not in dataset.values:
         raise ValueError(f"--split={split}: expected {' or '.join(dataset.values)}")
     values, labels = dataset.values[split], dataset.labels[split]
+    if num < 0:
+        raise ValueError(f"--num={num}: expected 0 (all) or more")
     n = min(num or len(values), len(values))
 
     def one_batch(keys, values, labels):
@@ -74,7 +76,8 @@ def main():
     }
     folder = run.workdir / "eval"
     folder.mkdir(exist_ok=True)
-    (folder / f"likelihood_{f.split}.json").write_text(json.dumps(summary, indent=1))
+    finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}  # JSON has no NaN
+    (folder / f"likelihood_{f.split}.json").write_text(json.dumps(finite, indent=1))
     np.savez(folder / f"likelihood_{f.split}.npz", index=np.arange(n), **result)
     figure = plots.histogram({f.split: scores}, run.dataset.unit, folder / f"likelihood_{f.split}.png")
     probes = "exact trace" if divergence == "exact" else f"± {summary['stderr_probes']:.4f} over {f.probes} probes"

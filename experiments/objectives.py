@@ -23,7 +23,8 @@ from sde_lib.numerics import expand
 def weighting(name: str, den: Denoiser, x: Float[Array, "b ..."], t: Float[Array, " b"]) -> Float[Array, " b"]:
     """w(t) [B]. A name in `PLANE`: the error of that prediction; "own": of the network's own;
 
-    "likelihood": g^2 |score error|^2 / 2, whose mean over uniform t bounds the negative log-likelihood (2101.09258, eq. 8).
+    "likelihood": g^2 |score error|^2 / 2, which integrated over t and summed over dimensions bounds the negative log-likelihood in nats up to a
+    constant (2101.09258, theorem 1); the loss is its mean over dimensions and sampled times.
     Raises ValueError for an unknown name.
     """
     if name == "own":
@@ -69,7 +70,7 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
     """u in (0, 1) for global example indices [B]: the golden-ratio sequence frac(offset + position/phi), even over every run of examples, so over
     every batch, yet a function of the example alone. Computed in wrapping 32-bit integers, exact at any position."""
     bits = position.astype(jnp.uint32) * GOLDEN + offset
-    return (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+    return ((bits >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-24)  # 24 bits: below 1 in float32
 
 
 # --- the loss -------------------------------------------------------------------------------------------------------------------------
@@ -88,7 +89,8 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     x0 = dataset.to_x(data_keys, batch["value"])
     u = low_discrepancy(batch["position"], jax.random.bits(offset_key))
     t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
-    t = jnp.clip(t, network.sde.eps, network.sde.T)
+    last = network.sde.T if network.sde.alpha(network.sde.T) > 0 else network.sde.T - network.sde.eps  # drift and diffusion are infinite at alpha = 0
+    t = jnp.clip(t, network.sde.eps, last)
     x_t, noise = network.sde.perturb(noise_keys, x0, t)
 
     label = batch["label"] if network.module.num_classes else None

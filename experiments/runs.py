@@ -77,6 +77,10 @@ def in_batches(fn: Callable, n: int, batch: int, key, *arrays) -> Iterator:
 
     keys: [batch], of each example's global index, so that batches do not matter. arrays: [n, ...]; the last batch is filled up by repetition.
     """
+    if n < 1:
+        raise ValueError(f"{n} examples: expected at least 1")
+    devices = jax.device_count()
+    batch = min(batch, -(-n // devices) * devices)
     for start in range(0, n, batch):
         index = np.minimum(np.arange(start, start + batch), n - 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index))

@@ -16,7 +16,7 @@ from sde_lib import Denoiser
 
 ADAPTIVE, REVERSE_SDE = "adaptive", "reverse_sde"
 SOLVERS = [*solvers.__all__, ADAPTIVE, REVERSE_SDE]
-GRIDS = ["uniform", "quadratic", "karras", "log_snr"]
+GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr"]
 
 
 def draw(den: Denoiser, keys, shape: tuple[int, ...], solver: str, steps: int, grid: str, tolerance: float, path: bool = False):

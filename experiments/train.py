@@ -30,10 +30,13 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
     net = network.from_config(config, dataset.num_classes)
     current = state.init(config, net, dataset.shape)
     step_fn = parallel.parallel_step(state.make_step(config, net, dataset))
+    for name in ("steps", "log_every", "checkpoint_every"):
+        if config.training[name] < 1:
+            raise ValueError(f"config.training.{name} = {config.training[name]}: expected at least 1")
     workdir.mkdir(parents=True, exist_ok=True)
-    check_config(config, workdir)
 
     with Checkpoints(workdir / "checkpoints", config.training.keep) as checkpoints, MetricWriter(workdir) as writer:
+        check_config(config, workdir, resuming=bool(checkpoints.steps()))
         if checkpoints.steps():
             current = checkpoints.restore(current)
             print(f"resumed from step {int(current.step)}")
@@ -53,7 +56,8 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
                 print(f"compiled in {time.perf_counter() - clock:.1f} s", flush=True)
                 clock, since = time.perf_counter(), done
             logging = done % config.training.log_every == 0 or done == config.training.steps
-            saving = done % config.training.checkpoint_every == 0 or done == config.training.steps or stop
+            stopping = bool(stop)  # asked once a step: a signal may come between two questions
+            saving = done % config.training.checkpoint_every == 0 or done == config.training.steps or stopping
             if logging or saving:
                 values = check_finite(pending, done)
             if logging:
@@ -65,7 +69,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
                 print(f"step {done}/{config.training.steps}  {text}  {rate:.1f} steps/s  ETA {eta // 60:.0f}:{eta % 60:02.0f}", flush=True)
             if saving:
                 checkpoints.save(current)
-            if stop and done < config.training.steps:
+            if stopping and done < config.training.steps:
                 raise cli.Stopped(f"stopped by {getattr(stop, 'name', 'request')} at step {done}, which is saved: the same command resumes")
     plots.loss_curve(workdir)
     return current
@@ -84,18 +88,24 @@ def check_finite(pending: list, step: int) -> dict[str, float]:
     return {name: float(np.mean(series)) for name, series in values.items()}
 
 
-def check_config(config: ConfigDict, workdir: Path) -> None:
-    """Write config.json, or, resuming, refuse a config whose model, data or objective differ from the run's."""
+def check_config(config: ConfigDict, workdir: Path, resuming: bool) -> None:
+    """Write config.json; resuming, refuse a config that differs from the run's in more than the length and the logging of training.
+
+    The length counts too under a cosine schedule, whose every rate depends on it.
+    """
     file = workdir / "config.json"
     new = json.loads(config.to_json())
-    if file.exists() and (workdir / "checkpoints").exists():
-        before, after = cli.flat(json.loads(file.read_text())), cli.flat(new)
+    free = {"training.log_every", "training.checkpoint_every", "training.keep"} | ({"training.steps"} if config.optim.schedule != "cosine" else set())
+    if file.exists() and resuming:
+        before, after = cli.flat(cli.load_config(workdir)), cli.flat(ConfigDict(new))
         for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key) and not (key.startswith("training.") and key != "training.batch"):
+            if before.get(key) != after.get(key) and key not in free:
                 raise ValueError(
                     f"{workdir} was trained with {key} = {before.get(key)}, not {after.get(key)}: use another --workdir, or the same value"
                 )
-    file.write_text(json.dumps(new, indent=1))
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(new, indent=1))
+    temporary.rename(file)  # at once: a run without a readable config is lost
 
 
 if __name__ == "__main__":

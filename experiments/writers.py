@@ -10,7 +10,10 @@ class MetricWriter:
     """Use as a context manager."""
 
     def __init__(self, workdir: str | Path):
-        self.file = open(Path(workdir) / "log.jsonl", "a")
+        self.file = open(Path(workdir) / "log.jsonl", "a+")
+        self.file.seek(0)
+        if (self.file.read() or "\n")[-1] != "\n":
+            self.file.write("\n")  # a kill left half a line
         self.board = SummaryWriter(str(workdir), write_to_disk=True)
 
     def __enter__(self):

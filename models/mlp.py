@@ -23,6 +23,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None) -> Float[Array, "b ..."]:
+        if self.activation not in ("relu", "gelu", "selu", "silu", "tanh"):
+            raise ValueError(f"activation '{self.activation}': expected relu, gelu, selu, silu or tanh")
         h = fourier_features(x.reshape(x.shape[0], -1), self.frequencies)
         h = jnp.concatenate([h, t[:, None]], -1)
         if self.num_classes:

@@ -44,7 +44,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
         b, height, width, c = x.shape
-        heads = max(c // self.head_channels, 1)
+        heads = max(h for h in range(1, max(c // self.head_channels, 1) + 1) if c % h == 0)
         qkv = nn.Dense(3 * c)(norm(x)).reshape(b, height * width, 3, heads, c // heads)
         h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return x + nn.Dense(c, kernel_init=nn.initializers.zeros)(h.reshape(x.shape))
@@ -75,6 +75,9 @@ class UNet(nn.Module):
         halvings = 2 ** (len(self.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] % halvings or x.shape[2] % halvings:
             raise ValueError(f"images of shape {x.shape}: this U-Net expects [B, H, W, C] with H and W divisible by {halvings}")
+        heights = [x.shape[1] >> level for level in range(len(self.multipliers))]
+        if not set(self.attention) <= set(heights):
+            raise ValueError(f"attention at {self.attention}: this U-Net has the resolutions {', '.join(map(str, heights))}")
         condition = Conditioning(4 * self.channels, self.num_classes)(t, label)
 
         def block(h, width):

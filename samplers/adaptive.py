@@ -20,6 +20,7 @@ from samplers.solvers.stochastic import posterior
 from samplers.table import check_times
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys, normal
+from sde_lib.numerics import as_float
 
 MAX_STEPS = 16384
 
@@ -43,6 +44,7 @@ def evaluations(solver, steps):
     the first stage of each step but the first where it is the last stage of the step before."""
     tableau = getattr(solver, "tableau", None)
     stages = 1 if tableau is None else len(tableau.c) + 1
+    stages -= int(np.sum(getattr(tableau, "ignore_stage_f", None) or 0))  # stages of a stochastic method that see the diffusion only
     reused = bool(getattr(tableau, "fsal", False))
     return steps * (stages - reused) + reused
 
@@ -100,14 +102,14 @@ def encode(den: Denoiser, x: Float[Array, "b ..."], rtol=1e-5, atol=1e-5, eps: f
 
 def _end(den, eps):
     eps = den.sde.eps if eps is None else eps
-    if not 0 <= eps < den.sde.T:
-        raise ValueError(f"eps = {eps}: expected 0 <= eps < T = {den.sde.T}")
+    if not 0 < eps < den.sde.T:
+        raise ValueError(f"eps = {eps}: expected 0 < eps < T = {den.sde.T}")
     return eps
 
 
 def _adaptive(den, x, t0, t1, rtol, atol, solver):
     check_tolerances(rtol, atol, solver)
-    x = jnp.asarray(x)
+    x = as_float(x)
     return _flow(den, x, *(jnp.asarray(c, x.dtype) for c in (t0, t1, rtol, atol)), solver)
 
 
@@ -169,7 +171,7 @@ def sample_sde(den: Denoiser, x_T: Float[Array, "b ..."], times: Float[np.ndarra
     key: a single key or one per example. A grid from alpha = 0, where drift and diffusion are infinite, begins with one ancestral step, exact there.
     Returns x, nfe (see `evaluations`) and success. Raises ValueError for bad times.
     """
-    times, x = check_times(den.sde, times), jnp.asarray(x_T)
+    times, x = check_times(den.sde, times), as_float(x_T)
     keys, spent = example_keys(key, x.shape[0]), 0
     if den.sde.alpha(times[0]) == 0:
         x, spent = _leave_prior(den, x, times[0], posterior(den.sde, times[0], times[1]), keys), 1

@@ -41,6 +41,13 @@ def quadratic(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
     return _exact_ends(np.linspace(np.sqrt(sde.T), np.sqrt(_eps(sde, n, eps)), n + 1) ** 2, sde, _eps(sde, n, eps))
 
 
+def cosine(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
+    """Equal steps in the angle arctan(sigma/alpha): what uniform t is to the cosine and trigonometric paths, on any path."""
+    eps = _eps(sde, n, eps)
+    first, last = (np.arctan2(sde.sigma(t), sde.alpha(t)) for t in (sde.T, eps))
+    return _exact_ends(sde.time(-np.log(np.tan(np.linspace(first, last, n + 1)))), sde, eps)
+
+
 def log_snr(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
     """Equal steps in log-SNR (DPM-Solver, 2206.00927)."""
     eps = _eps(sde, n, eps)

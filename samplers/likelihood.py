@@ -4,7 +4,7 @@ Along the probability-flow ODE dx/dt = v(x, t) the log-density changes by -div v
 
     log p(x) = log p_T(x_T) + \int_eps^T div v(x_t, t) dt,      x_eps = x.
 
-It is the density of x at t = eps: the data noised by sigma(eps), unless eps = 0. On the prediction plane v = a(t) x + b(t) F(x, t), so that
+It is the density of x at t = eps: of the data noised by sigma(eps). On the prediction plane v = a(t) x + b(t) F(x, t), so that
 div v = a D + b tr(dF/dx) with only the trace of the network's Jacobian to compute ("exact", D forward derivatives) or to estimate
 ("hutchinson": E[z^T J z] with z of zero mean and unit covariance; Hutchinson 1990, Grathwohl et al. 2019, 1810.01367).
 """
@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from samplers.adaptive import _end, check_tolerances, per_example, solve_ode
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
+from sde_lib.numerics import as_float
 
 
 class LogLikelihood(NamedTuple):
@@ -82,11 +83,11 @@ def log_likelihood(
     divergence: "exact", at the cost of D forward derivatives an evaluation, `chunk` of them at a time (memory: B x chunk activations);
         or "hutchinson", unbiased, with `probes` fixed probes of law `noise` for each example, drawn from `key` (one, or one per example).
     eps: the time at which x is taken (default `den.sde.eps`); what is computed is the density of data noised by sigma(eps).
-    solver: an explicit Runge-Kutta method of diffrax; rtol, atol: its tolerances, which cover x and log p alike.
+    solver: an explicit Runge-Kutta method of diffrax; rtol, atol: its tolerances, in the root mean square over x and log p together.
     Raises ValueError for unknown options, impossible tolerances and a missing key.
     """
     check_tolerances(rtol, atol, solver)
-    x = jnp.asarray(x)
+    x = as_float(x)
     if divergence not in ("exact", "hutchinson"):
         raise ValueError(f"unknown divergence '{divergence}': expected exact or hutchinson")
     if noise not in ("rademacher", "gaussian"):

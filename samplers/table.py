@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from sde_lib.denoiser import PLANE, Denoiser
 from sde_lib.noise import example_keys
+from sde_lib.numerics import as_float
 from sde_lib.sde import SDE
 
 
@@ -96,7 +97,7 @@ def stack(rows: Sequence[Row], prediction: str) -> Table:
     depth_p = 1 + max((k for row in rows for k in (*row.p, *row.at_p)), default=0)
     x, p = dense([row.x for row in rows], depth_x), dense([row.p for row in rows], depth_p)
     at_x, at_p = dense([row.at_x for row in rows], depth_x), dense([row.at_p for row in rows], depth_p)
-    noise, at_noise = np.array([row.noise for row in rows]), np.array([row.at_noise for row in rows])
+    noise, at_noise = (np.stack(np.broadcast_arrays(*column)) for column in ([row.noise for row in rows], [row.at_noise for row in rows]))
     stochastic = bool(np.any(noise) or np.any(at_noise))
     moved = bool(np.any(at_noise) or any(row.at_p for row in rows) or any(dict(row.at_x) != {0: 1.0} for row in rows))
     table = Table(
@@ -131,7 +132,7 @@ def sample(
     table = solver(den.sde, times)
     if table.stochastic and key is None:
         raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
-    x_T = jnp.asarray(x_T)
+    x_T = as_float(x_T)
     keys = example_keys(key, x_T.shape[0]) if table.stochastic else None
     x, xs = execute(den, jax.tree.map(lambda c: np.asarray(c, x_T.dtype), table), x_T, keys, path)
     return jnp.concatenate([x_T[None], xs]) if path else x
@@ -148,7 +149,7 @@ def check_times(sde: SDE, times) -> Float[np.ndarray, " n"]:
         raise ValueError("times must decrease, from the prior (T) to the data (0): reverse the grid?")
     if times[0] > sde.T * (1 + 1e-6) or times[-1] < 0:
         raise ValueError(f"times from {times[0]} to {times[-1]}: expected them within [0, {sde.T}] for {sde}")
-    return times
+    return np.minimum(times, sde.T)
 
 
 @partial(jax.jit, static_argnames="path")

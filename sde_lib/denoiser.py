@@ -6,7 +6,7 @@ r"""The prediction plane: what a network predicts is a point F = c(t) x_0 + d(t)
 | data       | 1                   | 0                     |                                                     |
 | velocity   | alpha'              | sigma'                | flow matching: dx/dt of the probability-flow ODE    |
 | score      | 0                   | -1/sigma              | Song et al. 2021 (2011.13456)                       |
-| v          | -sigma              | alpha                 | Salimans & Ho 2022 (2202.00512), with its sign turned |
+| v          | -sigma              | alpha                 | Salimans & Ho 2022 (2202.00512)                     |
 | edm        | sigma/(sigma_data S)| -alpha sigma_data / S | Karras et al. 2022, S^2 = alpha^2 sigma_data^2 + sigma^2 |
 
 With x = alpha x_0 + sigma eps known, [x; F] is a 2x2 linear map of [x_0; eps], and any target G = c' x_0 + d' eps is
@@ -27,7 +27,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from sde_lib.numerics import as_time, expand, namespace
+from sde_lib.numerics import as_float, as_time, expand, namespace
 from sde_lib.sde import SDE, Time
 
 
@@ -82,7 +82,8 @@ class Denoiser:
 
     A Denoiser is a pytree. x is [B, ...] and t [] or [B] in all methods; all results are [B, ...].
     A `noise` or `score` prediction holds no information on x_0 where alpha = 0, so these are evaluated at the last time at which
-    alpha is at least 1e-3 (the error this makes is of that size, and only for paths that reach alpha = 0).
+    alpha is at least 1e-3 (of paths that reach alpha = 0). An exact prediction is off by that much there; the error of a learned one counts
+    1/alpha times in the data, so that `data`, `velocity`, `v` or `edm` are the kinds to train on such paths.
     Raises ValueError for an unknown kind.
     """
 
@@ -122,7 +123,7 @@ class Denoiser:
 
     def predict(self, target: str, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
         """The prediction named `target` (a name in `PLANE`)."""
-        x = jnp.asarray(x)
+        x = as_float(x)
         if target == self.kind:
             return self.raw(x, t)
         a, b = self.linear(target, x, t)

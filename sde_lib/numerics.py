@@ -26,6 +26,12 @@ def as_time(t):
     return t if np.iscomplexobj(t) else t.astype(np.float64)
 
 
+def as_float(x) -> Array:
+    """`x` as a JAX array of real numbers: integers would round times and coefficients in their own type."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.zeros(()).dtype)
+
+
 def derivative(fn: Callable, t):
     """df/dt, exact to rounding: forward-mode differentiation on the device, a complex step on the host.
 

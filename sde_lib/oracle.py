@@ -8,7 +8,6 @@ N(alpha m_k, V_k diag(alpha^2 s_k^2 + sigma^2) V_k^T), and given component k and
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +16,15 @@ from jaxtyping import Array, Float
 
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
+from sde_lib.numerics import as_float
 from sde_lib.sde import SDE, Time
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("means", "stds", "weights", "eigenvectors"), meta_fields=())
 @dataclass(frozen=True)
 class GaussianMixture:
     """A mixture of M Gaussians in D dimensions.
 
-    means: [M, D]. stds: [M] (isotropic) or [M, D] (along the eigenvectors). weights: [M], made to sum to 1; default equal.
+    means: [M, D]. stds: [M] (isotropic) or [M, D] (along the eigenvectors). weights: [M], above 0, of any sum; default equal.
     eigenvectors: [M, D, D], columns; default the axes. All become JAX arrays; raises ValueError if the shapes disagree.
     """
 
@@ -35,14 +34,12 @@ class GaussianMixture:
     eigenvectors: Float[Array, "m d d"] | None = None
 
     def __post_init__(self):
-        if any(type(leaf) is object for leaf in jax.tree.leaves(self.means)):
-            return  # JAX rebuilds pytrees with placeholders
-        means = jnp.asarray(self.means)
+        means = as_float(self.means)
         if means.ndim != 2:
             raise ValueError(f"means of shape {means.shape}: expected [M, D]")
         m, d = means.shape
         stds = jnp.asarray(self.stds, means.dtype)
-        weights = jnp.ones(m) if self.weights is None else jnp.asarray(self.weights)
+        weights = jnp.full(m, 1 / m) if self.weights is None else jnp.asarray(self.weights)
         if stds.shape not in ((m,), (m, d)):
             raise ValueError(f"stds of shape {stds.shape}: expected {(m,)} or {(m, d)}")
         if weights.shape != (m,):
@@ -51,7 +48,7 @@ class GaussianMixture:
             raise ValueError(f"eigenvectors of shape {np.shape(self.eigenvectors)}: expected {(m, d, d)}")
         object.__setattr__(self, "means", means)
         object.__setattr__(self, "stds", jnp.broadcast_to(stds[:, None] if stds.ndim == 1 else stds, (m, d)))
-        object.__setattr__(self, "weights", (weights / weights.sum()).astype(means.dtype))
+        object.__setattr__(self, "weights", weights.astype(means.dtype))
         if self.eigenvectors is not None:
             object.__setattr__(self, "eigenvectors", jnp.asarray(self.eigenvectors, means.dtype))
 
@@ -66,7 +63,7 @@ class GaussianMixture:
 
         def one(key):
             choose, draw = jax.random.split(key)
-            k = jax.random.choice(choose, len(self.weights), p=self.weights)
+            k = jax.random.categorical(choose, jnp.log(self.weights))
             z = self.stds[k] * jax.random.normal(draw, self.means.shape[1:], self.means.dtype)
             return self.means[k] + (z if self.eigenvectors is None else self.eigenvectors[k] @ z)
 
@@ -78,21 +75,34 @@ class GaussianMixture:
         variance = (alpha * self.stds) ** 2 + sigma**2
         y = self._rotate(x[:, None] - alpha * self.means)
         log_prob = -0.5 * jnp.sum(y**2 / variance + jnp.log(2 * np.pi * variance), -1)
-        return log_prob + jnp.log(self.weights), y / variance
+        return log_prob + jnp.log(self.weights / self.weights.sum()), y / variance
 
     def log_prob(self, x: Float[Array, "b d"]) -> Float[Array, " b"]:
         """log p_0(x) in nats, [B]."""
-        return jax.nn.logsumexp(self._components(jnp.asarray(x), 1.0, 0.0)[0], -1)
+        return jax.nn.logsumexp(self._components(as_float(x), 1.0, 0.0)[0], -1)
 
     def marginal_log_prob(self, sde: SDE, x: Float[Array, "b d"], t: Time) -> Float[Array, " b"]:
         """log p_t(x) in nats, [B], of the data noised along `sde` to times t, [] or [B]."""
-        x = jnp.asarray(x)
+        x = as_float(x)
         t = jnp.asarray(t, x.dtype)
         return jax.nn.logsumexp(self._components(x, sde.alpha(t), sde.sigma(t))[0], -1)
 
     def denoiser(self, sde: SDE) -> Denoiser:
         """The exact Denoiser, of kind "v": at right angles to x on the plane, so that no conversion cancels at either end."""
         return Denoiser(jax.tree_util.Partial(_exact_v, self, sde), sde, "v")
+
+
+FIELDS = ("means", "stds", "weights", "eigenvectors")
+
+
+def _unflatten(_, children):
+    gm = object.__new__(GaussianMixture)  # children may be placeholders or tangents: nothing is checked or converted
+    for name, child in zip(FIELDS, children):
+        object.__setattr__(gm, name, child)
+    return gm
+
+
+jax.tree_util.register_pytree_node(GaussianMixture, lambda gm: (tuple(getattr(gm, name) for name in FIELDS), None), _unflatten)
 
 
 def _exact_v(gm: GaussianMixture, sde: SDE, x, t):

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sde_lib.noise import normal
-from sde_lib.numerics import as_time, derivative, expand, namespace
+from sde_lib.numerics import as_float, as_time, derivative, expand, namespace
 
 Time = Float[Array, "*b"] | float
 
@@ -84,6 +84,7 @@ class SDE:
 
     def marginal(self, x0: Float[Array, "b ..."], t: Time) -> tuple[Float[Array, "b ..."], Float[Array, " b"]]:
         """Mean [B, ...] and standard deviation [B] of x_t given x_0."""
+        x0 = as_float(x0)
         t = jnp.broadcast_to(jnp.asarray(t, x0.dtype), x0.shape[:1])
         return expand(self.alpha(t), x0) * x0, self.sigma(t)
 
@@ -92,6 +93,7 @@ class SDE:
 
         key: a single key, or one per example (`sde_lib.noise.example_keys`).
         """
+        x0 = as_float(x0)
         noise = normal(key, x0.shape, x0.dtype)
         mean, std = self.marginal(x0, t)
         return mean + expand(std, x0) * noise, noise

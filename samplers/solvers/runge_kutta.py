@@ -13,7 +13,7 @@ def euler() -> Solver:
 
 
 def heun() -> Solver:
-    """Heun's method in t (explicit trapezoid; EDM, 2206.00364, algorithm 1 without churn). Order 2, consumes the velocity.
+    """Heun's method in t (explicit trapezoid; EDM, 2206.00364, algorithm 1). Order 2, consumes the velocity.
 
     Two evaluations a step. A last step to t = 0, where the velocity of a prediction is undefined, is Euler's: 2N - 1 in all.
     """

@@ -37,7 +37,7 @@ def ancestral(variance: str = "posterior") -> Solver:
         t, s = times[:-1], times[1:]
         x, p, noise = posterior(sde, t, s)
         if variance == "forward":
-            noise = np.where(sde.sigma(s) > 0, np.sqrt(transition(sde, t, s)[1]), 0.0)
+            noise = np.where((sde.sigma(s) > 0) & (sde.alpha(t) > 0), np.sqrt(transition(sde, t, s)[1]), noise)
         return one_step_rows(t, x, p, noise)
 
     return solver

@@ -108,7 +108,7 @@ def test_mistakes_are_named(mixture):
     den, x = mixture.denoiser(VP()), jnp.ones((1, 2))
     for bad, words in (
         (lambda: sample_adaptive(den, x, rtol=-1.0), "rtol = -1.0: expected"),
-        (lambda: sample_adaptive(den, x, eps=2.0), "expected 0 <= eps < T"),
+        (lambda: sample_adaptive(den, x, eps=2.0), "expected 0 < eps < T"),
         (lambda: sample_adaptive(den, x, solver=diffrax.Kvaerno5()), "explicit Runge-Kutta"),
         (lambda: sample_sde(den, x, [0.1, 0.9], jax.random.key(0)), "must decrease"),
     ):

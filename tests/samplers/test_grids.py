@@ -3,7 +3,7 @@ import pytest
 
 from samplers import grids
 
-GRIDS = ["uniform", "quadratic", "log_snr", "karras"]
+GRIDS = ["uniform", "quadratic", "cosine", "log_snr", "karras"]
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -23,6 +23,12 @@ def test_spacing(sde):
     np.testing.assert_allclose(np.diff(sde.log_snr(inner), 2), 0, atol=1e-6)
     inner = grids.karras(sde, 20)[1:-1]
     np.testing.assert_allclose(np.diff((sde.sigma(inner) / sde.alpha(inner)) ** (1 / 7), 2), 0, atol=1e-6)
+
+
+def test_cosine_on_the_trigonometric_path_is_uniform():
+    from sde_lib import Trig
+
+    np.testing.assert_allclose(grids.cosine(Trig(), 10), grids.uniform(Trig(), 10), rtol=1e-9)
 
 
 def test_karras_is_that_of_the_paper():

@@ -146,14 +146,14 @@ def test_reverse_diffusion_is_that_of_the_chain():
 
 
 def test_marginals_of_every_solver_prediction_and_path(sde, kind, solver_name):
-    """Samples of a 1-D mixture by 150 steps, whatever the network predicts, pass a Kolmogorov-Smirnov test.
+    """Samples of a 1-D mixture by 300 steps, whatever the network predicts, pass a Kolmogorov-Smirnov test.
 
     n = 4000, seed 0; bound 0.035, which a perfect sampler exceeds with probability 1e-4 (sqrt(log(2e4)/8000)); an EM with twice the noise has 0.2.
     """
     gm = GaussianMixture([[-0.8], [0.5]], [0.3, 0.2], [1.0, 2.0])
     exact = gm.denoiser(sde)
     den = Denoiser(jax.tree_util.Partial(PREDICT[kind], exact), sde, kind)
-    times = grids.log_snr(sde, 150)
+    times = grids.log_snr(sde, 300)
     x = sample(den, sde.prior_sample(jax.random.key(0), (4000, 1)), times, SOLVERS[solver_name], jax.random.key(1))
     alpha, sigma = sde.alpha(times[-1]), sde.sigma(times[-1])
     cdf = lambda x: sum(w * stats.norm(alpha * m, np.hypot(alpha * s, sigma)).cdf(x) for m, s, w in ((-0.8, 0.3, 1 / 3), (0.5, 0.2, 2 / 3)))

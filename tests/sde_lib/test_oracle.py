@@ -10,8 +10,8 @@ from sde_lib import VP, GaussianMixture, Linear
 def test_density_is_that_of_scipy(x64, mixture):
     x = np.random.default_rng(0).normal(size=(7, 2))
     for t, alpha, sigma in ((None, 1.0, 0.0), (0.4, VP().alpha(0.4), VP().sigma(0.4))):
-        want = 0.0
-        for m, s, w, v in zip(*(np.asarray(a, np.float64) for a in (mixture.means, mixture.stds, mixture.weights, mixture.eigenvectors))):
+        want, total = 0.0, float(mixture.weights.sum())
+        for m, s, w, v in zip(*(np.asarray(a, np.float64) for a in (mixture.means, mixture.stds, mixture.weights / total, mixture.eigenvectors))):
             covariance = v @ np.diag((alpha * s) ** 2 + sigma**2) @ v.T
             want = want + w * stats.multivariate_normal(alpha * m, covariance).pdf(x)
         got = mixture.log_prob(x) if t is None else mixture.marginal_log_prob(VP(), x, t)
@@ -43,7 +43,7 @@ def test_samples(mixture):
     """Mean and covariance within 4 standard errors (n = 20,000, seed 3); draws belong to their index."""
     n = 20_000
     x = np.asarray(mixture.sample(jax.random.key(3), n), np.float64)
-    w, m = np.asarray(mixture.weights), np.asarray(mixture.means)
+    w, m = np.asarray(mixture.weights / mixture.weights.sum()), np.asarray(mixture.means)
     v, s = np.asarray(mixture.eigenvectors), np.asarray(mixture.stds)
     mean = w @ m
     second = sum(w[k] * (v[k] @ np.diag(s[k] ** 2) @ v[k].T + np.outer(m[k], m[k])) for k in range(3))
@@ -51,6 +51,16 @@ def test_samples(mixture):
     products = x[:, :, None] * x[:, None, :]
     assert np.all(np.abs(products.mean(0) - second) < 4 * products.std(0) / np.sqrt(n))
     np.testing.assert_array_equal(mixture.sample(jax.random.key(3), 5), x[:5].astype(np.float32))
+
+
+def test_gradients_pass_through_the_pytree():
+    """d log p / d weights against finite differences; integer means are real numbers."""
+    gm = GaussianMixture([[-1, 0], [1, 0]], [0.5, 0.7], [1, 3])
+    x = jnp.array([[0.3, 0.1]])
+    grad = jax.grad(lambda gm: gm.log_prob(x).sum())(gm).weights
+    value = lambda w0: float(GaussianMixture([[-1, 0], [1, 0]], [0.5, 0.7], [w0, 3.0]).log_prob(x)[0])
+    np.testing.assert_allclose(grad[0], (value(1.01) - value(0.99)) / 0.02, rtol=1e-2)
+    np.testing.assert_allclose(gm.denoiser(VP()).data(np.array([[1, 2]]), 0.5), gm.denoiser(VP()).data(jnp.array([[1.0, 2.0]]), 0.5))
 
 
 def test_defaults_and_shapes():
