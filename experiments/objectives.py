@@ -70,7 +70,7 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
     """u in (0, 1) for global example indices [B]: the golden-ratio sequence frac(offset + position/phi), even over every run of examples, so over
     every batch, yet a function of the example alone. Computed in wrapping 32-bit integers, exact at any position."""
     bits = position.astype(jnp.uint32) * GOLDEN + offset
-    return ((bits >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-24)  # 24 bits: below 1 in float32
+    return ((bits >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)  # 23 bits and a half: exact, hence below 1, in float32
 
 
 # --- the loss -------------------------------------------------------------------------------------------------------------------------

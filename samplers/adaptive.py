@@ -44,7 +44,8 @@ def evaluations(solver, steps):
     the first stage of each step but the first where it is the last stage of the step before."""
     tableau = getattr(solver, "tableau", None)
     stages = 1 if tableau is None else len(tableau.c) + 1
-    stages -= int(np.sum(getattr(tableau, "ignore_stage_f", None) or 0))  # stages of a stochastic method that see the diffusion only
+    unseen = getattr(tableau, "ignore_stage_f", None)  # stages of a stochastic method that need the diffusion only
+    stages -= 0 if unseen is None else int(np.sum(unseen))
     reused = bool(getattr(tableau, "fsal", False))
     return steps * (stages - reused) + reused
 

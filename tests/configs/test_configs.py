@@ -33,7 +33,7 @@ def test_config(name, tmp_path, monkeypatch):
     net = network.from_config(config, dataset.num_classes)
     full = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
     assert sum(a.size for a in jax.tree.leaves(full.params)) == pytest.approx(PARAMETERS[name], rel=0.02)
-    for key, value in {"channels": 8, "width": 16, "blocks": 1}.items():
+    for key, value in {"channels": 8, "width": 16, "blocks": 1, "multipliers": (1, 2), "attention": ()}.items():
         if key in config.model:
             config.model[key] = value
     config.training.update({"batch": 8, "steps": 2})

@@ -25,7 +25,7 @@ def lively(params):
 
 @pytest.mark.parametrize("name", models.__all__)
 def test_network(name):
-    """Zero output at the start; depends on x, t and label; an example does not depend on its batch-mates; jvp equals vjp."""
+    """Zero output at the start; depends on x, t and label; an example does not depend on its batch-mates."""
     assert name in SMALL, "a new network needs a small instance here"
     net = getattr(models, name)(**SMALL[name], num_classes=3)
     t, label = jnp.linspace(0.1, 0.9, 4), jnp.array([0, 1, 2, 0])
@@ -39,10 +39,6 @@ def test_network(name):
     for other in ((2 * IMAGE, t, label), (IMAGE, t + 0.05, label), (IMAGE, t, (label + 1) % 3)):
         assert np.all(jnp.abs(apply(*other) - y).max((1, 2, 3)) > 1e-4)
     np.testing.assert_allclose(apply(IMAGE[1:2], t[1:2], label[1:2]), y[1:2], atol=1e-5)
-    v, w = jax.random.normal(jax.random.key(2), (2, *IMAGE.shape))
-    f = lambda x: apply(x, t, label)
-    forward, backward = jax.jit(lambda v, w: (jax.jvp(f, (IMAGE,), (v,))[1], jax.vjp(f, IMAGE)[1](w)[0]))(v, w)
-    np.testing.assert_allclose(jnp.vdot(w, forward), jnp.vdot(backward, v), rtol=1e-3)
 
 
 def test_no_label_is_a_label_of_its_own():
