@@ -48,16 +48,16 @@ def run(main: Callable[[], None]) -> None:
 
 def parse(argv):
     """absl's parser, with a missing config file or an unknown config key ending in one line that names the nearest known one."""
-    known = {}
-    for flag in argv:
-        file = re.match(r"--?config=([^:]+):?(.*)", flag)
-        if file and not Path(file[1]).is_file():
-            fail(f"{flag}: no such file")
-        if file and any(other.startswith("--config.") for other in argv):
-            known = flat(runpy.run_path(file[1])["get_config"](*filter(None, [file[2]])))
+    files = [match for match in (re.match(r"--?config=([^:]+):?(.*)", flag) for flag in argv) if match]
+    for file in files:
+        if not Path(file[1]).is_file():
+            fail(f"{file[0]}: no such file")
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        known = {}
+        for file in files:
+            known = flat(runpy.run_path(file[1])["get_config"](*filter(None, [file[2]])))
         for flag in argv:
             key = re.match(r"--?config\.([^=]+)", flag)
             if key and key[1] not in known:
