@@ -1,6 +1,17 @@
 """What every experiment has, with the defaults that most share. A config inherits this and states what it changes."""
 
-from ml_collections import ConfigDict
+import dataclasses
+
+from ml_collections import ConfigDict, config_dict
+
+import models
+from sde_lib import SDE
+
+
+def options(name: str, classes) -> ConfigDict:
+    """A class by name, and every option that any of `classes` has, so that all are flags; None stands for the class's own default."""
+    fields = {field.name: field for cls in classes for field in dataclasses.fields(cls) if field.name not in ("parent", "name")}
+    return ConfigDict({"name": name} | {key: config_dict.placeholder(type(field.default)) for key, field in fields.items()})
 
 
 def get_config() -> ConfigDict:
@@ -12,8 +23,8 @@ def get_config() -> ConfigDict:
     config.data.variant = ""  # of a toy set; the first by default
     config.data.path = ""  # folder of the files, where there are files
 
-    config.sde = ConfigDict({"name": "Linear"})  # a path of sde_lib and its options
-    config.model = ConfigDict({"name": "MLP"})  # a network of models and its options
+    config.sde = options("Linear", SDE.__subclasses__())
+    config.model = options("MLP", [getattr(models, name) for name in models.__all__])
 
     config.objective = ConfigDict()
     config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
@@ -22,6 +33,7 @@ def get_config() -> ConfigDict:
     config.objective.time = ConfigDict({"name": "uniform", "mean": 0.0, "std": 1.0, "low": -6.0, "high": 6.0})
     config.objective.sigma_data = 1.0  # rough standard deviation of x_0, for scaling the input and for kind edm
     config.objective.clock = "time"  # the time that the network is told: experiments.network.CLOCKS
+    config.objective.label_dropout = 0.0  # share of examples whose label is hidden: what a conditional model knows without a label
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-3

@@ -11,7 +11,7 @@ def get_config():
     config = default.get_config()
     config.data.name = "digits"
     config.sde.name = "Trig"
-    config.model.update(name="UNet", channels=32, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.05, num_classes=0, frequencies=())
+    config.model.update(name="UNet", channels=32, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.05)
     config.objective.kind = "velocity"
     config.objective.clock = "log_snr"
     config.optim.learning_rate = 4e-3

@@ -11,9 +11,10 @@ def get_config():
     config = default.get_config()
     config.data.name = "fashion_mnist"
     config.sde.name = "Trig"
-    config.model.update(name="UNet", channels=32, multipliers=(1, 2, 2), blocks=2, attention=(7,), dropout=0.1, num_classes=10, frequencies=())
+    config.model.update(name="UNet", channels=32, multipliers=(1, 2, 2), blocks=2, attention=(7,), dropout=0.1, num_classes=10)
     config.objective.kind = "velocity"
     config.objective.clock = "log_snr"
+    config.objective.label_dropout = 0.1
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "cosine"
     config.optim.warmup = 1000

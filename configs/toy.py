@@ -10,7 +10,7 @@ from configs import default
 def get_config(name: str = "8gaussians"):
     config = default.get_config()
     config.data.name = name
-    config.model.update(name="MLP", width=256, depth=3, activation="silu", num_classes=0, frequencies=())
+    config.model.update(name="MLP", width=256, depth=3)
     config.training.batch = 512
     config.training.steps = 10_000
     config.training.log_every = 500

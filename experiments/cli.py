@@ -91,11 +91,11 @@ def check_import() -> None:
 
 
 def build(module, options: Mapping, what: str, names):
-    """The object that options["name"] names in `module`, called with the other options.
+    """The object that options["name"] names in `module`, called with the other options but those that are None.
 
     Raises ValueError naming the valid names, or the valid options, for unknown ones.
     """
-    options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in dict(options).items()}
+    options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in dict(options).items() if v is not None}
     name = options.pop("name")
     if name not in names:
         raise ValueError(f"config.{what}.name = '{name}': expected one of {', '.join(sorted(names))}")

@@ -13,6 +13,7 @@ examples k B to (k + 1) B - 1, whatever the number of devices, and noise, dequan
 import gzip
 import hashlib
 import struct
+import sys
 import urllib.error
 import urllib.request
 import zlib
@@ -168,7 +169,8 @@ LOADERS = {"digits": _digits, "fashion_mnist": _fashion_mnist}
 
 
 class Batches:
-    """Training batches by number, as a random-access source for grain: {"value", "label", "position"}, position being the global example index."""
+    """Training batches by number, as a random-access source for grain: {"value", "label", "position"}, position being the global
+    example index modulo 2^32 (after which noise repeats, with other data)."""
 
     def __init__(self, dataset: Dataset, batch: int, seed: int):
         self.values, self.labels = dataset.values["train"], dataset.labels["train"]
@@ -179,7 +181,7 @@ class Batches:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.values))
 
     def __len__(self) -> int:
-        return 2**31 // self.batch
+        return sys.maxsize // self.batch
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         position = np.arange(k * self.batch, (k + 1) * self.batch)
@@ -187,7 +189,7 @@ class Batches:
         index = np.empty_like(place)
         for e in np.unique(epoch):
             index[epoch == e] = self.order(int(e))[place[epoch == e]]
-        return {"value": self.values[index], "label": self.labels[index], "position": position.astype(np.uint32)}
+        return {"value": self.values[index], "label": self.labels[index], "position": (position % 2**32).astype(np.uint32)}
 
 
 def batches(dataset: Dataset, batch: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:

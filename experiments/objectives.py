@@ -85,7 +85,8 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     if objective.time.name not in TIME_SAMPLERS:
         raise ValueError(f"config.objective.time.name = '{objective.time.name}': expected one of {', '.join(TIME_SAMPLERS)}")
     data_key, noise_key, dropout_key, offset_key = jax.random.split(key, 4)
-    data_keys, noise_keys = (jax.vmap(jax.random.fold_in, (None, 0))(k, batch["position"]) for k in (data_key, noise_key))
+    each = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
+    data_keys, noise_keys = each(data_key), each(noise_key)
     x0 = dataset.to_x(data_keys, batch["value"])
     u = low_discrepancy(batch["position"], jax.random.bits(offset_key))
     t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
@@ -93,7 +94,11 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     t = jnp.clip(t, network.sde.eps, last)
     x_t, noise = network.sde.perturb(noise_keys, x0, t)
 
-    label = batch["label"] if network.module.num_classes else None
+    label, classes = None, network.module.num_classes
+    if classes:
+        label_keys = each(jax.random.fold_in(key, 4))
+        hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(label_keys)
+        label = jnp.where(hidden, classes, batch["label"])
     fn = lambda x, t: network(params, x, t, label, batch["position"], dropout_key)
     den = Denoiser(fn, network.sde, network.kind, network.sigma_data)
     c, d = plane_point(network.sde, network.kind, t, network.sigma_data)

@@ -68,7 +68,7 @@ def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, **op
     return run.dataset.from_x(x), float(nfe.mean())
 
 
-def pictures(run: runs.Run, values: np.ndarray, name: str, **options) -> list:
+def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, **options) -> list:
     """The picture of samples and, for a table solver, of trajectories; returns the files."""
     folder, data = run.workdir / "samples", run.dataset
     files = []
@@ -78,7 +78,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, **options) -> list:
     elif is_plane:
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
     if options["solver"] in solvers.__all__ and (is_image or is_plane):
-        rows = parallel.shard(jax.random.split(jax.random.key(1), 8 * jax.device_count() if is_image else 256))
+        rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
         labels = np.arange(len(rows)) % run.network.module.num_classes if run.conditional else None
         path = draw(run.denoiser(labels), rows, data.shape, path=True, **options)[2]
         if is_image:
@@ -105,7 +105,7 @@ def main():
     images = plots.to_uint8(values, run.dataset.levels) if run.dataset.levels else values
     np.savez(file, arr_0=images)
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")
-    for written in [file, *pictures(run, values, name, **options)]:
+    for written in [file, *pictures(run, values, name, f.seed, **options)]:
         print(f"wrote {written}")
 
 

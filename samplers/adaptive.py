@@ -47,7 +47,8 @@ def evaluations(solver, steps):
     unseen = getattr(tableau, "ignore_stage_f", None)  # stages of a stochastic method that need the diffusion only
     stages -= 0 if unseen is None else int(np.sum(unseen))
     reused = bool(getattr(tableau, "fsal", False))
-    return steps * (stages - reused) + reused
+    first = reused or isinstance(solver, diffrax.ReversibleHeun)  # which evaluates at its start once more
+    return steps * (stages - reused) + first
 
 
 def solve_ode(field: Callable, y, t0, t1, rtol, atol, solver, adjoint):
@@ -93,15 +94,16 @@ def sample_adaptive(den: Denoiser, x_T: Float[Array, "b ..."], rtol=1e-5, atol=1
     Returns x [B, ...], nfe [B] and success [B]; `success` is False, and x NaN, where more than MAX_STEPS steps were needed.
     Raises ValueError for impossible tolerances, times and solvers.
     """
-    return _adaptive(den, x_T, den.sde.T, _end(den, eps), rtol, atol, solver)
+    return _adaptive(den, x_T, den.sde.T, check_eps(den, eps), rtol, atol, solver)
 
 
 def encode(den: Denoiser, x: Float[Array, "b ..."], rtol=1e-5, atol=1e-5, eps: float | None = None, solver=diffrax.Tsit5()) -> Solution:
     """Carry data x [B, ...], taken as x at t = eps, to its latent x_T: the inverse of `sample_adaptive`."""
-    return _adaptive(den, x, _end(den, eps), den.sde.T, rtol, atol, solver)
+    return _adaptive(den, x, check_eps(den, eps), den.sde.T, rtol, atol, solver)
 
 
-def _end(den, eps):
+def check_eps(den: Denoiser, eps: float | None) -> float:
+    """The time nearest to the data: `eps`, by default that of the path. Raises ValueError if it is not between 0 and T."""
     eps = den.sde.eps if eps is None else eps
     if not 0 < eps < den.sde.T:
         raise ValueError(f"eps = {eps}: expected 0 < eps < T = {den.sde.T}")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from samplers.adaptive import _end, check_tolerances, per_example, solve_ode
+from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
 from sde_lib.numerics import as_float
@@ -100,5 +100,5 @@ def log_likelihood(
             raise ValueError(f"probes = {probes}: expected at least 1")
         draw = jax.random.rademacher if noise == "rademacher" else jax.random.normal
         vectors = jax.vmap(lambda k: draw(k, (probes, *x.shape[1:]), x.dtype))(example_keys(key, x.shape[0]))
-    limits = (jnp.asarray(c, x.dtype) for c in (_end(den, eps), den.sde.T, rtol, atol))
+    limits = (jnp.asarray(c, x.dtype) for c in (check_eps(den, eps), den.sde.T, rtol, atol))
     return _log_likelihood(den, x, vectors, *limits, solver, divergence == "exact", chunk)

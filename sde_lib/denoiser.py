@@ -84,7 +84,7 @@ class Denoiser:
     A `noise` or `score` prediction holds no information on x_0 where alpha = 0, so these are evaluated at the last time at which
     alpha is at least 1e-3 (of paths that reach alpha = 0). An exact prediction is off by that much there; the error of a learned one counts
     1/alpha times in the data, so that `data`, `velocity`, `v` or `edm` are the kinds to train on such paths.
-    Raises ValueError for an unknown kind.
+    Raises ValueError for an unknown kind, and for a time outside [0, T] that is not a JAX array.
     """
 
     fn: Callable
@@ -100,6 +100,8 @@ class Denoiser:
             object.__setattr__(self, "fn", Partial(self.fn))  # a function is static, the leaves of a Partial are not
 
     def _time(self, x, t):
+        if not isinstance(t, jax.Array) and (np.min(t) < 0 or np.max(t) > self.sde.T):  # a JAX array may be traced: not looked at
+            raise ValueError(f"t = {t}: expected 0 <= t <= T = {self.sde.T}")
         t = jnp.asarray(t, x.dtype)
         if self.kind in ("noise", "score") and self.sde.alpha(self.sde.T) < MIN_ALPHA:
             last = self.sde.time(np.log(MIN_ALPHA) - np.log(self.sde.sigma(self.sde.T)))

@@ -7,14 +7,16 @@ r"""Discrete-time forms, and their maps to and from continuous time (Song et al.
 | continuous limit    | VE                                                   | VP                                                 |
 
 Steps are i = 1..N and x_0 is the data. A chain is itself a path: step i of DDPM is at time i/N, step i of NCSN at (i - 1)/(N - 1)
-(sigma_1 is the VE path's sigma(0)); between them log alpha (DDPM) or log sigma (NCSN) is interpolated linearly, so that the path has
-exactly the chain's marginals at the steps, and every sampler and likelihood of this project applies to a network trained on the chain.
+(sigma_1 is the VE path's sigma(0)); between them log alpha (DDPM) or log sigma (NCSN) is interpolated by a monotone cubic, so that the path
+has exactly the chain's marginals at the steps and a continuous velocity, and every sampler and likelihood of this project applies to a network
+trained on the chain.
 """
 
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.interpolate import CubicHermiteSpline
 
 from sde_lib.noise import normal
 from sde_lib.numerics import as_time, expand, namespace
@@ -34,13 +36,42 @@ def geometric_sigmas(sigma_min: float = 0.01, sigma_max: float = 50.0, n: int = 
     return tuple(np.geomspace(sigma_min, sigma_max, n).tolist())
 
 
-def interpolate(t, knots: np.ndarray, values: np.ndarray):
-    """Piecewise linear, extrapolated at the ends; unlike `np.interp` it takes complex and traced t, hence has a `derivative`."""
-    xp, real = namespace(t), t.real
-    left = xp.clip(xp.searchsorted(xp.asarray(knots, real.dtype), real, side="right") - 1, 0, len(knots) - 2)
-    slopes = np.diff(values) / np.diff(knots)
-    knot, value, slope = (xp.asarray(a, real.dtype)[left] for a in (knots, values, slopes))
-    return value + (t - knot) * slope
+class Monotone:
+    """Monotone cubic interpolation (Hermite, slopes by second-order differences, clipped within Fritsch & Carlson's bounds, 1980) and its inverse.
+
+    Unlike SciPy's it takes complex and traced t, and so has a `derivative`. knots increase, values are strictly monotone; float64.
+    """
+
+    def __init__(self, knots: np.ndarray, values: np.ndarray):
+        self.knots, self.values = knots, values
+        secants = np.diff(values) / np.diff(knots)
+        slopes = np.gradient(values, knots, edge_order=min(2, len(knots) - 1))
+        sides = np.abs([np.append(secants, secants[-1]), np.insert(secants, 0, secants[0])])
+        slopes = np.sign(secants[0]) * np.clip(np.sign(secants[0]) * slopes, sides.min(0) / 2, 2 * sides.min(0))
+        self.coefficients = CubicHermiteSpline(knots, values, slopes).c[::-1]  # of 1, dt, dt^2, dt^3
+
+    def __call__(self, t):
+        left, dt = self._piece(t, self.knots)
+        c0, c1, c2, c3 = (namespace(t).asarray(c, t.real.dtype)[left] for c in self.coefficients)
+        return c0 + dt * (c1 + dt * (c2 + dt * c3))
+
+    @staticmethod
+    def _piece(t, knots):
+        """The interval that t is in (the nearest, outside) and the distance from its left end."""
+        xp, real = namespace(t), t.real
+        left = xp.clip(xp.searchsorted(xp.asarray(knots, real.dtype), real, side="right") - 1, 0, len(knots) - 2)
+        return left, t - xp.asarray(knots, real.dtype)[left]
+
+    def inverse(self, value):
+        """The t at which the interpolant takes `value`, an end for a value beyond the ends: Newton's method within the interval."""
+        xp, sign = namespace(value), np.sign(self.values[1] - self.values[0])
+        left, above = self._piece(sign * value, sign * self.values)
+        knot, width, _, c1, c2, c3 = (xp.asarray(a, value.dtype)[left] for a in (self.knots, np.diff(self.knots), *self.coefficients))
+        dt = 0.5 * width
+        for _ in range(16):  # three for even steps
+            excess = dt * (c1 + dt * (c2 + dt * c3)) - sign * above
+            dt = xp.clip(dt - excess / (c1 + dt * (2 * c2 + dt * 3 * c3)), 0.0, width)
+        return knot + dt
 
 
 def _single_step(chain: SDE, key, x0, i: Step):
@@ -77,9 +108,9 @@ class DDPM(SDE):
         return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-np.array(self.betas)))])
 
     @cached_property
-    def knots(self) -> np.ndarray:
-        """The times i/N of i = 0..N."""
-        return np.arange(self.N + 1) / self.N
+    def log_alpha(self) -> Monotone:
+        """log alpha(t), through the `log_alphas` at the times i/N."""
+        return Monotone(np.arange(self.N + 1) / self.N, self.log_alphas)
 
     def time_of_step(self, i: Step):
         """t = i/N."""
@@ -91,17 +122,17 @@ class DDPM(SDE):
 
     def alpha(self, t: Time):
         t = as_time(t)
-        return namespace(t).exp(interpolate(t, self.knots, self.log_alphas))
+        return namespace(t).exp(self.log_alpha(t))
 
     def variance(self, t: Time):
         t = as_time(t)
-        return -namespace(t).expm1(2 * interpolate(t, self.knots, self.log_alphas))
+        return -namespace(t).expm1(2 * self.log_alpha(t))
 
     def sigma(self, t: Time):
         return namespace(t).sqrt(self.variance(t))
 
     def time(self, log_snr: Time):
-        return interpolate(0.5 * softplus(-2 * as_time(log_snr)), -self.log_alphas, self.knots)
+        return self.log_alpha.inverse(-0.5 * softplus(-2 * as_time(log_snr)))
 
     def iterate(self, key, x: Float[Array, "b ..."], i: Step) -> Float[Array, "b ..."]:
         """x_i given x_{i-1} = x."""
@@ -131,13 +162,9 @@ class NCSN(SDE):
         return len(self.sigmas)
 
     @cached_property
-    def knots(self) -> np.ndarray:
-        """The times (i - 1)/(N - 1) of i = 1..N."""
-        return np.arange(self.N) / (self.N - 1)
-
-    @cached_property
-    def log_sigmas(self) -> np.ndarray:
-        return np.log(self.sigmas)
+    def log_sigma(self) -> Monotone:
+        """log sigma(t), through the levels at the times (i - 1)/(N - 1)."""
+        return Monotone(np.arange(self.N) / (self.N - 1), np.log(self.sigmas))
 
     def time_of_step(self, i: Step):
         """t = (i - 1)/(N - 1)."""
@@ -152,10 +179,10 @@ class NCSN(SDE):
 
     def sigma(self, t: Time):
         t = as_time(t)
-        return namespace(t).exp(interpolate(t, self.knots, self.log_sigmas))
+        return namespace(t).exp(self.log_sigma(t))
 
     def time(self, log_snr: Time):
-        return interpolate(-as_time(log_snr), self.log_sigmas, self.knots)
+        return self.log_sigma.inverse(-as_time(log_snr))
 
     def iterate(self, key, x: Float[Array, "b ..."], i: Step) -> Float[Array, "b ..."]:
         """x_i given x_{i-1} = x."""

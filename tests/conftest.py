@@ -10,11 +10,13 @@ import pytest
 from samplers import solvers
 from sde_lib import PLANE, SDE, GaussianMixture
 
+FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 PATHS = [cls() for cls in SDE.__subclasses__()]
 
 
 def pytest_configure(config):
-    """One compilation cache for the workers and commands of this run: many tests compile the same programs."""
+    """The suite compiles far more than it runs: LLVM without optimization, and one compilation cache for all workers and commands of this run."""
+    os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
     if not hasattr(config, "workerinput"):
         config.compilation_cache = tempfile.TemporaryDirectory()
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache.name

@@ -10,7 +10,7 @@ ALLOWED = {
     "sde_lib": {"sde_lib"},
     "models": {"models"},
     "samplers": {"samplers", "sde_lib"},
-    "configs": {"configs"},
+    "configs": {"configs", "models", "sde_lib"},
     "experiments": {"experiments", "samplers", "sde_lib", "models", "configs"},
 }
 NETWORK_LIBRARIES = {"flax", "optax", "orbax"}

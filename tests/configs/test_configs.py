@@ -34,7 +34,7 @@ def test_config(name, tmp_path, monkeypatch):
     full = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
     assert sum(a.size for a in jax.tree.leaves(full.params)) == pytest.approx(PARAMETERS[name], rel=0.02)
     for key, value in {"channels": 8, "width": 16, "blocks": 1, "multipliers": (1, 2), "attention": ()}.items():
-        if key in config.model:
+        if config.model[key] is not None:
             config.model[key] = value
     config.training.update({"batch": 8, "steps": 2})
     trained = train(config, tmp_path)

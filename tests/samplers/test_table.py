@@ -61,8 +61,6 @@ def exact_flow(sde, std, mean, x_T, t):
 # functions that live as long as the tests, so that tests of one kind share compiled programs
 PREDICT = {kind: functools.partial(lambda kind, exact, x, t: exact.predict(kind, x, t), kind) for kind in PLANE}
 CASES = [(sde, name) for sde in map(lambda c: c(), SDE.__subclasses__()) for name in ORDERS]
-# a chain is piecewise smooth in t, so that methods in t have no order beyond its steps; those in log-SNR are asserted on it too
-CASES = [(sde, name) for sde, name in CASES if not (hasattr(sde, "knots") and name in ("euler", "heun"))]
 
 
 @pytest.mark.parametrize("path, name", CASES, ids=lambda v: v if isinstance(v, str) else type(v).__name__)

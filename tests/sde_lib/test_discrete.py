@@ -31,6 +31,19 @@ def test_steps_and_times_are_inverse(chain):
     np.testing.assert_array_equal(jax.jit(lambda i: chain.step_of_time(chain.time_of_step(i)))(jnp.asarray(STEPS)), STEPS)
 
 
+def cosine_betas(n):
+    """Nichol & Dhariwal 2021 (2102.09672), section 3.2: beta clipped at 0.999, so that the last steps are a hundred times the others."""
+    bars = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
+    return tuple(np.minimum(1 - bars[1:] / bars[:-1], 0.999))
+
+
+@pytest.mark.parametrize("chain", [DDPM(cosine_betas(50)), DDPM((0.5, 1e-3)), NCSN((0.01, 0.011, 3.0, 3.1)), NCSN((1.0, 2.0))], ids=str)
+def test_chains_with_uneven_steps_stay_monotone_and_invertible(chain):
+    t = np.linspace(1e-3, 1, 5000)
+    assert np.all(np.diff(chain.log_snr(t)) < 0)
+    np.testing.assert_allclose(chain.time(chain.log_snr(t)), t, rtol=1e-9)
+
+
 @pytest.mark.parametrize("chain", [DDPM(), NCSN()], ids=["DDPM", "NCSN"])
 def test_iterative_form_compounds_to_single_step(chain):
     """Coefficients of each iterative step, read off exactly, compound to those of the single step (Table 1 of the survey)."""
