@@ -28,6 +28,7 @@ test: .venv/installed
 	$(BIN)/pytest -n 2 -m "not slow"
 
 slow: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[test,peers]'
 	$(BIN)/pytest -m slow
 
 clean:

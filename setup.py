@@ -25,5 +25,10 @@ setup(
         "scipy>=1.14",
         "tensorboardX>=2.6",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"], "cuda": ["jax[cuda13]"], "tpu": ["jax[tpu]"]},
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"],
+        "peers": ["diffusers>=0.30", "torch>=2.4"],
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+    },
 )

@@ -15,7 +15,7 @@ from samplers import grids, sample, sample_adaptive, sample_sde, solvers
 from sde_lib import Denoiser
 
 ADAPTIVE, REVERSE_SDE = "adaptive", "reverse_sde"
-SOLVERS = [*solvers.__all__, ADAPTIVE, REVERSE_SDE]
+SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE]
 GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr"]
 
 
@@ -77,7 +77,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, **options)
         files.append(plots.grid(plots.to_uint8(values, data.levels), folder / f"{name}.png"))
     elif is_plane:
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
-    if options["solver"] in solvers.__all__ and (is_image or is_plane):
+    if options["solver"] in solvers.SOLVERS and (is_image or is_plane):
         rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
         labels = np.arange(len(rows)) % run.network.module.num_classes if run.conditional else None
         path = draw(run.denoiser(labels), rows, data.shape, path=True, **options)[2]

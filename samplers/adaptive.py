@@ -16,7 +16,7 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from samplers.solvers.stochastic import posterior
+from samplers.solvers.steps import posterior
 from samplers.table import check_times
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys, normal

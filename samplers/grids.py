@@ -8,6 +8,7 @@ sigma/alpha are spaced from alpha = 1e-3 on and put T itself in the place of the
 import numpy as np
 
 from sde_lib.denoiser import MIN_ALPHA
+from sde_lib.paths import VP
 from sde_lib.sde import SDE
 
 
@@ -59,6 +60,28 @@ def karras(sde: SDE, n: int, eps: float | None = None, rho: float = 7.0) -> np.n
     eps = _eps(sde, n, eps)
     first, last = (np.exp(-np.array(ends) / rho) for ends in _log_snr_ends(sde, eps))
     return _exact_ends(sde.time(-rho * np.log(np.linspace(first, last, n + 1))), sde, eps)
+
+
+def exponential(sde: SDE, n: int, eps: float | None = None, rho: float = 1.0) -> np.ndarray:
+    """log(sigma/alpha) falls with the rho-th power of even steps (k-diffusion's "polyexponential"); rho = 1, its "exponential", is `log_snr`."""
+    eps = _eps(sde, n, eps)
+    first, last = _log_snr_ends(sde, eps)
+    return _exact_ends(sde.time(last + (first - last) * np.linspace(1.0, 0.0, n + 1) ** rho), sde, eps)
+
+
+def vp_like(sde: SDE, eps: float | None = None, t_min: float = 1e-3) -> VP:
+    """The VP path on [t_min, 1] with the range of sigma/alpha that `sde` has on [eps, T]: for the EDM path the one with which DEIS and others
+    were published on its models. Raises ValueError where there is none with increasing beta."""
+    first, last = (np.log1p(np.exp(-2 * log_snr)) for log_snr in _log_snr_ends(sde, _eps(sde, 1, eps)))
+    slope = 2 * (last / t_min - first) / (t_min - 1)
+    return VP(first - 0.5 * slope, first + 0.5 * slope)
+
+
+def vp_uniform(sde: SDE, n: int, eps: float | None = None, rho: float = 1.0, t_min: float = 1e-3) -> np.ndarray:
+    """Equal steps in t^(1/rho) of the VP path with the same range of sigma/alpha, `vp_like` (rho = 1: "time_uniform" of diff-sampler)."""
+    eps = _eps(sde, n, eps)
+    t = np.linspace(1.0, t_min ** (1 / rho), n + 1) ** rho
+    return _exact_ends(sde.time(vp_like(sde, eps, t_min).log_snr(t)), sde, eps)
 
 
 def with_zero(times: np.ndarray) -> np.ndarray:

@@ -76,6 +76,14 @@ class Table:
     def stochastic(self) -> bool:
         return self.noise is not None
 
+    def rows(self) -> list[Row]:
+        """The rows that `stack` makes this table of, but for coefficients that are zero."""
+        lags = lambda c, e: {k: v for k, v in enumerate(c[e]) if np.any(v)}
+        at = lambda e: {} if self.at_x is None else {"at_x": lags(self.at_x, e), "at_p": lags(self.at_p, e)}
+        value = lambda c, e: 0.0 if c is None else c[e]
+        row = lambda e: Row(self.times[e], lags(self.x, e), lags(self.p, e), value(self.noise, e), at_noise=value(self.at_noise, e), **at(e))
+        return [row(e) for e in range(self.nfe)]
+
 
 Solver = Callable[[SDE, np.ndarray], Table]
 

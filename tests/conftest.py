@@ -25,12 +25,13 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    if "sde" in metafunc.fixturenames:
+    own = [name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[0].replace(" ", "").split(",")]
+    if "sde" in metafunc.fixturenames and "sde" not in own:
         metafunc.parametrize("sde", PATHS, ids=lambda sde: type(sde).__name__)
     if "kind" in metafunc.fixturenames:
         metafunc.parametrize("kind", PLANE)
     if "solver_name" in metafunc.fixturenames:
-        metafunc.parametrize("solver_name", solvers.__all__)
+        metafunc.parametrize("solver_name", solvers.SOLVERS)
 
 
 @pytest.fixture

@@ -1,7 +1,21 @@
 """Solvers by family. Each is a function of its options that returns a solver, (sde, times) -> Table; see `samplers.table`."""
 
-from samplers.solvers.exponential import ddim, dpm_solver_pp
-from samplers.solvers.runge_kutta import euler, heun
-from samplers.solvers.stochastic import ancestral, euler_maruyama, reverse_diffusion
+from samplers.solvers.adams import adams_bashforth, afs, deis, ipndm, lms, pndm, then
+from samplers.solvers.exponential import ddim, dpm_solver, dpm_solver_pp, sde_dpm_solver, sde_dpm_solver_pp, singlestep_orders, unipc
+from samplers.solvers.runge_kutta import HEUN, KUTTA3, MIDPOINT, RK4, Tableau, euler, heun, midpoint, rk4, runge_kutta
+from samplers.solvers.stochastic import ancestral, edm, euler_maruyama, reverse_diffusion
 
-__all__ = ["ancestral", "ddim", "dpm_solver_pp", "euler", "euler_maruyama", "heun", "reverse_diffusion"]
+# by name, each with the defaults of its paper for all options
+SOLVERS = {
+    solver.__name__: solver
+    for solver in (
+        ancestral, ddim, deis, dpm_solver, dpm_solver_pp, edm, euler, euler_maruyama, heun, ipndm, lms, midpoint, pndm, reverse_diffusion, rk4,
+        sde_dpm_solver, sde_dpm_solver_pp, unipc,
+    )
+}  # fmt: skip
+
+__all__ = [
+    "HEUN", "KUTTA3", "MIDPOINT", "RK4", "SOLVERS", "Tableau", "adams_bashforth", "afs", "ancestral", "ddim", "deis", "dpm_solver", "dpm_solver_pp",
+    "edm", "euler", "euler_maruyama", "heun", "ipndm", "lms", "midpoint", "pndm", "reverse_diffusion", "rk4", "runge_kutta", "sde_dpm_solver",
+    "sde_dpm_solver_pp", "singlestep_orders", "then", "unipc",
+]  # fmt: skip

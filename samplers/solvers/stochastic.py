@@ -2,25 +2,8 @@
 
 import numpy as np
 
+from samplers.solvers.steps import jump, of_score, one_step_rows, posterior, ratio, stepwise, transition
 from samplers.table import Row, Solver, stack
-
-
-def transition(sde, t: float, s: float) -> tuple[float, float]:
-    """Coefficient and variance of the Gaussian p(x_t | x_s), s < t: alpha_t/alpha_s and sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2."""
-    alpha_ts = sde.alpha(t) / sde.alpha(s)
-    return alpha_ts, sde.sigma(t) ** 2 - (alpha_ts * sde.sigma(s)) ** 2
-
-
-def posterior(sde, t: float, s: float) -> tuple[float, float, float]:
-    """Coefficients of x_t and x_0, and standard deviation, of the Gaussian p(x_s | x_t, x_0), s < t (2006.11239, eq. 7; 2107.00630, eq. 25)."""
-    alpha_ts, variance_ts = transition(sde, t, s)
-    sigma_s, sigma_t = sde.sigma(s), sde.sigma(t)
-    return alpha_ts * (sigma_s / sigma_t) ** 2, sde.alpha(s) * variance_ts / sigma_t**2, np.sqrt(variance_ts) * sigma_s / sigma_t
-
-
-def of_score(sde, t: float, coefficient: float) -> tuple[float, float]:
-    """What `coefficient` times the score at t adds to the coefficients of x and D: score = (alpha D - x)/sigma^2."""
-    return -coefficient / sde.sigma(t) ** 2, coefficient * sde.alpha(t) / sde.sigma(t) ** 2
 
 
 def ancestral(variance: str = "posterior") -> Solver:
@@ -41,20 +24,6 @@ def ancestral(variance: str = "posterior") -> Solver:
         return one_step_rows(t, x, p, noise)
 
     return solver
-
-
-def one_step_rows(t, x, p, noise):
-    """The table of x' = x x + p D + noise xi, from arrays over the steps."""
-    return stack([Row(*row) for row in zip(t, ({0: c} for c in x), ({0: c} for c in p), noise)], "data")
-
-
-def stepwise(step, sde, times):
-    """The table of (x, p, noise) = step(t, s); from alpha = 0, where f and g are infinite, of the ancestral step, exact there since x_T is
-    independent of the data."""
-    t, s = times[:-1], times[1:]
-    start = np.where(sde.alpha(t) == 0, 0.5 * (t + s), t)  # keeps `step` finite where its result is not used
-    rows = [np.where(sde.alpha(t) == 0, a, b) for a, b in zip(posterior(sde, t, s), step(start, s))]
-    return one_step_rows(t, *rows)
 
 
 def euler_maruyama() -> Solver:
@@ -88,5 +57,38 @@ def reverse_diffusion() -> Solver:
             return 2 - alpha_ts + x, p, np.sqrt(variance_ts)
 
         return stepwise(step, sde, times)
+
+    return solver
+
+
+def edm(churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: float = 1.0) -> Solver:
+    """EDM's sampler (Karras et al. 2022, 2206.00364, algorithm 2): noise is added back before each Heun step in sigma/alpha.
+
+    churn: S_churn; noise is added where sigma/alpha is in [s_min, s_max], raising it by the factor 1 + min(churn/N, sqrt(2) - 1); s_noise: its
+    inflation. Order 2 and deterministic (`heun("sigma")`) at churn = 0, else stochastic. Two evaluations a step, one where it ends at
+    sigma = 0: 2N - 1 in all; consumes the data prediction. A step from alpha = 0 is DDIM's.
+    """
+
+    def solver(sde, times):
+        rows, n = [], len(times) - 1
+        for t, s in zip(times[:-1], times[1:]):
+            if sde.alpha(t) == 0:
+                x, p = jump(sde, t, s)
+                rows.append(Row(t, {0: x}, {0: p}))
+                continue
+            r, r_s, alpha_s = ratio(sde, t), ratio(sde, s), sde.alpha(s)
+            gamma = min(churn / n, np.sqrt(2.0) - 1) if s_min <= r <= s_max else 0.0
+            raised = float(sde.time(-np.log(r * (1 + gamma)))) if gamma else t
+            scale = sde.alpha(raised) / sde.alpha(t)
+            std = s_noise * sde.alpha(raised) * np.sqrt(ratio(sde, raised) ** 2 - r**2) if gamma else 0.0
+            x, p = jump(sde, raised, s)  # of the raised point y = scale x + std xi
+            rows.append(Row(raised, {0: x * scale}, {0: p}, x * std, at_x={0: scale}, at_noise=std))
+            if r_s > 0:
+                # x' = x_1 + half (eps_1 - eps), eps = (y - alpha D)/sigma of the raised point, y = (x_1 - p D)/x
+                half = 0.5 * alpha_s * (r_s - ratio(sde, raised))
+                sigma, sigma_s = sde.sigma(raised), sde.sigma(s)
+                back = half / sigma
+                rows.append(Row(s, {0: 1 + half / sigma_s - back / x}, {0: -half * alpha_s / sigma_s, 1: back * (p / x + sde.alpha(raised))}))
+        return stack(rows, "data")
 
     return solver

@@ -12,15 +12,34 @@ from scipy import stats
 from samplers import Row, grids, sample, solvers, stack
 from samplers.solvers.stochastic import of_score
 from samplers.table import execute
-from sde_lib import DDPM, EDM, NCSN, PLANE, SDE, VE, VP, Denoiser, GaussianMixture, SubVP
+from sde_lib import DDPM, EDM, NCSN, PLANE, VE, VP, Denoiser, GaussianMixture, SubVP
 
-SOLVERS = {name: getattr(solvers, name)() for name in solvers.__all__}
-ORDERS = {  # of the deterministic solvers
-    "euler": (solvers.euler(), 1),
-    "heun": (solvers.heun(), 2),
-    "ddim": (solvers.ddim(), 1),
-    "dpm_solver_pp": (solvers.dpm_solver_pp(), 2),
-}
+SOLVERS = {name: solver() for name, solver in solvers.SOLVERS.items()}
+FREE = {"lower_order_final": False}  # a last step of order 1 would limit the order to 2
+ORDERS = {  # of the deterministic solvers; the start with lower orders limits those of order 4 to 3.5 on some paths
+    "euler": (solvers.euler(), 1), "euler sigma": (solvers.euler("sigma"), 1), "euler log_snr": (solvers.euler("log_snr"), 1),
+    "heun": (solvers.heun(), 2), "heun sigma": (solvers.heun("sigma"), 2), "heun log_snr": (solvers.heun("log_snr"), 2),
+    "midpoint": (solvers.midpoint(), 2), "midpoint log_snr": (solvers.midpoint("log_snr"), 2),
+    "kutta3": (solvers.runge_kutta(solvers.KUTTA3, "log_snr"), 3), "rk4": (solvers.rk4(), 4), "rk4 sigma": (solvers.rk4("sigma"), 4),
+    "rk4 log_snr": (solvers.rk4("log_snr"), 4), "ddim": (solvers.ddim(), 1), "edm": (solvers.edm(), 2), "dpm_solver 1": (solvers.dpm_solver(1), 1),
+    "dpm_solver 2": (solvers.dpm_solver(2), 2), "dpm_solver 2 taylor": (solvers.dpm_solver(2, solver_type="taylor"), 2),
+    "dpm_solver 3": (solvers.dpm_solver(3), 3), "dpm_solver 3 taylor": (solvers.dpm_solver(3, solver_type="taylor"), 3),
+    "dpm_solver 2M": (solvers.dpm_solver(2, "multistep"), 2), "dpm_solver 3M": (solvers.dpm_solver(3, "multistep"), 2),
+    "dpm_solver 3M consistent": (solvers.dpm_solver(3, "multistep", consistent=True), 3),
+    "dpm_solver_pp 2S": (solvers.dpm_solver_pp(2, "singlestep"), 2), "dpm_solver_pp 3S": (solvers.dpm_solver_pp(3, "singlestep"), 3),
+    "dpm_solver_pp 2M": (solvers.dpm_solver_pp(), 2), "dpm_solver_pp 2M taylor": (solvers.dpm_solver_pp(solver_type="taylor"), 2),
+    "dpm_solver_pp 3M": (solvers.dpm_solver_pp(3), 2),
+    "dpm_solver_pp 3M consistent": (solvers.dpm_solver_pp(3, solver_type="taylor", consistent=True), 3), "unipc 1": (solvers.unipc(1, **FREE), 2),
+    "unipc 1 noise": (solvers.unipc(1, "bh1", "noise", **FREE), 2), "unipc 2": (solvers.unipc(2, **FREE), 3),
+    "unipc 2 bh1 noise": (solvers.unipc(2, "bh1", "noise", **FREE), 3), "unipc 1 predictor": (solvers.unipc(1, corrector=False, **FREE), 1),
+    "unipc 2 predictor": (solvers.unipc(2, corrector=False, **FREE), 2), "unipc 3 predictor": (solvers.unipc(3, "bh1", corrector=False, **FREE), 3),
+    "deis 0": (solvers.deis(0), 1), "deis 1": (solvers.deis(1), 2), "deis 2": (solvers.deis(2), 3), "deis 3": (solvers.deis(3), 4),
+    "deis 1 rhoab": (solvers.deis(1, "rhoab"), 2), "deis 2 rhoab": (solvers.deis(2, "rhoab"), 3), "lms 2": (solvers.lms(2), 2),
+    "lms": (solvers.lms(), 4), "adams log_snr": (solvers.adams_bashforth(3, "log_snr"), 3), "ipndm 1": (solvers.ipndm(1), 1),
+    "ipndm 2": (solvers.ipndm(2), 2), "ipndm": (solvers.ipndm(), 2), "pndm": (solvers.pndm(), 2), "pndm heun": (solvers.pndm("heun"), 2),
+    "sde_dpm_solver_pp, no noise": (solvers.sde_dpm_solver_pp(2, eta=0.0), 2),
+    "heun sigma then 2M": (solvers.then(solvers.heun("sigma"), solvers.dpm_solver_pp(), 0.3), 2),
+}  # fmt: skip
 
 
 def propagate(table, sde, std, mean=0.0, x_T=None, prior=None):
@@ -29,7 +48,7 @@ def propagate(table, sde, std, mean=0.0, x_T=None, prior=None):
     depth_x, depth_p = table.x.shape[1], table.p.shape[1]
     n = table.nfe
     # everything is an affine function of (1, x_T, xi_0 .. xi_{n-1}): rows of coefficients
-    unit = np.eye(n + 2)
+    unit = np.eye(n + 2 if table.stochastic else 2)
     xs, ps = [unit[1]], []
     for e, t in enumerate(table.times):
         alpha, sigma = sde.alpha(t), sde.sigma(t)
@@ -43,7 +62,7 @@ def propagate(table, sde, std, mean=0.0, x_T=None, prior=None):
             ps.append(data)
         else:
             noise = sigma / total * (y - alpha * mean * unit[0])
-            ps.append(sde.alpha_dot(t) * data + sde.sigma_dot(t) * noise)
+            ps.append(noise if table.prediction == "noise" else sde.alpha_dot(t) * data + sde.sigma_dot(t) * noise)
         x = sum(table.x[e, k] * lag(xs, k) for k in range(depth_x)) + sum(table.p[e, k] * lag(ps, k) for k in range(depth_p))
         xs.append(x + (0 if table.noise is None else table.noise[e] * unit[e + 2]))
     if x_T is not None:
@@ -52,27 +71,59 @@ def propagate(table, sde, std, mean=0.0, x_T=None, prior=None):
     return xs[-1][0] + xs[-1][1] * sde.alpha(sde.T) * mean, xs[-1][1] ** 2 * variance_T + np.sum(xs[-1][2:] ** 2)
 
 
-def exact_flow(sde, std, mean, x_T, t):
-    """Probability flow of data N(mean, std^2) from T to t: the standardised variable is constant."""
+def exact_flow(sde, std, mean, x_T, t, start=None):
+    """Probability flow of data N(mean, std^2) from `start` (T) to t: the standardised variable is constant."""
+    start = sde.T if start is None else start
     spread = lambda t: np.sqrt((sde.alpha(t) * std) ** 2 + sde.sigma(t) ** 2)
-    return sde.alpha(t) * mean + spread(t) / spread(sde.T) * (x_T - sde.alpha(sde.T) * mean)
+    return sde.alpha(t) * mean + spread(t) / spread(start) * (x_T - sde.alpha(start) * mean)
 
 
 # functions that live as long as the tests, so that tests of one kind share compiled programs
 PREDICT = {kind: functools.partial(lambda kind, exact, x, t: exact.predict(kind, x, t), kind) for kind in PLANE}
-CASES = [(sde, name) for sde in map(lambda c: c(), SDE.__subclasses__()) for name in ORDERS]
 
 
-@pytest.mark.parametrize("path, name", CASES, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
-def test_order_of_convergence(path, name):
-    """The slope of the error to the exact flow of a Gaussian, n = 256 to 1024 on the log-SNR grid, is the solver's order within 0.1."""
-    solver, order = ORDERS[name]
-    eps, x_T = 0.02 * path.T, 1.3 * path.sigma(path.T)  # eps away from t = 0, where sigma' may be infinite
-    ns, errors = np.array([256, 512, 1024]), []
+def slope_of_error(sde, solver, start, end, ns=(256, 512, 1024)):
+    """Slope and last error to the exact flow of three Gaussians, on times of equal steps in (sigma/alpha)^(1/7)."""
+    errors = []
     for n in ns:
-        table = solver(path, grids.log_snr(path, n, eps=eps))
-        errors.append(abs(propagate(table, path, 0.6, 0.4, x_T=x_T) - exact_flow(path, 0.6, 0.4, x_T, eps)))
-    assert -np.polyfit(np.log(ns), np.log(errors), 1)[0] == pytest.approx(order, abs=0.1), errors
+        times = sde.time(-7 * np.log(np.linspace(*(np.exp(-sde.log_snr(t) / 7) for t in (start, end)), n + 1)))
+        table, x = solver(sde, times), 1.3 * sde.sigma(start)
+        error = [propagate(table, sde, std, 0.4, x_T=x) - exact_flow(sde, std, 0.4, x, end, start) for std in (0.3, 0.6, 1.5)]
+        errors.append(np.linalg.norm(error))
+    return -np.polyfit(np.log(ns), np.log(errors), 1)[0], errors[-1]
+
+
+@pytest.mark.parametrize("name", [name for name in ORDERS if name != "midpoint"])
+def test_order_of_convergence(name):
+    """The slope of the error is the solver's order within 0.15, n = 256 to 1024, sigma from 1000 to 0.05.
+
+    From far out, for the lower orders that multistep methods start with would limit them to order 2 nearer to the data. (The leading error of the
+    midpoint method in sigma vanishes on Gaussians; it is measured in t below.)
+    """
+    solver, order = ORDERS[name]
+    slope, error = slope_of_error(EDM(sigma_max=1e3), solver, 1e3, 0.05)
+    assert slope == pytest.approx(order, abs=0.15), error
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "midpoint", "rk4"])
+def test_order_in_time_on_every_path(sde, name):
+    """Those that step in t, from 0.9 T to 0.05 T (sigma' may be infinite at 0); rounding and the C^1 steps of a chain excused below 1e-8."""
+    slope, error = slope_of_error(sde, *ORDERS[name][:1], 0.9 * sde.T, 0.05 * sde.T)
+    assert slope >= ORDERS[name][1] - 0.15 or error < 1e-8
+
+
+IN_TIME = ("euler", "heun", "midpoint", "rk4", "pndm", "heun sigma then 2M", "deis 1", "deis 2", "deis 3")  # depend on t, not on log-SNR alone
+
+
+@pytest.mark.parametrize("name", [name for name in ORDERS if name not in IN_TIME])
+def test_solvers_in_log_snr_are_the_same_on_every_path(sde, name):
+    """At equal log-SNR the probability flow of x/alpha, and every method in log-SNR or sigma/alpha, is the same on all paths: equal to 1e-8."""
+    log_snr, x = np.linspace(-3.0, 3.0, 12), 17.0
+    results = []
+    for path in (sde, EDM()):
+        times = path.time(log_snr)
+        results.append(propagate(ORDERS[name][0](path, times), path, 0.6, 0.4, x_T=x * path.alpha(times[0])) / path.alpha(times[-1]))
+    assert results[0] == pytest.approx(results[1], rel=1e-8)
 
 
 def test_weak_order_of_stochastic_solvers(sde, solver_name):
@@ -143,19 +194,46 @@ def test_reverse_diffusion_is_that_of_the_chain():
     np.testing.assert_allclose(table.noise**2, -np.diff(np.array(chain.sigmas)[::-1] ** 2), rtol=1e-8)
 
 
-def test_marginals_of_every_solver_prediction_and_path(sde, kind, solver_name):
-    """Samples of a 1-D mixture by 300 steps, whatever the network predicts, pass a Kolmogorov-Smirnov test.
+def padded(table, rows, depth=5):
+    """The table with rows that change nothing after its last, and with room for `depth` x's and predictions: one compiled program for all."""
+    fill = lambda c: np.zeros((rows, depth)) if c is None else np.pad(c, ((0, rows - len(c)), (0, depth - c.shape[1])))
+    line = lambda c: np.zeros(rows) if c is None else np.pad(c, (0, rows - len(c)))
+    x, at_x = fill(table.x), fill(table.at_x)
+    x[table.nfe :, 0] = at_x[table.nfe :, 0] = 1.0
+    if table.at_x is None:
+        at_x[:, 0] = 1.0
+    times = np.pad(table.times, (0, rows - table.nfe), mode="edge")
+    return dataclasses.replace(
+        table, times=times, x=x, p=fill(table.p), at_x=at_x, at_p=fill(table.at_p), noise=line(table.noise), at_noise=line(table.at_noise)
+    )
 
-    n = 4000, seed 0; bound 0.035, which a perfect sampler exceeds with probability 1e-4 (sqrt(log(2e4)/8000)); an EM with twice the noise has 0.2.
+
+GATED = SOLVERS | {
+    "ddim, eta 0.5": solvers.ddim(0.5),
+    "edm, churn": solvers.edm(churn=40.0),
+    "noise early only": solvers.sde_dpm_solver_pp(eta=lambda t: float(t > 0.3)),
+    "pndm": solvers.pndm("heun"),  # the other warm-up has a longer history; its first steps are tested above
+}
+
+
+def test_marginals_of_every_solver(sde, kind):
+    """Samples of a 1-D mixture by about 100 evaluations of every solver pass a Kolmogorov-Smirnov test, whatever the network predicts.
+
+    n = 1000, seed 0; bound 0.07, which a perfect sampler exceeds with probability 1e-4 (sqrt(log(2e4)/2000)); an EM with twice the noise has 0.2.
     """
     gm = GaussianMixture([[-0.8], [0.5]], [0.3, 0.2], [1.0, 2.0])
     exact = gm.denoiser(sde)
     den = Denoiser(jax.tree_util.Partial(PREDICT[kind], exact), sde, kind)
-    times = grids.log_snr(sde, 300)
-    x = sample(den, sde.prior_sample(jax.random.key(0), (4000, 1)), times, SOLVERS[solver_name], jax.random.key(1))
-    alpha, sigma = sde.alpha(times[-1]), sde.sigma(times[-1])
-    cdf = lambda x: sum(w * stats.norm(alpha * m, np.hypot(alpha * s, sigma)).cdf(x) for m, s, w in ((-0.8, 0.3, 1 / 3), (0.5, 0.2, 2 / 3)))
-    assert stats.kstest(np.asarray(x)[:, 0], cdf).statistic <= 0.035
+    x_T, keys, distance = sde.prior_sample(jax.random.key(0), (1000, 1)), jax.random.split(jax.random.key(1), 1000), {}
+    for name, solver in GATED.items():
+        stages = -(-solver(sde, grids.log_snr(sde, 6)).nfe // 6)
+        times = grids.log_snr(sde, 100 // stages)
+        table = padded(solver(sde, times), 110)
+        x = execute(den, jax.tree.map(lambda c: np.asarray(c, np.float32), table), x_T, keys)[0]
+        alpha, sigma = sde.alpha(times[-1]), sde.sigma(times[-1])
+        cdf = lambda x, a=alpha, s=sigma: sum(w * stats.norm(a * m, np.hypot(a * d, s)).cdf(x) for m, d, w in ((-0.8, 0.3, 1 / 3), (0.5, 0.2, 2 / 3)))
+        distance[name] = float(stats.kstest(np.asarray(x)[:, 0], cdf).statistic)
+    assert max(distance.values()) <= 0.07, distance
 
 
 def test_executor_agrees_with_the_recursion(sde, solver_name, x64):

@@ -1,0 +1,197 @@
+r"""Linear multistep methods on the noise prediction: past evaluations are interpolated by a polynomial, one evaluation a step.
+
+With y = x/alpha and s = sigma/alpha the probability-flow ODE is dy = eps ds. Adams-Bashforth methods replace eps by the polynomial through the
+last evaluations in some variable u, so that
+
+    x' = (alpha'/alpha) x + sum_j b_j eps_{i-j},        b_j = alpha' \int_s^{s'} l_j(u(s)) ds,     l_j Lagrange's polynomials,
+
+integrated here by Gauss-Legendre quadrature to rounding. In the variable sigma/alpha these are LMS and DEIS-rhoAB, in t DEIS-tAB, in lambda
+DPM-Solver. PNDM and iPNDM keep the weights of equal steps.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from samplers.solvers.exponential import gauss_legendre
+from samplers.solvers.steps import check, combine, first_order, in_data, leave_prior, ratio
+from samplers.table import Row, Solver, stack
+from sde_lib.sde import SDE
+
+# the Adams-Bashforth weights of equal steps, by number of evaluations
+EQUAL_STEPS = {1: [1.0], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
+
+
+def variable_of(sde: SDE, variable: str | SDE) -> Callable:
+    """u as a function of s = sigma/alpha (array, float64)."""
+    if variable == "sigma":
+        return lambda s: s
+    if variable == "log_snr":
+        return lambda s: -np.log(s)
+    path = sde if variable == "t" else variable
+    with np.errstate(divide="ignore"):
+        return lambda s: path.time(-np.log(s))
+
+
+def adams_weights(sde: SDE, times: np.ndarray, i: int, count: int, variable: str | SDE) -> np.ndarray:
+    """b_j of the module docstring for step i of the grid and the last `count` evaluations."""
+    u = variable_of(sde, variable)
+    nodes = u(np.array([ratio(sde, t) for t in times[i - count + 1 : i + 1]]))[::-1]
+    start, end = ratio(sde, times[i]), ratio(sde, times[i + 1])
+    theta, weight = gauss_legendre(200)
+    if end > 0:  # in log s, where u is smooth over many octaves
+        s = start * np.exp(theta * np.log(end / start))
+        weight = weight * s * np.log(end / start)
+    else:
+        s, weight = start * (1 - theta), -weight * start
+    others = lambda j: np.delete(nodes, j)
+    lagrange = [np.prod((u(s)[:, None] - others(j)) / (nodes[j] - others(j)), 1) for j in range(count)]
+    return sde.alpha(times[i + 1]) * np.array([np.sum(weight * polynomial) for polynomial in lagrange])
+
+
+def adams_bashforth(count: int, variable: str | SDE) -> Solver:
+    """The method through the last `count` evaluations, polynomial in `variable`: "sigma", "t", "log_snr", or the time of another path.
+
+    Order `count`, started by its lower orders; one evaluation a step; consumes the noise; deterministic. A step from alpha = 0 is DDIM's.
+    """
+    if count < 1:
+        raise ValueError(f"{count} evaluations: expected at least 1")
+
+    def build(sde, times):
+        rows = []
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
+            b = adams_weights(sde, times, i, min(count, i + 1), variable)
+            if variable == "log_snr" and sde.sigma(s) == 0:
+                b = [first_order(sde, t, s, "noise")[1]]
+            rows.append(Row(t, {0: sde.alpha(s) / sde.alpha(t)}, dict(enumerate(b))))
+        return rows
+
+    return lambda sde, times: leave_prior(sde, times, build, "noise")
+
+
+def deis(order: int = 3, variant: str = "tab", variable: SDE | None = None) -> Solver:
+    """DEIS (Zhang & Chen 2023, 2204.13902, section 3.3): tAB (polynomial in t) and rhoAB (in sigma/alpha), of `order` 0 (DDIM) to 3 and more.
+
+    The paper's order r is the degree of the polynomial through r + 1 evaluations: of convergence r + 1, started by its lower orders; one evaluation
+    a step; consumes the noise; deterministic. variant: "tab" or "rhoab". variable: the path in whose time "tab" interpolates, at equal log-SNR,
+    if not the sampled one's own: on the EDM path, whose t is sigma, tab is rhoab, and VP's time is the authors' choice (`grids.vp_like`).
+    The authors' coefficients are a sum of 10,000 points, good to 4e-4; these are exact. Raises ValueError for unknown options.
+    """
+    check("deis", variant=(variant, ("tab", "rhoab")))
+    if order < 0:
+        raise ValueError(f"deis: order {order}: expected at least 0")
+    return adams_bashforth(order + 1, "sigma" if variant == "rhoab" else variable or "t")
+
+
+def lms(order: int = 4) -> Solver:
+    """The linear multistep method of k-diffusion (Adams-Bashforth in sigma/alpha with unequal steps; rhoAB-DEIS of one degree less).
+
+    Order `order`, one evaluation a step, consumes the noise, deterministic.
+    """
+    return adams_bashforth(order, "sigma")
+
+
+def ipndm(order: int = 4) -> Solver:
+    """Improved PNDM (Zhang & Chen 2023, 2204.13902, eq. 42): DDIM steps with the Adams-Bashforth weights of equal steps, started by lower orders.
+
+    One evaluation a step, consumes the noise, deterministic. `order` (1 to 4) is that on grids of equal steps in sigma/alpha; on others it is at
+    most 2, with a small constant. Raises ValueError for another order.
+    """
+    check("ipndm", order=(order, tuple(EQUAL_STEPS)))
+
+    def build(sde, times):
+        rows = []
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
+            linear, w = first_order(sde, t, s, "noise")
+            rows.append(Row(t, {0: linear}, {j: w * b for j, b in enumerate(EQUAL_STEPS[min(order, i + 1)])}))
+        return rows
+
+    return lambda sde, times: leave_prior(sde, times, build, "noise")
+
+
+def pndm(warmup: str = "runge_kutta") -> Solver:
+    """PNDM (Liu et al. 2022, 2202.09778, algorithm 2): DDIM steps along a pseudo-linear multistep slope of four evaluations (PLMS).
+
+    warmup: "runge_kutta", three pseudo Runge-Kutta steps of four evaluations each, at t, twice halfway in t, and at the end (F-PNDM): N + 9
+    evaluations; or "heun", a first step of two evaluations and then lower orders (PLMS of latent diffusion; diffusers' skip_prk_steps): N + 1.
+    Consumes the noise, deterministic; its order is that of `ipndm`. A step to sigma = 0 within the warm-up is DDIM's. Raises ValueError for
+    another warm-up.
+    """
+    check("pndm", warmup=(warmup, ("runge_kutta", "heun")))
+
+    def build(sde, times):
+        rows, slopes = [], []  # slopes: the rows at whose points the steps' own evaluations were made
+
+        def row(t, start, s, base, average):
+            """A step from `start` to s along sum average[e] eps_e (e: rows), x being that before row `base`."""
+            linear, w = first_order(sde, start, s, "noise")
+            e = len(rows)
+            rows.append(Row(t, {e - base: linear}, {e - k: w * c for k, c in average.items()}))
+
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
+            e = len(rows)
+            slopes.append(e)
+            if i < 3 and warmup == "runge_kutta" and sde.sigma(s) > 0:
+                half = 0.5 * (t + s)
+                row(t, t, half, e, {e: 1.0})
+                row(half, t, half, e, {e + 1: 1.0})
+                row(half, t, s, e, {e + 2: 1.0})
+                row(s, t, s, e, {e: 1 / 6, e + 1: 2 / 6, e + 2: 2 / 6, e + 3: 1 / 6})
+            elif i == 0 and warmup == "heun" and sde.sigma(s) > 0:
+                row(t, t, s, e, {e: 1.0})
+                row(s, t, s, e, {e: 0.5, e + 1: 0.5})
+            else:
+                row(t, t, s, e, dict(zip(slopes[:-5:-1], EQUAL_STEPS[min(4, i + 1)])))
+        return rows
+
+    return lambda sde, times: leave_prior(sde, times, build, "noise")
+
+
+def afs(solver: Solver) -> Solver:
+    """The analytical first step (Dockhorn et al. 2022, 2210.05475): `solver` without its first evaluation, the noise there being taken as
+    x / sqrt(alpha^2 + sigma^2), which is what it is for data of unit variance (and nearly so for any data where sigma is large).
+
+    For tables that consume the noise and evaluate at x_e itself; not where alpha = 0, whose first step is exact. Raises ValueError for others.
+    """
+
+    def shorter(sde, times):
+        table = solver(sde, times)
+        if table.prediction != "noise" or table.stochastic or table.at_x is not None or table.nfe < 2:
+            raise ValueError("afs: expected a deterministic solver with two or more evaluations that consumes the noise, on a grid with alpha(T) > 0")
+        slope = 1 / np.sqrt(sde.alpha(times[0]) ** 2 + sde.sigma(times[0]) ** 2)
+        first = float(table.x[0, 0] + slope * table.p[0, 0])  # x_1 = first x_0
+        rows = []
+        for e in range(1, table.nfe):
+            terms = []
+            for k, c in enumerate(table.x[e]):
+                if c:  # old x_{e-k}: x_0 and x_1 = first x_0 are both the new x_0, the others are one place earlier
+                    old = e - k
+                    terms.append((c * (first if old == 1 else 1.0), {e - 1 - max(old - 1, 0): 1.0}))
+            for k, c in enumerate(table.p[e]):
+                if c and k == e:
+                    terms.append((c * slope, {e - 1: 1.0}))
+            p = {k: c for k, c in enumerate(table.p[e]) if c and k < e}
+            rows.append(Row(table.times[e], combine(*terms), p, at_x={0: first} if e == 1 else {0: 1.0}))
+        return stack(rows, table.prediction)
+
+    return shorter
+
+
+def then(first: Solver, second: Solver, switch: float) -> Solver:
+    """`first` down to the grid's time nearest to `switch`, `second` from there on: "stochastic early, deterministic late", or any other mixture.
+
+    The history of a multistep method starts anew. Where one consumes the noise and the other the data, the mixture consumes the data. Raises
+    ValueError if the predictions do not go together otherwise.
+    """
+
+    def solver(sde, times):
+        at = int(np.clip(np.argmin(np.abs(times - switch)), 1, len(times) - 2)) if len(times) > 2 else 1
+        tables = [first(sde, times[: at + 1]), *([second(sde, times[at:])] if at < len(times) - 1 else [])]
+        consumed = {table.prediction for table in tables}
+        if len(consumed) == 1:
+            return stack([row for table in tables for row in table.rows()], consumed.pop())
+        if consumed != {"noise", "data"}:
+            raise ValueError(f"then: solvers that consume {' and '.join(sorted(consumed))}: expected the same, or noise and data")
+        return stack([row for table in tables for row in (in_data(table.rows(), sde) if table.prediction == "noise" else table.rows())], "data")
+
+    return solver

@@ -1,0 +1,109 @@
+"""What solvers are made of: Gaussian transitions of a path, first-order steps, and tables from rows or arrays.
+
+Throughout t > s are the ends of a step, and everything is float64 on the host.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from samplers.table import Row, Table, stack
+from sde_lib.sde import SDE
+
+Prediction = Literal["noise", "data"]
+
+
+def ratio(sde: SDE, t):
+    """sigma/alpha, EDM's sigma on any path."""
+    return sde.sigma(t) / sde.alpha(t)
+
+
+def jump(sde: SDE, t: float, s: float) -> tuple[float, float]:
+    """The coefficients of x and D in the first-order step from t to s: (sigma_s/sigma_t, alpha_s - alpha_t sigma_s/sigma_t)."""
+    r = sde.sigma(s) / sde.sigma(t)
+    return r, sde.alpha(s) - sde.alpha(t) * r
+
+
+def first_order(sde: SDE, t: float, s: float, prediction: Prediction) -> tuple[float, float]:
+    """L and w_1 of the module docstring: the DDIM step."""
+    if prediction == "data":
+        return jump(sde, t, s)
+    alpha = sde.alpha(s)
+    return alpha / sde.alpha(t), alpha * (ratio(sde, s) - ratio(sde, t))
+
+
+def transition(sde, t: float, s: float) -> tuple[float, float]:
+    """Coefficient and variance of the Gaussian p(x_t | x_s), s < t: alpha_t/alpha_s and sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2."""
+    alpha_ts = sde.alpha(t) / sde.alpha(s)
+    return alpha_ts, sde.sigma(t) ** 2 - (alpha_ts * sde.sigma(s)) ** 2
+
+
+def posterior(sde, t: float, s: float) -> tuple[float, float, float]:
+    """Coefficients of x_t and x_0, and standard deviation, of the Gaussian p(x_s | x_t, x_0), s < t (2006.11239, eq. 7; 2107.00630, eq. 25)."""
+    alpha_ts, variance_ts = transition(sde, t, s)
+    sigma_s, sigma_t = sde.sigma(s), sde.sigma(t)
+    return alpha_ts * (sigma_s / sigma_t) ** 2, sde.alpha(s) * variance_ts / sigma_t**2, np.sqrt(variance_ts) * sigma_s / sigma_t
+
+
+def of_score(sde, t: float, coefficient: float) -> tuple[float, float]:
+    """What `coefficient` times the score at t adds to the coefficients of x and D: score = (alpha D - x)/sigma^2."""
+    return -coefficient / sde.sigma(t) ** 2, coefficient * sde.alpha(t) / sde.sigma(t) ** 2
+
+
+def combine(*terms: tuple[float, dict[int, float]]) -> dict[int, float]:
+    """sum of weight x {lag: coefficient}."""
+    total = {}
+    for weight, coefficients in terms:
+        for k, c in coefficients.items():
+            total[k] = total.get(k, 0.0) + weight * c
+    return total
+
+
+def strength(eta: float | Callable, t: float) -> float:
+    """The noise strength at t: a number, or a function of t."""
+    return float(eta(t) if callable(eta) else eta)
+
+
+def in_data(rows: Sequence[Row], sde: SDE) -> list[Row]:
+    """Rows that consume the noise, all evaluated at x_e itself, as rows that consume the data prediction: eps_e = (x_e - alpha D_e)/sigma."""
+    result = []
+    for e, row in enumerate(rows):
+        x, p = dict(row.x), {}
+        for k, c in row.p.items():
+            t = rows[e - k].t
+            x[k] = x.get(k, 0.0) + c / sde.sigma(t)
+            p[k] = -c * sde.alpha(t) / sde.sigma(t)
+        result.append(Row(row.t, x, p))
+    return result
+
+
+def leave_prior(sde: SDE, times: np.ndarray, build: Callable, prediction: Prediction) -> Table:
+    """The table of the rows build(sde, times). From alpha = 0, where lambda and sigma/alpha are infinite and x holds nothing but noise, the first
+    step is DDIM's, exact for the mean of x_0, and `build` starts after it; rows that consume the noise are then rewritten to consume the data."""
+    if sde.alpha(times[0]) > 0:
+        return stack(build(sde, times), prediction)
+    x, p = jump(sde, times[0], times[1])
+    rows = build(sde, times[1:]) if len(times) > 2 else []
+    return stack([Row(times[0], {0: x}, {0: p}), *(rows if prediction == "data" else in_data(rows, sde))], "data")
+
+
+def one_step_rows(t, x, p, noise):
+    """The table of x' = x x + p D + noise xi, from arrays over the steps."""
+    return stack([Row(*row) for row in zip(t, ({0: c} for c in x), ({0: c} for c in p), noise)], "data")
+
+
+def stepwise(step, sde, times):
+    """The table of (x, p, noise) = step(t, s); from alpha = 0, where f and g are infinite, of the ancestral step, exact there since x_T is
+    independent of the data."""
+    t, s = times[:-1], times[1:]
+    start = np.where(sde.alpha(t) == 0, 0.5 * (t + s), t)  # keeps `step` finite where its result is not used
+    rows = [np.where(sde.alpha(t) == 0, a, b) for a, b in zip(posterior(sde, t, s), step(start, s))]
+    return one_step_rows(t, *rows)
+
+
+def check(name: str, **options) -> None:
+    """Raise ValueError for an option, given as (value, allowed values), that is not allowed."""
+    for option, (value, allowed) in options.items():
+        if value not in allowed:
+            raise ValueError(f"{name}: {option} {value!r}: expected {' or '.join(map(str, allowed))}")
