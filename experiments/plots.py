@@ -120,3 +120,21 @@ def convergence(rows: dict[str, tuple[list[int], list[float]]], title: str, path
     axis.grid(alpha=0.3, which="both")
     axis.legend()
     return _save(figure, path)
+
+
+def solver_errors(panels: dict[str, dict[str, dict[int, float]]], path: str | Path) -> Path:
+    """Error against network evaluations, log-log, a panel per problem and a line per solver (the same colour and marker in all)."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels) + 3, 6.5), squeeze=False)
+    names = list(next(iter(panels.values())))
+    styles = {n: {"color": plt.cm.tab20(i % 20), "marker": "osv^Dx*"[i // 4 % 7], "linestyle": ["-", "--"][i >= 20]} for i, n in enumerate(names)}
+    for axis, (title, solvers) in zip(axes[0], panels.items()):
+        for name, errors in solvers.items():
+            if errors:
+                axis.loglog(list(errors), list(errors.values()), markersize=4, linewidth=1, label=name, **styles[name])
+        ticks = sorted({n for errors in solvers.values() for n in errors if n in (3, 5, 6, 8, 10, 15, 20, 30, 50)})
+        axis.set(xlabel="network evaluations", ylabel="RMSE to the exact flow", title=title)
+        axis.set_xticks(ticks, ticks)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _save(figure, path)

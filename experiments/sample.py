@@ -5,24 +5,30 @@ Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on
 """
 
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, parallel, plots, runs
-from samplers import grids, sample, sample_adaptive, sample_sde, solvers
+from experiments import cli, fit, parallel, plots, runs
+from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
+from samplers.solvers import v3
 from sde_lib import Denoiser
 
 ADAPTIVE, REVERSE_SDE = "adaptive", "reverse_sde"
-SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE]
-GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr"]
+V3, GITS = "dpm_solver_v3", "gits"
+SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, V3, *fit.BASES]
+GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
 
 
-def draw(den: Denoiser, keys, shape: tuple[int, ...], solver: str, steps: int, grid: str, tolerance: float, path: bool = False):
-    """Samples x_0 [B, ...] for keys [B] by a named solver, their evaluations [B], and the path [P, B, ...] or None.
+def draw(
+    den: Denoiser, keys, shape: tuple[int, ...], solver: str, steps: int, grid: str, tolerance: float, workdir: str | Path = "", path: bool = False
+):
+    """Samples x_0 [B, ...] for keys [B] by a named solver, their evaluations [B], and the path [P, B, ...] or None (where there is none).
 
-    The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. Raises ValueError if `path` is asked of a diffrax solver.
+    The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
+    FileNotFoundError if they are not.
     """
     prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     x_T = parallel.shard(den.sde.prior_sample(prior_keys, (len(keys), *shape)))
@@ -31,13 +37,19 @@ def draw(den: Denoiser, keys, shape: tuple[int, ...], solver: str, steps: int, g
         return check(solution).x, solution.nfe, None
     if steps < 2:
         raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises)")
-    times = getattr(grids, grid)(den.sde, steps - 1)
+    denoise = lambda x, times: jax.jit(Denoiser.data)(den, x, times[-1])
+    if solver in fit.BASES:
+        params, times = fit.load_params(fit.fitted(workdir, solver, steps), shape)
+        x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver])
+        nfe = 2 * (len(times) - 1) + 1 - (den.sde.alpha(den.sde.T) == 0)
+        return denoise(x, times), np.full(len(keys), nfe), None
+    times = np.load(fit.fitted(workdir, GITS, steps))["times"] if grid == GITS else getattr(grids, grid)(den.sde, steps - 1)
     if solver == REVERSE_SDE:
         solution = sample_sde(den, x_T, times, noise_keys)
-        return jax.jit(Denoiser.data)(den, check(solution).x, times[-1]), solution.nfe + 1, None
-    method = getattr(solvers, solver)()
+        return denoise(check(solution).x, times), solution.nfe + 1, None
+    method = v3.dpm_solver_v3(v3.Statistics.load(fit.fitted(workdir, V3, steps))) if solver == V3 else solvers.SOLVERS[solver]()
     x = sample(den, x_T, times, method, noise_keys, path=path)
-    x_0 = jax.jit(Denoiser.data)(den, x[-1] if path else x, times[-1])
+    x_0 = denoise(x[-1] if path else x, times)
     nfe = np.full(len(keys), method(den.sde, times).nfe + 1)
     return x_0, nfe, np.concatenate([x, x_0[None]]) if path else None
 
@@ -62,7 +74,7 @@ def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, **op
 
     def one_batch(keys, labels):
         den = run.denoiser(labels if classes else None)
-        return draw(den, keys, run.dataset.shape, **options)[:2]
+        return draw(den, keys, run.dataset.shape, workdir=run.workdir, **options)[:2]
 
     x, nfe = runs.gather(runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels))
     return run.dataset.from_x(x), float(nfe.mean())
@@ -77,10 +89,10 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, **options)
         files.append(plots.grid(plots.to_uint8(values, data.levels), folder / f"{name}.png"))
     elif is_plane:
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
-    if options["solver"] in solvers.SOLVERS and (is_image or is_plane):
+    if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
         rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
         labels = np.arange(len(rows)) % run.network.module.num_classes if run.conditional else None
-        path = draw(run.denoiser(labels), rows, data.shape, path=True, **options)[2]
+        path = draw(run.denoiser(labels), rows, data.shape, workdir=run.workdir, path=True, **options)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))  # noise of any scale within the range shown
@@ -111,7 +123,7 @@ def main():
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_enum("solver", "dpm_solver_pp", SOLVERS, "A table of samplers.solvers, or diffrax: adaptive (ODE), reverse_sde.")
+    flags.DEFINE_enum("solver", "dpm_solver_pp", SOLVERS, "A table; diffrax: adaptive (ODE), reverse_sde; or fitted (experiments.fit).")
     flags.DEFINE_integer("steps", 20, "Steps, the last of which denoises.")
     flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver.")
     flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")

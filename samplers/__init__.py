@@ -2,9 +2,12 @@
 
 from samplers import grids, solvers
 from samplers.adaptive import Solution, encode, sample_adaptive, sample_sde
+from samplers.gits import gits
 from samplers.likelihood import LogLikelihood, log_likelihood
 from samplers.table import Row, Table, sample, stack
+from samplers.thresholding import threshold
 
 __all__ = [
-    "LogLikelihood", "Row", "Solution", "Table", "encode", "grids", "log_likelihood", "sample", "sample_adaptive", "sample_sde", "solvers", "stack",
+    "LogLikelihood", "Row", "Solution", "Table", "encode", "gits", "grids", "log_likelihood", "sample", "sample_adaptive", "sample_sde",
+    "solvers", "stack", "threshold",
 ]  # fmt: skip

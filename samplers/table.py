@@ -5,7 +5,7 @@ prediction plane) and xi_e standard normal noise, row e means
 
     y_e     = sum_k ax[e, k] x_{e-k} + sum_k ap[e, k] P_{e-1-k} + an[e] xi_e
     P_e     = prediction at (y_e, t_e)
-    x_{e+1} = sum_k bx[e, k] x_{e-k} + sum_k bp[e, k] P_{e-k}   + bn[e] xi_e,
+    x_{e+1} = sum_k bx[e, k] x_{e-k} + sum_k bp[e, k] P_{e-k}   + bn[e] xi_e + c[e],
 
 and the result is the last x. These are the general linear methods (Butcher 1966): Runge-Kutta, linear multistep, exponential integrators,
 predictor-correctors and, with noise, the stochastic samplers of diffusion models. Multistep solvers have one row a step; a two-stage method
@@ -15,7 +15,7 @@ A solver is a function (sde, times) -> Table, in float64 on the host. To write o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
@@ -44,18 +44,20 @@ class Row:
     at_x: Mapping[int, float] = field(default_factory=lambda: {0: 1.0})
     at_p: Mapping[int, float] = field(default_factory=dict)
     at_noise: float = 0.0
+    constant: float = 0.0
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("times", "at_x", "at_p", "at_noise", "x", "p", "noise"),
+    data_fields=("times", "at_x", "at_p", "at_noise", "x", "p", "noise", "constant"),
     meta_fields=("prediction",),
 )
 @dataclass(frozen=True)
 class Table:
     """The coefficients of all rows, float64 on the host: times [E]; x, at_x [E, Kx]; p, at_p [E, Kp]; noise, at_noise [E].
 
-    at_x, at_p are None where every evaluation is at x_e; noise, at_noise are None for deterministic tables.
+    at_x, at_p are None where every evaluation is at x_e; noise, at_noise are None for deterministic tables; constant is None where it is zero.
+    Coefficients may have the shape of an example in addition, [E, K, ...].
     """
 
     prediction: str
@@ -66,6 +68,7 @@ class Table:
     at_x: Float[np.ndarray, "e kx"] | None
     at_p: Float[np.ndarray, "e kp"] | None
     at_noise: Float[np.ndarray, " e"] | None
+    constant: Float[np.ndarray, "e ..."] | None
 
     @property
     def nfe(self) -> int:
@@ -81,8 +84,8 @@ class Table:
         lags = lambda c, e: {k: v for k, v in enumerate(c[e]) if np.any(v)}
         at = lambda e: {} if self.at_x is None else {"at_x": lags(self.at_x, e), "at_p": lags(self.at_p, e)}
         value = lambda c, e: 0.0 if c is None else c[e]
-        row = lambda e: Row(self.times[e], lags(self.x, e), lags(self.p, e), value(self.noise, e), at_noise=value(self.at_noise, e), **at(e))
-        return [row(e) for e in range(self.nfe)]
+        rest = lambda e: {name: value(getattr(self, name), e) for name in ("noise", "at_noise", "constant")}
+        return [Row(self.times[e], lags(self.x, e), lags(self.p, e), **rest(e), **at(e)) for e in range(self.nfe)]
 
 
 Solver = Callable[[SDE, np.ndarray], Table]
@@ -105,7 +108,8 @@ def stack(rows: Sequence[Row], prediction: str) -> Table:
     depth_p = 1 + max((k for row in rows for k in (*row.p, *row.at_p)), default=0)
     x, p = dense([row.x for row in rows], depth_x), dense([row.p for row in rows], depth_p)
     at_x, at_p = dense([row.at_x for row in rows], depth_x), dense([row.at_p for row in rows], depth_p)
-    noise, at_noise = (np.stack(np.broadcast_arrays(*column)) for column in ([row.noise for row in rows], [row.at_noise for row in rows]))
+    column = lambda name: np.stack(np.broadcast_arrays(*(getattr(row, name) for row in rows)))
+    noise, at_noise, constant = column("noise"), column("at_noise"), column("constant")
     stochastic = bool(np.any(noise) or np.any(at_noise))
     moved = bool(np.any(at_noise) or any(row.at_p for row in rows) or any(dict(row.at_x) != {0: 1.0} for row in rows))
     table = Table(
@@ -117,12 +121,27 @@ def stack(rows: Sequence[Row], prediction: str) -> Table:
         at_x=at_x if moved else None,
         at_p=at_p if moved else None,
         at_noise=at_noise if moved and stochastic else None,
+        constant=constant if np.any(constant) else None,
     )
-    for name in ("times", "x", "p", "noise", "at_x", "at_p", "at_noise"):
+    for name in ("times", "x", "p", "noise", "at_x", "at_p", "at_noise", "constant"):
         value = getattr(table, name)
         if value is not None and not np.all(np.isfinite(value)):
             raise ValueError(f"a coefficient '{name}' of this solver is not finite on this grid (times {table.times[0]} to 0)")
     return table
+
+
+def pad(table: Table, nfe: int, depth: int) -> Table:
+    """The table with rows that change nothing after its last, room for `depth` x's and predictions, and no coefficient left out: tables so padded
+    that consume one prediction run the same compiled program. Coefficients must be numbers."""
+    fill = lambda c: np.zeros((nfe, depth)) if c is None else np.pad(c, ((0, nfe - len(c)), (0, depth - c.shape[1])))
+    line = lambda c: np.zeros(nfe) if c is None else np.pad(c, (0, nfe - len(c)))
+    x, at_x = fill(table.x), fill(table.at_x)
+    x[table.nfe :, 0] = at_x[table.nfe :, 0] = 1.0
+    if table.at_x is None:
+        at_x[:, 0] = 1.0
+    times = np.pad(table.times, (0, nfe - table.nfe), mode="edge")
+    lines = {name: line(getattr(table, name)) for name in ("noise", "at_noise", "constant")}
+    return replace(table, times=times, x=x, at_x=at_x, p=fill(table.p), at_p=fill(table.at_p), **lines)
 
 
 def sample(
@@ -185,6 +204,8 @@ def execute(den: Denoiser, table: Table, x: Float[Array, "b ..."], keys, path: b
         new = combine(row.p, ps, combine(row.x, xs))
         if row.noise is not None:
             new = new + row.noise * xi
+        if row.constant is not None:
+            new = new + row.constant
         return ((new, *xs)[:depth_x], ps), new if path else None
 
     zeros = jnp.zeros_like(x)

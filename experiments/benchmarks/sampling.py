@@ -22,12 +22,12 @@ def measure(config, name: str, batch: int, steps: int, repeats: int) -> list[dic
     call = jax.jit(net)
     times = grids.log_snr(net.sde, steps)
     candidates = {"network": lambda: call(params, x, t)}
-    for solver in solvers.__all__:
-        candidates[solver] = lambda solver=solver: sample(den, x, times, getattr(solvers, solver)(), jax.random.key(2))
+    for label, solver in solvers.SOLVERS.items():
+        candidates[label] = lambda solver=solver: sample(den, x, times, solver(), jax.random.key(2))
     seconds = medians(candidates, repeats)
     rows = []
-    for solver in solvers.__all__:
-        nfe = getattr(solvers, solver)()(net.sde, times).nfe
+    for solver, make in solvers.SOLVERS.items():
+        nfe = make()(net.sde, times).nfe
         rows.append({"network": name, "batch": batch, "solver": solver, "NFE": nfe, "ratio": seconds[solver] / (nfe * seconds["network"])})
     return rows
 
@@ -42,7 +42,7 @@ def main():
     report(rows, flags.FLAGS.out, "sampling")
 
 
-if __name__ == "__main__":
+if __label_ == "__main__":
     flags.DEFINE_string("out", "runs/benchmarks", "Where the JSON goes.")
     flags.DEFINE_bool("quick", False, "Tiny sizes, to see that it runs.")
     cli.run(main)

@@ -1,6 +1,6 @@
 """Reproduce a table: python -m experiments.tables --table=NAME [--out=runs/tables]
 
-Each table is a module of this folder with a docstring and a function run(out, quick) -> (rows, passed). Writes OUT/NAME/table.md,
+Each table is a module of this folder with a docstring and a function run(out, quick, workdir) -> (rows, passed). Writes OUT/NAME/table.md,
 table.json and figures; exits with 1 if a gate of the table fails.
 """
 
@@ -37,7 +37,7 @@ def main():
     out = Path(f.out) / f.table
     out.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()
-    rows, passed = module.run(out, f.quick)
+    rows, passed = module.run(out, f.quick, f.workdir)
     seconds = time.perf_counter() - clock
     table = markdown(rows)
     (out / "table.md").write_text(f"{module.__doc__}\n{table}\nmeasured in {seconds:.0f} s; gates {'passed' if passed else 'FAILED'}\n")
@@ -51,5 +51,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("table", "", "Which: --list lists them.")
     flags.DEFINE_bool("list", False, "List the tables.")
     flags.DEFINE_string("out", "runs/tables", "Where the results go.")
+    flags.DEFINE_string("workdir", "runs/digits", "The trained model of a table that needs one; `make demo` makes it.")
     flags.DEFINE_bool("quick", False, "A smaller problem without gates, to see that it runs.")
     cli.run(main)

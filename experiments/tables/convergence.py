@@ -36,7 +36,7 @@ def problem(n: int):
     return den, x_T, solution.y[:, -1].reshape(-1, 2)
 
 
-def run(out, quick: bool) -> tuple[list[dict], bool]:
+def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     """Rows of the table, and whether every measured order is within 0.1 of the theory; figures are written to `out`."""
     with jax.enable_x64(True):
         den, x_T, exact = problem(32 if quick else 256)

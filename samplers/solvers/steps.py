@@ -4,6 +4,7 @@ Throughout t > s are the ends of a step, and everything is float64 on the host.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -74,7 +75,7 @@ def in_data(rows: Sequence[Row], sde: SDE) -> list[Row]:
             t = rows[e - k].t
             x[k] = x.get(k, 0.0) + c / sde.sigma(t)
             p[k] = -c * sde.alpha(t) / sde.sigma(t)
-        result.append(Row(row.t, x, p))
+        result.append(replace(row, x=x, p=p))
     return result
 
 

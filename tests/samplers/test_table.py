@@ -11,8 +11,8 @@ from scipy import stats
 
 from samplers import Row, grids, sample, solvers, stack
 from samplers.solvers.stochastic import of_score
-from samplers.table import execute
-from sde_lib import DDPM, EDM, NCSN, PLANE, VE, VP, Denoiser, GaussianMixture, SubVP
+from samplers.table import execute, pad
+from sde_lib import DDPM, EDM, NCSN, PLANE, VE, VP, Denoiser, GaussianMixture, Linear, SubVP
 
 SOLVERS = {name: solver() for name, solver in solvers.SOLVERS.items()}
 FREE = {"lower_order_final": False}  # a last step of order 1 would limit the order to 2
@@ -194,20 +194,6 @@ def test_reverse_diffusion_is_that_of_the_chain():
     np.testing.assert_allclose(table.noise**2, -np.diff(np.array(chain.sigmas)[::-1] ** 2), rtol=1e-8)
 
 
-def padded(table, rows, depth=5):
-    """The table with rows that change nothing after its last, and with room for `depth` x's and predictions: one compiled program for all."""
-    fill = lambda c: np.zeros((rows, depth)) if c is None else np.pad(c, ((0, rows - len(c)), (0, depth - c.shape[1])))
-    line = lambda c: np.zeros(rows) if c is None else np.pad(c, (0, rows - len(c)))
-    x, at_x = fill(table.x), fill(table.at_x)
-    x[table.nfe :, 0] = at_x[table.nfe :, 0] = 1.0
-    if table.at_x is None:
-        at_x[:, 0] = 1.0
-    times = np.pad(table.times, (0, rows - table.nfe), mode="edge")
-    return dataclasses.replace(
-        table, times=times, x=x, p=fill(table.p), at_x=at_x, at_p=fill(table.at_p), noise=line(table.noise), at_noise=line(table.at_noise)
-    )
-
-
 GATED = SOLVERS | {
     "ddim, eta 0.5": solvers.ddim(0.5),
     "edm, churn": solvers.edm(churn=40.0),
@@ -217,7 +203,7 @@ GATED = SOLVERS | {
 
 
 def test_marginals_of_every_solver(sde, kind):
-    """Samples of a 1-D mixture by about 100 evaluations of every solver pass a Kolmogorov-Smirnov test, whatever the network predicts.
+    """Samples of a 1-D mixture by about 150 evaluations of every solver pass a Kolmogorov-Smirnov test, whatever the network predicts.
 
     n = 1000, seed 0; bound 0.07, which a perfect sampler exceeds with probability 1e-4 (sqrt(log(2e4)/2000)); an EM with twice the noise has 0.2.
     """
@@ -227,15 +213,16 @@ def test_marginals_of_every_solver(sde, kind):
     x_T, keys, distance = sde.prior_sample(jax.random.key(0), (1000, 1)), jax.random.split(jax.random.key(1), 1000), {}
     for name, solver in GATED.items():
         stages = -(-solver(sde, grids.log_snr(sde, 6)).nfe // 6)
-        times = grids.log_snr(sde, 100 // stages)
-        table = padded(solver(sde, times), 110)
+        times = grids.log_snr(sde, 150 // stages)
+        table = pad(solver(sde, times), 160, 5)
         x = execute(den, jax.tree.map(lambda c: np.asarray(c, np.float32), table), x_T, keys)[0]
         alpha, sigma = sde.alpha(times[-1]), sde.sigma(times[-1])
         cdf = lambda x, a=alpha, s=sigma: sum(w * stats.norm(a * m, np.hypot(a * d, s)).cdf(x) for m, d, w in ((-0.8, 0.3, 1 / 3), (0.5, 0.2, 2 / 3)))
         distance[name] = float(stats.kstest(np.asarray(x)[:, 0], cdf).statistic)
-    assert max(distance.values()) <= 0.07, distance
+    assert max(distance.values()) <= 0.07, {name: value for name, value in distance.items() if value > 0.05}
 
 
+@pytest.mark.parametrize("sde", [VP(), Linear()], ids=["VP", "Linear"])
 def test_executor_agrees_with_the_recursion(sde, solver_name, x64):
     """The scan gives what the independent recursion above gives, in float64 to 1e-9, for deterministic tables; with float32 to 1e-4."""
     table = SOLVERS[solver_name](sde, grids.log_snr(sde, 12))

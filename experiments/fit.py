@@ -1,0 +1,152 @@
+"""Fit a solver to a trained model: python -m experiments.fit --workdir=runs/digits --solver=amed --steps=5
+
+dpm_solver_v3: statistics l, s, b of the model (any number of steps). amed, amed_plugin: a step predictor, trained to follow a fine teacher trajectory
+on the grid of so many steps. gits: the times of a grid of so many steps. Writes WORKDIR/solvers/NAME.npz, which experiments.sample --solver=NAME
+(--grid=gits) finds.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from experiments import cli, runs
+from models.amed import StepPredictor
+from samplers import amed, gits, grids, sample, solvers
+from samplers.solvers import v3
+from sde_lib import Denoiser
+
+FITTED = ("dpm_solver_v3", "amed", "amed_plugin", "gits")
+BASES = {"amed": "midpoint", "amed_plugin": "ipndm"}
+
+
+def fit_predictor(
+    den: Denoiser,
+    x_T: Float[Array, "n ..."],
+    times: Float[np.ndarray, " k"],
+    base: str,
+    iterations: int = 80,
+    batch: int = 64,
+    use_features: bool = True,
+    inserted: int = 3,
+    learning_rate: float = 5e-3,
+    seed: int = 0,
+):
+    """Parameters of a `StepPredictor` for the steps of `times`, and the loss of each iteration (2312.00094, section 3.3).
+
+    The teacher is DPM-Solver-2 with `inserted` more times in each step, from the pool x_T [n, ...]; the loss, the distance to it where both end.
+    The paper trains each step on its own distance to the teacher: greedy steps made the multistep plugin worse than its base here, so all are
+    trained together. A step from alpha = 0 has no predictor.
+    """
+    sde = den.sde
+    if sde.alpha(times[0]) == 0:
+        x_T = sample(den, x_T, times[:2], solvers.ddim())
+        times = times[1:]
+    log_snr = sde.log_snr(times)
+    fine = np.concatenate([np.linspace(a, b, inserted + 1, endpoint=False) for a, b in zip(log_snr[:-1], log_snr[1:])])
+    fine = np.append(sde.time(fine), times[-1])
+    fine[0] = times[0]
+    x_0 = sample(den, x_T, fine, solvers.dpm_solver(2))
+    teacher = jnp.stack([x_T / sde.alpha(times[0]), x_0 / sde.alpha(times[-1])])
+    steps = jax.tree.map(lambda c: jnp.asarray(c, x_T.dtype), amed.steps_of(sde, times, base))
+    module = StepPredictor(use_features=use_features)
+    params = module.init(jax.random.key(seed), x_T[:1], jnp.zeros(1), jnp.zeros(1))
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))
+
+    @jax.jit
+    def update(den, params, opt_state, teacher):
+        def loss(params):
+            y = amed.follow(den, teacher[0], steps, Partial(module.apply, params), base)
+            return jnp.mean(jnp.sqrt(jnp.mean((y - teacher[-1]) ** 2, range(1, y.ndim))))
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    opt_state, rng, losses = optimizer.init(params), np.random.default_rng(seed), []
+    for _ in range(iterations):
+        index = rng.choice(len(x_T), min(batch, len(x_T)), replace=False)
+        params, opt_state, value = update(den, params, opt_state, teacher[:, index])
+        losses.append(float(value))
+    return params, losses
+
+
+def predictor(params, use_features: bool = True) -> Partial:
+    """The `amed.Predictor` of fitted parameters."""
+    return Partial(StepPredictor(use_features=use_features).apply, params)
+
+
+def save_params(path: Path, params, times) -> None:
+    """Parameters by their flat names, and the times that they were fitted on."""
+    leaves = {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in jax.tree.leaves_with_path(params)}
+    np.savez(path, times=times, **leaves)
+
+
+def load_params(path: Path, shape: tuple[int, ...]):
+    """Parameters and times of `save_params`, for examples of `shape`."""
+    like = jax.eval_shape(lambda: StepPredictor().init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1)))
+    with np.load(path, allow_pickle=False) as file:
+        names, treedef = jax.tree.flatten_with_path(like)
+        return jax.tree.unflatten(treedef, [file[jax.tree_util.keystr(name)] for name, _ in names]), file["times"]
+
+
+def file_of(workdir: str | Path, solver: str, steps: int) -> Path:
+    """Where a fitted solver is; statistics serve any number of steps."""
+    name = solver if solver == "dpm_solver_v3" else f"{solver}_{steps}"
+    return Path(workdir) / "solvers" / f"{name}.npz"
+
+
+def fitted(workdir: str | Path, solver: str, steps: int) -> Path:
+    """The file of a fitted solver. Raises FileNotFoundError, with the command that makes it, if it is not there."""
+    path = file_of(workdir, solver, steps)
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: fit it with python -m experiments.fit --workdir={workdir} --solver={solver} --steps={steps}")
+    return path
+
+
+def main():
+    f = flags.FLAGS
+    if f.steps < 2:
+        raise ValueError(f"--steps={f.steps}: expected at least 2 (the last one denoises)")
+    run = runs.from_flags()
+    den, shape, sde = (
+        run.denoiser(jnp.arange(f.examples) % run.network.module.num_classes if run.conditional else None),
+        run.dataset.shape,
+        run.network.sde,
+    )
+    path = file_of(f.workdir, f.solver, f.steps)
+    path.parent.mkdir(exist_ok=True)
+    clock = time.perf_counter()
+    x_T = sde.prior_sample(jax.random.key(f.seed), (f.examples, *shape))
+    if f.solver == "dpm_solver_v3":
+        values = run.dataset.values["train"][: f.examples]
+        x0 = run.dataset.to_x(jax.random.split(jax.random.key(f.seed), len(values)), values)
+        times = grids.log_snr(sde, f.knots)
+        statistics = v3.estimate(den, x0, jax.random.key(f.seed + 1), sde.log_snr(times[1:] if sde.alpha(sde.T) == 0 else times))
+        statistics.save(path)
+    elif f.solver == "gits":
+        np.savez(path, times=gits(den, x_T, f.steps - 1))
+    else:
+        times = grids.karras(sde, f.steps - 1)
+        params, losses = fit_predictor(den, x_T, times, BASES[f.solver], f.iterations, f.train_batch, seed=f.seed)
+        save_params(path, params, times)
+        print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")
+    print(f"fitted {f.solver} in {time.perf_counter() - clock:.0f} s")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    runs.define_flags()
+    flags.DEFINE_enum("solver", None, FITTED, "What to fit.", required=True)
+    flags.DEFINE_integer("steps", 6, "Steps as in experiments.sample, the last of which denoises (amed: two evaluations each but for the last).")
+    flags.DEFINE_integer("examples", 512, "Examples to fit on.")
+    flags.DEFINE_integer("knots", 60, "dpm_solver_v3: values of log-SNR at which the statistics are taken.")
+    flags.DEFINE_integer("iterations", 80, "amed: updates of every step's predictor.")
+    flags.DEFINE_integer("train_batch", 64, "amed: examples an update.")
+    cli.run(main)

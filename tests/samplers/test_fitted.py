@@ -1,0 +1,147 @@
+"""What is fitted to a model: DPM-Solver-v3, AMED, GITS; against their unfitted bases on an exact mixture, float32, fixed seeds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import fit
+from samplers import amed, gits, grids, sample, solvers, threshold
+from samplers.solvers import v3
+from sde_lib import EDM, VP, Denoiser, GaussianMixture, Linear
+
+RNG = np.random.default_rng(0)
+TURNS = np.stack([np.linalg.qr(RNG.normal(size=(8, 8)))[0] for _ in range(5)])
+MIXTURE = GaussianMixture(0.7 * RNG.normal(size=(5, 8)), RNG.uniform(0.1, 0.4, (5, 8)), eigenvectors=TURNS)  # the setting of solvers.md
+
+
+@pytest.fixture(scope="module", params=[EDM(), VP()], ids=["EDM", "VP"])
+def problem(request):
+    """A path, its exact denoiser, 256 starts, and the root mean square distance to their converged ends."""
+    sde = request.param
+    den, x_T = MIXTURE.denoiser(sde), sde.prior_sample(jax.random.key(0), (256, 8))
+    exact = sample(den, x_T, grids.log_snr(sde, 400), solvers.rk4("log_snr"))
+    return sde, den, x_T, lambda x: float(jnp.sqrt(jnp.mean(jnp.sum((x - exact) ** 2, -1))))
+
+
+def test_v3_beats_its_degenerate_self(problem):
+    """By 25 % at 5 evaluations, 15 % at 8 and 20, not worse at 10, with statistics of 120 values of log-SNR x 1024 examples."""
+    sde, den, x_T, rmse = problem
+    log_snr = sde.log_snr(grids.log_snr(sde, 119))
+    statistics = v3.estimate(den, MIXTURE.sample(jax.random.key(5), 1024), jax.random.key(6), log_snr)
+    degenerate = v3.Statistics.constant((log_snr[0], log_snr[-1]), (8,))
+    for n, gain in ((5, 0.75), (8, 0.85), (10, 1.0), (20, 0.85)):
+        errors = [rmse(sample(den, x_T, grids.log_snr(sde, n), v3.dpm_solver_v3(s))) for s in (statistics, degenerate)]
+        assert errors[0] < gain * errors[1], (n, errors)
+
+
+def test_v3_without_statistics_is_dpm_solver_pp(x64):
+    """Without its corrector, l = 1 and s = 0: DPM-Solver++ with consistent differences; l = 0 and s = -1: DPM-Solver, Adams-Bashforth in lambda."""
+    sde, x = VP(), np.random.default_rng(1).normal(size=(4, 8))
+    den, times = MIXTURE.denoiser(sde), grids.log_snr(sde, 9)
+    ends = (sde.log_snr(times[0]), sde.log_snr(times[-1]))
+    for constants, other in (
+        ((1.0, 0.0), solvers.dpm_solver_pp(3, solver_type="taylor", consistent=True, lower_order_final=False)),
+        ((0.0, -1.0), solvers.adams_bashforth(3, "log_snr")),
+    ):
+        plain = v3.dpm_solver_v3(v3.Statistics.constant(ends, (8,), *constants), corrector=False)
+        np.testing.assert_allclose(sample(den, x, times, plain), sample(den, x, times, other), rtol=1e-9, atol=1e-9)
+
+
+def test_v3_statistics_of_a_gaussian(x64):
+    """On N(0, s^2 I), eps = sigma x/(alpha^2 s^2 + sigma^2): l = sigma^2/(alpha^2 s^2 + sigma^2) and f = 0, so that v3 is exact in one step."""
+    gm, sde = GaussianMixture(np.zeros((1, 3)), np.array([0.5])), VP()
+    log_snr = sde.log_snr(grids.log_snr(sde, 200))
+    statistics = v3.estimate(gm.denoiser(sde), gm.sample(jax.random.key(0), 16), jax.random.key(1), log_snr)
+    want = 1 / (1 + 0.25 * np.exp(2 * log_snr))
+    np.testing.assert_allclose(statistics.l, np.broadcast_to(want[:, None], (201, 3)), rtol=1e-8)
+    x, times = np.ones((1, 3)), np.array([0.6, 0.2])
+    spread = lambda t: np.hypot(0.5 * sde.alpha(t), sde.sigma(t))
+    np.testing.assert_allclose(sample(gm.denoiser(sde), x, times, v3.dpm_solver_v3(statistics)), spread(0.2) / spread(0.6) * x, rtol=1e-3)
+
+
+@pytest.mark.parametrize("base", ["midpoint", "ipndm"])
+def test_amed_without_a_predictor_is_its_base(base, x64):
+    """r = 1/2, c = a = 1: DPM-Solver-2, and iPNDM on the grid with the geometric middles."""
+    sde, x = VP(), np.random.default_rng(1).normal(size=(4, 8))
+    den, times = MIXTURE.denoiser(sde), grids.karras(VP(), 5)
+    middles = sde.time(0.5 * (sde.log_snr(times[:-1]) + sde.log_snr(times[1:])))
+    finer = np.append(np.stack([times[:-1], middles], 1), times[-1])
+    want = sample(den, x, times, solvers.dpm_solver(2)) if base == "midpoint" else sample(den, x, finer, solvers.ipndm())
+    np.testing.assert_allclose(amed.amed(den, x, times, None, base), want, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("base, steps", [("midpoint", 3), ("ipndm", 3)])
+def test_amed_beats_its_base(problem, base, steps):
+    """At 6 evaluations, after 150 iterations: AMED-Solver has less than a third of DPM-Solver-2's error, the plugin at most 0.9 of iPNDM's."""
+    sde, den, x_T, rmse = problem
+    times, pool = grids.karras(sde, steps), sde.prior_sample(jax.random.key(1), (512, 8))
+    params, losses = fit.fit_predictor(den, pool, times, base, iterations=150)
+    errors = [rmse(amed.amed(den, x_T, times, p, base)) for p in (fit.predictor(params), None)]
+    assert errors[0] < {"midpoint": 0.33, "ipndm": 0.9}[base] * errors[1], errors
+    assert np.mean(losses[-5:]) < losses[0]
+
+
+def test_gits_beats_the_grid_that_it_chose_from(problem):
+    """DDIM and iPNDM on five fitted steps have at most 0.8 and 0.9 of their error on Karras' grid; ends are exact, times decrease."""
+    sde, den, x_T, rmse = problem
+    times = gits(den, sde.prior_sample(jax.random.key(1), (256, 8)), 5)
+    assert times.shape == (6,) and times[0] == sde.T and times[-1] == sde.sampling_eps and np.all(np.diff(times) < 0)
+    for solver, gain in ((solvers.ddim(), 0.8), (solvers.ipndm(), 0.9)):
+        assert rmse(sample(den, x_T, times, solver)) < gain * rmse(sample(den, x_T, grids.karras(sde, 5), solver))
+
+
+def test_fitted_solvers_start_where_alpha_is_zero():
+    """On the linear path: finite, and not far from the plain ones."""
+    sde = Linear()
+    den, x_T = MIXTURE.denoiser(sde), sde.prior_sample(jax.random.key(0), (64, 8))
+    exact = sample(den, x_T, grids.log_snr(sde, 400), solvers.rk4("log_snr"))
+    times = gits(den, x_T, 8)
+    log_snr = np.linspace(-6, 6, 20)
+    statistics = v3.estimate(den, MIXTURE.sample(jax.random.key(5), 256), jax.random.key(6), log_snr)
+    params, _ = fit.fit_predictor(den, x_T, times, "ipndm", iterations=2)
+    for x in (sample(den, x_T, times, v3.dpm_solver_v3(statistics)), amed.amed(den, x_T, times, fit.predictor(params), "ipndm")):
+        assert float(jnp.sqrt(jnp.mean((x - exact) ** 2))) < 0.3
+
+
+def test_fits_survive_their_files(tmp_path):
+    statistics = v3.Statistics(np.arange(3.0), *(np.random.default_rng(i).normal(size=(3, 2)) for i in range(3)))
+    statistics.save(tmp_path / "a.npz")
+    loaded = v3.Statistics.load(tmp_path / "a.npz")
+    for name in ("log_snr", "l", "s", "b"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(statistics, name))
+    params, _ = fit.fit_predictor(MIXTURE.denoiser(VP()), jnp.ones((4, 8)), grids.karras(VP(), 2), "midpoint", iterations=1)
+    fit.save_params(tmp_path / "b.npz", params, grids.karras(VP(), 2))
+    again, times = fit.load_params(tmp_path / "b.npz", (8,))
+    np.testing.assert_array_equal(times, grids.karras(VP(), 2))
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    with pytest.raises(FileNotFoundError, match="python -m experiments.fit --workdir=.* --solver=amed --steps=7"):
+        fit.fitted(tmp_path, "amed", 7)
+
+
+def test_threshold():
+    """Static: clipped to +-bound. Dynamic: each example by its own quantile, scaled back to bound, and only where that is above it."""
+    data = jnp.array([[0.5, -0.2, 0.1, 0.3], [4.0, -2.0, 1.0, 0.5]])
+    den = Denoiser(lambda x, t: data, VP(), "data")
+    np.testing.assert_allclose(threshold(den).data(data, 0.5), jnp.clip(data, -1, 1))
+    dynamic = threshold(den, quantile=0.5).data(data, 0.5)
+    np.testing.assert_allclose(dynamic[0], data[0])
+    np.testing.assert_allclose(dynamic[1], np.clip(data[1], -1.5, 1.5) / 1.5, rtol=1e-6)
+    x = sample(threshold(MIXTURE.denoiser(VP()), 0.1), jnp.ones((2, 8)), grids.log_snr(VP(), 8), solvers.dpm_solver_pp())
+    assert float(jnp.abs(x).max()) < 0.2
+    conditional = Denoiser(lambda x, t, c: c, VP(), "data", cond=data)
+    np.testing.assert_allclose(jax.jit(lambda d, x: d.noise(x, 0.5))(threshold(conditional), data), threshold(den).noise(data, 0.5), rtol=1e-5)
+    with pytest.raises(ValueError, match="expected a bound above 0"):
+        threshold(den, bound=-1.0)
+
+
+def test_mistakes_are_named():
+    den, x = MIXTURE.denoiser(VP()), jnp.ones((2, 8))
+    for bad, words in (
+        (lambda: amed.amed(den, x, grids.karras(VP(), 3), None, "heun"), "expected midpoint"),
+        (lambda: amed.amed(den, x, grids.with_zero(grids.karras(VP(), 3)), None), "ends above sigma = 0"),
+        (lambda: gits(den, x, 0), "expected 1 to 60"),
+        (lambda: v3.dpm_solver_v3(v3.Statistics.constant((-5.0, 5.0), (8,)), order=4), "expected 1, 2 or 3"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bad()
