@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, metrics, plots, runs
-from experiments.sample import GRIDS, SOLVERS, generate
+from experiments import sample as sampling
 
 
 def measures(run: runs.Run, limit: int):
@@ -44,8 +44,8 @@ def main():
     data = run.dataset
     test = data.values["test"][: f.limit]
     n = len(test)
-    options = {"solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance}
-    values, nfe = generate(run, n * f.groups, f.batch, f.seed, **options)
+    options = sampling.from_flags()
+    values, nfe = sampling.generate(run, n * f.groups, f.batch, f.seed, **options)
     flat = lambda v: v.reshape(len(v), -1).astype(np.float64)
     rows = {}
     for name, measure in measures(run, f.limit).items():
@@ -69,10 +69,7 @@ def main():
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_enum("solver", "dpm_solver_pp", SOLVERS, "As in experiments.sample.")
-    flags.DEFINE_integer("steps", 30, "Steps, the last of which denoises.")
-    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver.")
-    flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
+    sampling.define_flags(steps=30)
     flags.DEFINE_integer("groups", 4, "Sets of samples; the standard error is over them.")
     flags.DEFINE_integer("limit", 2000, "At most so many examples a set.")
     cli.run(main)

@@ -4,6 +4,8 @@ Writes samples/<solver>.npz (arr_0: uint8 NHWC of an image model, float32 of ano
 Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on the devices.
 """
 
+import ast
+import inspect
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 
+import samplers
 from experiments import cli, fit, parallel, plots, runs
 from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
 from samplers.solvers import v3
@@ -22,14 +25,63 @@ SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, V3, *fit.BASES]
 GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
 
 
+def define_flags(steps: int) -> None:
+    """The flags of how samples are drawn, with a default for --steps."""
+    flags.DEFINE_enum("solver", "dpm_solver_pp", SOLVERS, "A table; diffrax: adaptive (ODE), reverse_sde; or fitted (experiments.fit).")
+    flags.DEFINE_multi_string("option", [], "An option of the solver, e.g. --solver=unipc --option=order=2 --option=variant=bh1.")
+    flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises.")
+    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver; gits is fitted by experiments.fit.")
+    flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
+    flags.DEFINE_enum("threshold", "none", ["none", "static", "dynamic"], "Keep the data prediction in [-1, 1]: clipped, or by its 0.995 quantile.")
+
+
+def from_flags() -> dict:
+    """The options of `draw` that the flags choose."""
+    f = flags.FLAGS
+    return {
+        "solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold
+    }  # fmt: skip
+
+
+def make_solver(name: str, option: tuple[str, ...] = ()):
+    """A solver of `samplers.solvers` from options written name=value. Raises ValueError for unknown ones."""
+    options = {}
+    for text in option:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--option={text}: expected NAME=VALUE")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value  # a word
+    try:
+        return solvers.SOLVERS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"--option: {error}; {name} has {', '.join(inspect.signature(solvers.SOLVERS[name]).parameters) or 'none'}") from None
+
+
 def draw(
-    den: Denoiser, keys, shape: tuple[int, ...], solver: str, steps: int, grid: str, tolerance: float, workdir: str | Path = "", path: bool = False
+    den: Denoiser,
+    keys,
+    shape: tuple[int, ...],
+    solver: str,
+    steps: int,
+    grid: str,
+    tolerance: float,
+    option: tuple[str, ...] = (),
+    threshold: str = "none",
+    workdir: str | Path = "",
+    path: bool = False,
 ):
     """Samples x_0 [B, ...] for keys [B] by a named solver, their evaluations [B], and the path [P, B, ...] or None (where there is none).
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not.
     """
+    if option and solver not in solvers.SOLVERS:
+        raise ValueError(f"--option={option[0]}: --solver={solver} has no options")
+    if threshold != "none":
+        den = samplers.threshold(den, quantile=None if threshold == "static" else 0.995)
     prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     x_T = parallel.shard(den.sde.prior_sample(prior_keys, (len(keys), *shape)))
     if solver == ADAPTIVE:
@@ -47,7 +99,7 @@ def draw(
     if solver == REVERSE_SDE:
         solution = sample_sde(den, x_T, times, noise_keys)
         return denoise(check(solution).x, times), solution.nfe + 1, None
-    method = v3.dpm_solver_v3(v3.Statistics.load(fit.fitted(workdir, V3, steps))) if solver == V3 else solvers.SOLVERS[solver]()
+    method = v3.dpm_solver_v3(v3.Statistics.load(fit.fitted(workdir, V3, steps))) if solver == V3 else make_solver(solver, option)
     x = sample(den, x_T, times, method, noise_keys, path=path)
     x_0 = denoise(x[-1] if path else x, times)
     nfe = np.full(len(keys), method(den.sde, times).nfe + 1)
@@ -107,7 +159,7 @@ def main():
     if f.num < 1:
         raise ValueError(f"--num={f.num}: expected at least 1")
     run = runs.from_flags()
-    options = {"solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance}
+    options = from_flags()
     clock = time.perf_counter()
     values, nfe = generate(run, f.num, f.batch, f.seed, f.label, **options)
     seconds = time.perf_counter() - clock
@@ -123,10 +175,7 @@ def main():
 
 if __name__ == "__main__":
     runs.define_flags()
-    flags.DEFINE_enum("solver", "dpm_solver_pp", SOLVERS, "A table; diffrax: adaptive (ODE), reverse_sde; or fitted (experiments.fit).")
-    flags.DEFINE_integer("steps", 20, "Steps, the last of which denoises.")
-    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver.")
-    flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
+    define_flags(steps=20)
     flags.DEFINE_integer("num", 64, "Samples.")
     flags.DEFINE_integer("label", -1, "Class of a conditional model; -1 takes all in turn.")
     cli.run(main)

@@ -5,10 +5,12 @@ then ends with a step to sigma = 0. Paths that reach alpha = 0 have an infinite 
 sigma/alpha are spaced from alpha = 1e-3 on and put T itself in the place of their first point.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from sde_lib.denoiser import MIN_ALPHA
-from sde_lib.paths import VP
+from sde_lib.paths import linear_beta_integral, linear_beta_time, softplus
 from sde_lib.sde import SDE
 
 
@@ -69,19 +71,28 @@ def exponential(sde: SDE, n: int, eps: float | None = None, rho: float = 1.0) ->
     return _exact_ends(sde.time(last + (first - last) * np.linspace(1.0, 0.0, n + 1) ** rho), sde, eps)
 
 
-def vp_like(sde: SDE, eps: float | None = None, t_min: float = 1e-3) -> VP:
-    """The VP path on [t_min, 1] with the range of sigma/alpha that `sde` has on [eps, T]: for the EDM path the one with which DEIS and others
-    were published on its models. Raises ValueError where there is none with increasing beta."""
-    first, last = (np.log1p(np.exp(-2 * log_snr)) for log_snr in _log_snr_ends(sde, _eps(sde, 1, eps)))
+def _vp_betas(sde: SDE, eps: float, t_min: float) -> tuple[float, float]:
+    """beta_min and beta_max of a linear beta(t) with which sigma/alpha on [t_min, 1] has the range that it has for `sde` on [eps, T]; beta_min may be
+    negative, beta being used on [t_min, 1] alone. Raises ValueError where beta would be."""
+    first, last = (np.log1p(np.exp(-2 * log_snr)) for log_snr in _log_snr_ends(sde, eps))
     slope = 2 * (last / t_min - first) / (t_min - 1)
-    return VP(first - 0.5 * slope, first + 0.5 * slope)
+    if min(first - 0.5 * slope + slope * t_min, first + 0.5 * slope) <= 0:
+        raise ValueError(f"no VP path has this range of sigma/alpha between t = {t_min} and 1: expected a larger t_min or a smaller eps than {eps}")
+    return first - 0.5 * slope, first + 0.5 * slope
+
+
+def vp_time(sde: SDE, eps: float | None = None, t_min: float = 1e-3) -> Callable:
+    """log-SNR -> time of a VP-like path fitted to the range of sigma/alpha of `sde`, from t_min at eps to 1 at T: the variable in which DEIS and
+    others were published on EDM's models, whose own t is sigma."""
+    betas = _vp_betas(sde, _eps(sde, 1, eps), t_min)
+    return lambda log_snr: linear_beta_time(*betas, softplus(-2 * np.asarray(log_snr)))
 
 
 def vp_uniform(sde: SDE, n: int, eps: float | None = None, rho: float = 1.0, t_min: float = 1e-3) -> np.ndarray:
-    """Equal steps in t^(1/rho) of the VP path with the same range of sigma/alpha, `vp_like` (rho = 1: "time_uniform" of diff-sampler)."""
+    """Equal steps in t^(1/rho) of that VP-like time (rho = 1: "time_uniform" of diff-sampler)."""
     eps = _eps(sde, n, eps)
     t = np.linspace(1.0, t_min ** (1 / rho), n + 1) ** rho
-    return _exact_ends(sde.time(vp_like(sde, eps, t_min).log_snr(t)), sde, eps)
+    return _exact_ends(sde.time(-0.5 * np.log(np.expm1(linear_beta_integral(*_vp_betas(sde, eps, t_min), t)))), sde, eps)
 
 
 def with_zero(times: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Error against network evaluations of every solver, on an exact mixture and on the trained digits model.
 
 Root mean square distance to the converged probability flow at the end of the grid, by at most so many evaluations: of an 8-D mixture of five
-Gaussians with full covariances (256 starts, VP), and of the model in --workdir (32 starts). Log-SNR grids, but for the fitted ones. Fitted solvers are
-fitted here to the mixture; for the model they are those in WORKDIR/solvers (experiments.fit). Stochastic solvers have no such error: they are
+Gaussians with full covariances (256 starts, VP), and of the model in --workdir (32 starts); each on the best of four grids (log-SNR, Karras, uniform
+and quadratic t), named at 10 evaluations. Fitted solvers are fitted here to the mixture; for the model they are those in WORKDIR/solvers
+(experiments.fit). Stochastic solvers have no such error: they are
 tested by their marginals.
 """
 
@@ -18,8 +19,10 @@ from samplers.solvers import v3
 from samplers.table import execute, pad
 from sde_lib import VP, GaussianMixture
 
-NFES = (5, 6, 8, 10, 15, 20, 50)
+GRIDS = ("log_snr", "karras", "uniform", "quadratic")
+NFES = (3, 5, 6, 8, 10, 15, 20, 50)
 MODEL_NFES = (5, 6, 8, 10, 20)
+V3, PLAIN_V3 = "DPM-Solver-v3", "DPM-Solver-v3 without statistics"
 SOLVERS = {
     "DDIM": solvers.ddim(),
     "Euler in t": solvers.euler(),
@@ -49,25 +52,30 @@ SOLVERS = {
 }
 
 
-def grid_of(solver, sde, nfe: int):
-    """The log-SNR grid on which `solver` makes the most evaluations up to `nfe`, or None if one step needs more."""
-    fits = [n for n in range(1, nfe + 1) if solver(sde, grids.log_snr(sde, n)).nfe <= nfe]
-    return grids.log_snr(sde, fits[-1]) if fits else None
+def steps_for(solver, sde, nfe: int) -> int:
+    """The most steps with which `solver` makes at most `nfe` evaluations; 0 if one step needs more."""
+    return max((n for n in range(1, nfe + 1) if solver(sde, grids.log_snr(sde, n)).nfe <= nfe), default=0)
 
 
-def errors(den, x_T, exact, nfes, depth: int = 13) -> dict[str, dict[int, float]]:
-    """solver -> at most so many evaluations -> distance to `exact`, for all of SOLVERS; one compiled program for each prediction consumed."""
-    sde, result = den.sde, {}
+def errors(den, x_T, exact, nfes, depth: int = 13):
+    """solver -> at most so many evaluations -> distance to `exact` on the best grid, and solver -> that grid at 10 evaluations.
+
+    One compiled program for each prediction consumed."""
+    sde, result, best = den.sde, {}, {}
+    keys = jax.random.split(jax.random.key(0), len(x_T))  # unused: the tables are deterministic
     for name, solver in SOLVERS.items():
         result[name] = {}
         for nfe in nfes:
-            times = grid_of(solver, sde, nfe)
-            if times is not None:
-                table = pad(solver(sde, times), max(nfes), depth)
-                keys = jax.random.split(jax.random.key(0), len(x_T))  # unused: the tables are deterministic
-                x = execute(den, jax.tree.map(lambda c: np.asarray(c, x_T.dtype), table), x_T, keys)[0]
-                result[name][nfe] = distance(x, exact)
-    return result
+            if not (steps := steps_for(solver, sde, nfe)):
+                continue
+            found = {}
+            for grid in GRIDS:
+                table = pad(solver(sde, getattr(grids, grid)(sde, steps)), max(nfes), depth)
+                found[grid] = distance(execute(den, jax.tree.map(lambda c: np.asarray(c, x_T.dtype), table), x_T, keys)[0], exact)
+            result[name][nfe] = min(found.values())
+            if nfe == 10:
+                best[name] = min(found, key=found.get)
+    return result, best
 
 
 def distance(x, exact) -> float:
@@ -85,14 +93,22 @@ def problem():
     return gm, den, x_T, sample(den, x_T, grids.log_snr(VP(), 400), solvers.rk4("log_snr"))
 
 
+def v3_and_plain(statistics: v3.Statistics) -> dict:
+    """DPM-Solver-v3 with statistics, and its degenerate self without."""
+    ends = (statistics.log_snr[0], statistics.log_snr[-1])
+    plain = v3.Statistics.constant(ends, statistics.l.shape[1:])
+    return {V3: v3.dpm_solver_v3(statistics), PLAIN_V3: v3.dpm_solver_v3(plain)}
+
+
 def fitted_to_mixture(gm, den, x_T, exact, quick: bool) -> dict[str, dict[int, float]]:
     """The fitted solvers of the mixture."""
     sde, pool = den.sde, den.sde.prior_sample(jax.random.key(1), (512, 8))
     log_snr = sde.log_snr(grids.log_snr(sde, 10 if quick else 119))
     statistics = v3.estimate(den, gm.sample(jax.random.key(2), 64 if quick else 1024), jax.random.key(3), log_snr)
-    result = {name: {} for name in ("DPM-Solver-v3", "AMED-Solver", "AMED-Plugin on iPNDM", "iPNDM-4 on GITS", "DPM-Solver++(2M) on GITS")}
+    result = {name: {} for name in (V3, PLAIN_V3, "AMED-Solver", "AMED-Plugin on iPNDM", "iPNDM-4 on GITS", "DPM-Solver++(2M) on GITS")}
     for n in (5,) if quick else (5, 6, 8, 10, 15, 20):
-        result["DPM-Solver-v3"][n] = distance(sample(den, x_T, grids.log_snr(sde, n), v3.dpm_solver_v3(statistics)), exact)
+        for name, method in v3_and_plain(statistics).items():
+            result[name][n] = distance(sample(den, x_T, grids.log_snr(sde, n), method), exact)
         times = gits(den, pool[:256], n)
         result["iPNDM-4 on GITS"][n] = distance(sample(den, x_T, times, solvers.ipndm()), exact)
         result["DPM-Solver++(2M) on GITS"][n] = distance(sample(den, x_T, times, solvers.dpm_solver_pp()), exact)
@@ -109,8 +125,8 @@ def fitted_to_model(run, den, x_T, exact) -> dict[str, dict[int, float]]:
     result, sde = {}, den.sde
     folder = Path(run.workdir) / "solvers"
     if (folder / "dpm_solver_v3.npz").exists():
-        method = v3.dpm_solver_v3(v3.Statistics.load(folder / "dpm_solver_v3.npz"))
-        result["DPM-Solver-v3"] = {n: distance(sample(den, x_T, grids.log_snr(sde, n), method), exact) for n in MODEL_NFES}
+        for name, method in v3_and_plain(v3.Statistics.load(folder / "dpm_solver_v3.npz")).items():
+            result[name] = {n: distance(sample(den, x_T, grids.log_snr(sde, n), method), exact) for n in MODEL_NFES}
     for file in sorted(folder.glob("gits_*.npz")):
         times = np.load(file)["times"]
         for name, solver in (("iPNDM-4 on GITS", solvers.ipndm()), ("DPM-Solver++(2M) on GITS", solvers.dpm_solver_pp())):
@@ -129,7 +145,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     both AMED beat their bases at 5 to 10; figures are written to `out`."""
     gm, den, x_T, exact = problem()
     nfes = (5, 10) if quick else NFES
-    mixture = errors(den, x_T, exact, nfes)
+    mixture, best = errors(den, x_T, exact, nfes)
     mixture |= fitted_to_mixture(gm, den, x_T, exact, quick)
     panels = {"exact mixture (VP)": mixture}
     if not quick:
@@ -137,17 +153,17 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
         den = trained.denoiser()
         x_T = den.sde.prior_sample(jax.random.key(0), (32, *trained.dataset.shape))
         exact = sample(den, x_T, grids.log_snr(den.sde, 200), solvers.heun("log_snr"))
-        model = errors(den, x_T, exact, MODEL_NFES) | fitted_to_model(trained, den, x_T, exact)
+        model = errors(den, x_T, exact, MODEL_NFES)[0] | fitted_to_model(trained, den, x_T, exact)
         panels[f"{trained.dataset.name} model"] = model
     plots.solver_errors(panels, out / "solvers.png")
     rows = []
     for name in mixture:
-        row = {"solver": name} | {f"mixture {n}": mixture[name].get(n) for n in nfes}
+        row = {"solver": name, "grid": best.get(name, "")} | {f"mixture {n}": mixture[name].get(n) for n in nfes}
         rows.append(row if quick else row | {f"{trained.dataset.name} {n}": model.get(name, {}).get(n) for n in MODEL_NFES})
     if quick:
         return rows, True
-    first = {"DDIM", "Euler in t", "DPM-Solver-v3", "AMED-Solver", "AMED-Plugin on iPNDM", "iPNDM-4 on GITS", "DPM-Solver++(2M) on GITS"}
-    good = [mixture[name][n] < mixture["DDIM"][n] for name in SOLVERS if name not in first for n in (20, 50) if n in mixture[name]]
-    bases = {"DPM-Solver-v3": "DPM-Solver++(3M), as released", "AMED-Solver": "DPM-Solver-2", "AMED-Plugin on iPNDM": "iPNDM-4"}
+    higher = [name for name in SOLVERS if name not in ("DDIM", "Euler in t")]
+    good = [mixture[name][n] < mixture["DDIM"][n] for name in higher for n in (20, 50)]
+    bases = {V3: PLAIN_V3, "AMED-Solver": "DPM-Solver-2", "AMED-Plugin on iPNDM": "iPNDM-4"}
     better = [mixture[name][n] < mixture[base][n] for name, base in bases.items() for n in mixture[name] if n in mixture[base] and n <= 10]
     return rows, all(good + better)

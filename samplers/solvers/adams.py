@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from samplers.solvers.exponential import gauss_legendre
+from samplers.solvers.exponential import final_order, gauss_legendre
 from samplers.solvers.steps import check, combine, first_order, in_data, leave_prior, ratio
 from samplers.table import Row, Solver, stack
 from sde_lib.sde import SDE
@@ -22,18 +22,15 @@ from sde_lib.sde import SDE
 EQUAL_STEPS = {1: [1.0], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
 
 
-def variable_of(sde: SDE, variable: str | SDE) -> Callable:
+def variable_of(sde: SDE, variable: str | Callable) -> Callable:
     """u as a function of s = sigma/alpha (array, float64)."""
     if variable == "sigma":
         return lambda s: s
-    if variable == "log_snr":
-        return lambda s: -np.log(s)
-    path = sde if variable == "t" else variable
-    with np.errstate(divide="ignore"):
-        return lambda s: path.time(-np.log(s))
+    of_log_snr = {"log_snr": lambda log_snr: log_snr, "t": sde.time}.get(variable, variable)
+    return lambda s: of_log_snr(-np.log(s))
 
 
-def adams_weights(sde: SDE, times: np.ndarray, i: int, count: int, variable: str | SDE) -> np.ndarray:
+def adams_weights(sde: SDE, times: np.ndarray, i: int, count: int, variable: str | Callable) -> np.ndarray:
     """b_j of the module docstring for step i of the grid and the last `count` evaluations."""
     u = variable_of(sde, variable)
     nodes = u(np.array([ratio(sde, t) for t in times[i - count + 1 : i + 1]]))[::-1]
@@ -49,10 +46,11 @@ def adams_weights(sde: SDE, times: np.ndarray, i: int, count: int, variable: str
     return sde.alpha(times[i + 1]) * np.array([np.sum(weight * polynomial) for polynomial in lagrange])
 
 
-def adams_bashforth(count: int, variable: str | SDE) -> Solver:
-    """The method through the last `count` evaluations, polynomial in `variable`: "sigma", "t", "log_snr", or the time of another path.
+def adams_bashforth(count: int, variable: str | Callable, lower_order_final: bool | float = False) -> Solver:
+    """The method through the last `count` evaluations, polynomial in `variable`: "sigma", "t", "log_snr", or a function of log-SNR.
 
     Order `count`, started by its lower orders; one evaluation a step; consumes the noise; deterministic. A step from alpha = 0 is DDIM's.
+    lower_order_final: see `samplers.solvers.exponential.final_order`.
     """
     if count < 1:
         raise ValueError(f"{count} evaluations: expected at least 1")
@@ -60,7 +58,8 @@ def adams_bashforth(count: int, variable: str | SDE) -> Solver:
     def build(sde, times):
         rows = []
         for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
-            b = adams_weights(sde, times, i, min(count, i + 1), variable)
+            now = min(final_order(count, lower_order_final, len(times) - 1, i), i + 1)
+            b = adams_weights(sde, times, i, now, variable)
             if variable == "log_snr" and sde.sigma(s) == 0:
                 b = [first_order(sde, t, s, "noise")[1]]
             rows.append(Row(t, {0: sde.alpha(s) / sde.alpha(t)}, dict(enumerate(b))))
@@ -69,18 +68,18 @@ def adams_bashforth(count: int, variable: str | SDE) -> Solver:
     return lambda sde, times: leave_prior(sde, times, build, "noise")
 
 
-def deis(order: int = 3, variant: str = "tab", variable: SDE | None = None) -> Solver:
+def deis(order: int = 3, variant: str = "tab", variable: Callable | None = None, lower_order_final: bool | float = False) -> Solver:
     """DEIS (Zhang & Chen 2023, 2204.13902, section 3.3): tAB (polynomial in t) and rhoAB (in sigma/alpha), of `order` 0 (DDIM) to 3 and more.
 
     The paper's order r is the degree of the polynomial through r + 1 evaluations: of convergence r + 1, started by its lower orders; one evaluation
-    a step; consumes the noise; deterministic. variant: "tab" or "rhoab". variable: the path in whose time "tab" interpolates, at equal log-SNR,
-    if not the sampled one's own: on the EDM path, whose t is sigma, tab is rhoab, and VP's time is the authors' choice (`grids.vp_like`).
+    a step; consumes the noise; deterministic. variant: "tab" or "rhoab". variable: a function of log-SNR in which "tab" interpolates, if not
+    the path's own time: on the EDM path, whose t is sigma, tab is rhoab, and the authors' choice is VP's time, `grids.vp_time(sde)`.
     The authors' coefficients are a sum of 10,000 points, good to 4e-4; these are exact. Raises ValueError for unknown options.
     """
     check("deis", variant=(variant, ("tab", "rhoab")))
     if order < 0:
         raise ValueError(f"deis: order {order}: expected at least 0")
-    return adams_bashforth(order + 1, "sigma" if variant == "rhoab" else variable or "t")
+    return adams_bashforth(order + 1, "sigma" if variant == "rhoab" else variable or "t", lower_order_final)
 
 
 def lms(order: int = 4) -> Solver:

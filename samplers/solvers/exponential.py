@@ -255,7 +255,8 @@ def unipc(order: int = 3, variant: str = "bh2", prediction: Prediction = "data",
 
 
 def sde_dpm_solver_pp(order: int = 2, eta: float | Callable = 1.0, solver_type: str = "dpmsolver", lower_order_final: bool | float = False) -> Solver:
-    """SDE-DPM-Solver++(1) and (2M) (2211.01095, section 5 and appendix D): exponential integrators of the reverse SDE; consume the data prediction.
+    """SDE-DPM-Solver++(1) and (2M) (Lu et al. 2022, 2211.01095, section 5 and appendix D): exponential integrators
+    of the reverse SDE; consume the data prediction.
 
         x_s = (sigma_s/sigma_t) e^(-eta^2 h) x_t + alpha_s (1 - e^(-(1 + eta^2) h)) D + sigma_s sqrt(1 - e^(-2 eta^2 h)) xi
 
@@ -292,7 +293,8 @@ def sde_dpm_solver_pp(order: int = 2, eta: float | Callable = 1.0, solver_type: 
 
 
 def sde_dpm_solver(eta: float | Callable = 1.0) -> Solver:
-    r"""SDE-DPM-Solver-1: the exponential integrator of the reverse SDE in noise prediction (2211.01095, appendix D; DEIS', 2204.13902, appendix).
+    r"""SDE-DPM-Solver-1 (Lu et al. 2022, 2211.01095, appendix D): the exponential integrator of the reverse SDE in noise
+    prediction (also in DEIS, 2204.13902).
 
         x_s = (alpha_s/alpha_t) x_t - (1 + eta^2) sigma_s (e^h - 1) eps + eta sigma_s sqrt(e^(2h) - 1) xi
 

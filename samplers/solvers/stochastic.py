@@ -7,7 +7,7 @@ from samplers.table import Row, Solver, stack
 
 
 def ancestral(variance: str = "posterior") -> Solver:
-    """Ancestral sampling: draw x_s with the mean of p(x_s | x_t, x_0 = D) (DDPM, 2006.11239, algorithm 2; for VE 2011.13456, appendix F).
+    """Ancestral sampling (Ho et al. 2020, 2006.11239, algorithm 2): draw x_s with the mean of p(x_s | x_t, x_0 = D) (for VE 2011.13456, appendix F).
 
     variance: that of p(x_s | x_t, x_0) ("posterior") or of p(x_t | x_s) ("forward": DDPM's sigma^2 = beta, and score_sde's choice for VP).
     Stochastic, weak order 1, one evaluation a step, consumes the data prediction; exact where alpha_t = 0. A step to sigma = 0 gives D.
@@ -27,7 +27,7 @@ def ancestral(variance: str = "posterior") -> Solver:
 
 
 def euler_maruyama() -> Solver:
-    """Euler-Maruyama on the reverse SDE: x' = x - h (f x - g^2 score) + g sqrt(h) xi (2011.13456, appendix E).
+    """Euler-Maruyama on the reverse SDE (Song et al. 2021, 2011.13456, appendix E): x' = x - h (f x - g^2 score) + g sqrt(h) xi.
 
     Stochastic, weak order 1, one evaluation a step, consumes the data prediction. A step from alpha = 0 is the ancestral one.
     """
@@ -44,7 +44,8 @@ def euler_maruyama() -> Solver:
 
 
 def reverse_diffusion() -> Solver:
-    """The reverse of the forward chain's own step x_t = x_s + F x_s + G z: x' = x - F x + G^2 score + G xi (2011.13456, appendix E, eq. 46).
+    """Reverse diffusion (Song et al. 2021, 2011.13456, eq. 46), the forward chain's own step x_t = x_s + F x_s + G z reversed:
+    x' = x - F x + G^2 score + G xi.
 
     On a path F = alpha_t/alpha_s - 1 and G^2 = sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2, which are those of DDPM and NCSN on their chains.
     Stochastic, weak order 1, one evaluation a step, consumes the data prediction. A step from alpha = 0 is the ancestral one.

@@ -28,6 +28,7 @@ def readme_commands():
 SHORT = {
     "experiments.train": ["--config.training.steps=2", "--config.training.batch=8"],
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
+    "experiments.fit": ["--steps=3", "--examples=8", "--knots=3", "--iterations=1", "--train_batch=4"],
     "experiments.likelihood": ["--num=3", "--rtol=0.1", "--atol=0.1", "--batch=8"],
     "experiments.evaluate": ["--groups=2", "--limit=20", "--steps=3", "--batch=8"],
     "experiments.tables": ["--quick"],
@@ -76,6 +77,7 @@ def execute(commands, tmp_path):
         ("experiments.train --config=configs/fashion.py --workdir={0} --config.data.path=/nowhere", "/nowhere: no such folder"),
         ("experiments.sample --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.sample --workdir={0} --solver=dpm", "dpm_solver_pp"),
+        ("experiments.fit --workdir={0}/nothing --solver=gits", "expected a --workdir made by"),
         ("experiments.likelihood --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.evaluate --workdir={0}/nothing extra", "unexpected argument 'extra'"),
         ("experiments.tables --table=nothing", "expected one of"),
@@ -103,5 +105,13 @@ def test_samples_do_not_depend_on_number_or_batch(tmp_path):
     few, nfe = sample.generate(trained, 5, 4, 0, **options)
     many, _ = sample.generate(trained, 8, 8, 0, **options)
     assert nfe == 5 and np.mean(few != many[:5]) < 5e-3
-    with pytest.raises(ValueError, match="this model is unconditional"):
-        sample.generate(trained, 2, 2, 0, label=3, **options)
+    for wrong, words in (
+        ({"label": 3}, "this model is unconditional"),
+        ({"option": ("order=2",)}, "ancestral has variance"),
+        ({"option": ("order",)}, "expected NAME=VALUE"),
+        ({"solver": "amed"}, "python -m experiments.fit"),
+        ({"solver": "adaptive", "option": ("order=2",)}, "has no options"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            sample.generate(trained, 2, 2, 0, **options | wrong)
+    assert sample.generate(trained, 2, 2, 0, **options | {"solver": "unipc", "option": ("order=2", "variant=bh1"), "threshold": "dynamic"})[1] == 5
