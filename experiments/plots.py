@@ -111,28 +111,21 @@ def histogram(values: dict[str, np.ndarray], unit: str, path: str | Path) -> Pat
     return _save(figure, path)
 
 
-def convergence(rows: dict[str, tuple[list[int], list[float]]], title: str, path: str | Path) -> Path:
-    """Error against network evaluations, log-log, a line per solver."""
-    figure, axis = plt.subplots(figsize=(6.5, 4.5))
-    for name, (nfe, error) in rows.items():
-        axis.loglog(nfe, error, "o-", markersize=3, label=name)
-    axis.set(xlabel="network evaluations", ylabel="RMSE to the exact flow", title=title)
-    axis.grid(alpha=0.3, which="both")
-    axis.legend()
-    return _save(figure, path)
-
-
 def solver_errors(panels: dict[str, dict[str, dict[int, float]]], path: str | Path) -> Path:
-    """Error against network evaluations, log-log, a panel per problem and a line per solver (the same colour and marker in all)."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels) + 3, 6.5), squeeze=False)
+    """Error against network evaluations, log-log, a panel per problem and a line per solver (the same colour and marker in all).
+
+    The first solver sets the range: errors above four times its largest are cut off.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 6), squeeze=False)
     names = list(next(iter(panels.values())))
-    styles = {n: {"color": plt.cm.tab20(i % 20), "marker": "osv^Dx*"[i // 4 % 7], "linestyle": ["-", "--"][i >= 20]} for i, n in enumerate(names)}
+    styles = {n: {"color": plt.cm.tab20(i % 20), "marker": "osv^Dx*"[i % 7], "linestyle": ["-", "--"][i >= 20]} for i, n in enumerate(names)}
     for axis, (title, solvers) in zip(axes[0], panels.items()):
         for name, errors in solvers.items():
             if errors:
                 axis.loglog(list(errors), list(errors.values()), markersize=4, linewidth=1, label=name, **styles[name])
         ticks = sorted({n for errors in solvers.values() for n in errors if n in (3, 5, 6, 8, 10, 15, 20, 30, 50)})
         axis.set(xlabel="network evaluations", ylabel="RMSE to the exact flow", title=title)
+        axis.set_ylim(top=4 * max(solvers[names[0]].values()))
         axis.set_xticks(ticks, ticks)
         axis.minorticks_off()
         axis.grid(alpha=0.3)

@@ -9,6 +9,13 @@ import jax
 import numpy as np
 
 
+def seconds_of(fn: Callable) -> float:
+    """Seconds of one call, its result waited for."""
+    start = time.perf_counter()
+    jax.block_until_ready(fn())
+    return time.perf_counter() - start
+
+
 def medians(candidates: dict[str, Callable], repeats: int) -> dict[str, float]:
     """Median seconds of a call of each candidate, run in turn `repeats` times after one call to compile; results are waited for."""
     for fn in candidates.values():
@@ -16,9 +23,7 @@ def medians(candidates: dict[str, Callable], repeats: int) -> dict[str, float]:
     seconds = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, fn in candidates.items():
-            start = time.perf_counter()
-            jax.block_until_ready(fn())
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(seconds_of(fn))
     return {name: float(np.median(s)) for name, s in seconds.items()}
 
 
