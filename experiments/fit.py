@@ -5,7 +5,10 @@ on the grid of so many steps. gits: the times of a grid of so many steps. Writes
 (--grid=gits) finds.
 """
 
+import functools
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -72,14 +75,21 @@ def fit_predictor(
     opt_state, rng, losses = optimizer.init(params), np.random.default_rng(seed), []
     for _ in range(iterations):
         index = rng.choice(len(x_T), min(batch, len(x_T)), replace=False)
-        params, opt_state, value = update(den, params, opt_state, teacher[:, index])
+        chosen = replace(den, cond=jax.tree.map(lambda c: c[index], den.cond))  # noqa: B023
+        params, opt_state, value = update(chosen, params, opt_state, teacher[:, index])
         losses.append(float(value))
     return params, losses
 
 
 def predictor(params, use_features: bool = True) -> Partial:
     """The `amed.Predictor` of fitted parameters."""
-    return Partial(StepPredictor(use_features=use_features).apply, params)
+    return Partial(_apply(use_features), params)
+
+
+@functools.cache
+def _apply(use_features: bool):
+    """One function for all predictors of a kind: another one would be compiled anew."""
+    return StepPredictor(use_features=use_features).apply
 
 
 def save_params(path: Path, params, times) -> None:
@@ -91,9 +101,27 @@ def save_params(path: Path, params, times) -> None:
 def load_params(path: Path, shape: tuple[int, ...]):
     """Parameters and times of `save_params`, for examples of `shape`."""
     like = jax.eval_shape(lambda: StepPredictor().init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1)))
-    with np.load(path, allow_pickle=False) as file:
-        names, treedef = jax.tree.flatten_with_path(like)
-        return jax.tree.unflatten(treedef, [file[jax.tree_util.keystr(name)] for name, _ in names]), file["times"]
+    names, treedef = jax.tree.flatten_with_path(like)
+    file = load(path, ["times", *(jax.tree_util.keystr(name) for name, _ in names)])
+    times, *leaves = file
+    for leaf, (_, expected) in zip(leaves, names):
+        if leaf.shape != expected.shape:
+            raise ValueError(f"{path} was fitted to examples of another shape than {shape}: fit it again")
+    return jax.tree.unflatten(treedef, leaves), times
+
+
+def load(path: Path, names: list[str]) -> list[np.ndarray]:
+    """Arrays of a file that this module wrote. Raises ValueError if it is damaged, or is another."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in names]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged, or not a fitted solver: fit it again with python -m experiments.fit") from None
+
+
+def statistics(path: Path) -> v3.Statistics:
+    """The statistics of DPM-Solver-v3 in a file."""
+    return v3.Statistics(*load(path, ["log_snr", "l", "s", "b"]))
 
 
 def file_of(workdir: str | Path, solver: str, steps: int) -> Path:
@@ -112,8 +140,9 @@ def fitted(workdir: str | Path, solver: str, steps: int) -> Path:
 
 def main():
     f = flags.FLAGS
-    if f.steps < 2:
-        raise ValueError(f"--steps={f.steps}: expected at least 2 (the last one denoises)")
+    for name, least in {"steps": 2, "examples": 1, "knots": 3, "iterations": 1, "train_batch": 1}.items():
+        if f[name].value < least:
+            raise ValueError(f"--{name}={f[name].value}: expected at least {least}")
     run = runs.from_flags()
     den, shape, sde = (
         run.denoiser(jnp.arange(f.examples) % run.network.module.num_classes if run.conditional else None),
@@ -127,9 +156,10 @@ def main():
     if f.solver == "dpm_solver_v3":
         values = run.dataset.values["train"][: f.examples]
         x0 = run.dataset.to_x(jax.random.split(jax.random.key(f.seed), len(values)), values)
+        labelled = run.denoiser(jnp.asarray(run.dataset.labels["train"][: len(values)]) if run.conditional else None)
         times = grids.log_snr(sde, f.knots)
-        statistics = v3.estimate(den, x0, jax.random.key(f.seed + 1), sde.log_snr(times[1:] if sde.alpha(sde.T) == 0 else times))
-        statistics.save(path)
+        measured = v3.estimate(labelled, x0, jax.random.key(f.seed + 1), sde.log_snr(times[1:] if sde.alpha(sde.T) == 0 else times))
+        measured.save(path)
     elif f.solver == "gits":
         np.savez(path, times=gits(den, x_T, f.steps - 1))
     else:

@@ -5,6 +5,7 @@ Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on
 """
 
 import ast
+import functools
 import inspect
 import time
 from pathlib import Path
@@ -17,7 +18,8 @@ import samplers
 from experiments import cli, fit, parallel, plots, runs
 from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
 from samplers.solvers import v3
-from sde_lib import Denoiser
+from samplers.solvers.exponential import multistep, singlestep
+from sde_lib import VP, Denoiser
 
 ADAPTIVE, REVERSE_SDE = "adaptive", "reverse_sde"
 V3, GITS = "dpm_solver_v3", "gits"
@@ -38,13 +40,15 @@ def define_flags(steps: int) -> None:
 def from_flags() -> dict:
     """The options of `draw` that the flags choose."""
     f = flags.FLAGS
+    if f["grid"].present and f.solver in (ADAPTIVE, *fit.BASES):
+        raise ValueError(f"--grid={f.grid}: --solver={f.solver} has {'no grid' if f.solver == ADAPTIVE else 'the grid that it was fitted on'}")
     return {
         "solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold
     }  # fmt: skip
 
 
-def make_solver(name: str, option: tuple[str, ...] = ()):
-    """A solver of `samplers.solvers` from options written name=value. Raises ValueError for unknown ones."""
+def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statistics | None = None):
+    """A solver of `samplers.solvers`, or v3 with its statistics, from options written name=value. Raises ValueError for unknown ones."""
     options = {}
     for text in option:
         key, equals, value = text.partition("=")
@@ -54,10 +58,18 @@ def make_solver(name: str, option: tuple[str, ...] = ()):
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value  # a word
+    factory = functools.partial(v3.dpm_solver_v3, statistics) if statistics else solvers.SOLVERS[name]
     try:
-        return solvers.SOLVERS[name](**options)
+        solver = factory(**options)
+        solver(VP(), grids.log_snr(VP(), 5)) if not statistics else None  # values of a wrong type show when a table is built
+        return solver
     except TypeError as error:
-        raise ValueError(f"--option: {error}; {name} has {', '.join(inspect.signature(solvers.SOLVERS[name]).parameters) or 'none'}") from None
+        known = [p for p in inspect.signature(factory).parameters if p not in ("options", "statistics")]
+        if "method" in known:
+            known += [
+                p for p in {**inspect.signature(singlestep).parameters, **inspect.signature(multistep).parameters} if p not in ("prediction", *known)
+            ]
+        raise ValueError(f"--option: {error}; {name} has {', '.join(known) or 'none'}") from None
 
 
 def draw(
@@ -78,7 +90,7 @@ def draw(
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not.
     """
-    if option and solver not in solvers.SOLVERS:
+    if option and solver not in (*solvers.SOLVERS, V3):
         raise ValueError(f"--option={option[0]}: --solver={solver} has no options")
     if threshold != "none":
         den = samplers.threshold(den, quantile=None if threshold == "static" else 0.995)
@@ -95,14 +107,15 @@ def draw(
         x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver])
         nfe = 2 * (len(times) - 1) + 1 - (den.sde.alpha(den.sde.T) == 0)
         return denoise(x, times), np.full(len(keys), nfe), None
-    times = np.load(fit.fitted(workdir, GITS, steps))["times"] if grid == GITS else getattr(grids, grid)(den.sde, steps - 1)
+    times = fit.load(fit.fitted(workdir, GITS, steps), ["times"])[0] if grid == GITS else getattr(grids, grid)(den.sde, steps - 1)
     if solver == REVERSE_SDE:
         solution = sample_sde(den, x_T, times, noise_keys)
         return denoise(check(solution).x, times), solution.nfe + 1, None
-    method = v3.dpm_solver_v3(v3.Statistics.load(fit.fitted(workdir, V3, steps))) if solver == V3 else make_solver(solver, option)
-    x = sample(den, x_T, times, method, noise_keys, path=path)
+    method = make_solver(solver, option, fit.statistics(fit.fitted(workdir, V3, steps)) if solver == V3 else None)
+    table = method(den.sde, times)
+    x = sample(den, x_T, times, lambda sde, times: table, noise_keys, path=path)
     x_0 = denoise(x[-1] if path else x, times)
-    nfe = np.full(len(keys), method(den.sde, times).nfe + 1)
+    nfe = np.full(len(keys), table.nfe + 1)
     return x_0, nfe, np.concatenate([x, x_0[None]]) if path else None
 
 

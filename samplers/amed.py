@@ -45,6 +45,8 @@ def steps_of(sde: SDE, times: np.ndarray, base: str) -> Steps:
         raise ValueError(f"amed: base '{base}': expected midpoint (AMED-Solver) or ipndm (AMED-Plugin)")
     if sde.sigma(times[-1]) == 0:
         raise ValueError("amed: expected a grid that ends above sigma = 0")
+    if len(times) < 2:
+        raise ValueError("amed: expected two or more steps where alpha(T) = 0: the first is DDIM's")
     s = ratio(sde, times)
     padded = lambda count: np.pad(EQUAL_STEPS[min(count, 4)], (0, 4 - min(count, 4)))
     n = len(times) - 1

@@ -26,18 +26,19 @@ def _costs(den, xs, times, steps):
     return jax.lax.map(lambda row: from_time(*row), (xs, times, linear, p))
 
 
-def gits(den: Denoiser, x_T: Float[Array, "b ..."], n: int, fine: int = 60, eps: float | None = None) -> np.ndarray:
+def gits(den: Denoiser, x_T: Float[Array, "b ..."], n: int, fine: int = 60, gamma: float = 1.0, eps: float | None = None) -> np.ndarray:
     """n + 1 times from T to eps: those of the `fine` + 1 of a Karras grid whose DDIM steps have the least total error (GITS, algorithm 1).
 
-    x_T: some 256 starts [B, ...], the trajectories of which are made by Heun's method. No training; 3 x `fine` evaluations of B examples. The grid
-    serves any solver. Raises ValueError if n is not in 1..fine.
+    x_T: some 256 starts [B, ...], the trajectories of which are made by Heun's method. gamma: the weight of later costs, for each step taken
+    (the authors' code has more than 1; with errors in x/alpha, as here, 1 was best). No training; 3 `fine` + 1 evaluations of B examples.
+    The grid serves any solver. Raises ValueError if n is not in 1..fine.
     """
     if not 1 <= n <= fine:
         raise ValueError(f"gits: {n} steps out of {fine}: expected 1 to {fine}")
     sde, times = den.sde, karras(den.sde, fine, eps)
     path = sample(den, x_T, times, heun("sigma"), path=True)
-    ends = [0]  # rows of the path that end a step: after every second evaluation, but for a first step from alpha = 0
     rows = heun("sigma")(sde, times).nfe
+    # rows of the path that end a step: after every second evaluation, but for a first step from alpha = 0
     ends = [0, *range(rows - 2 * (fine - 1), rows + 1, 2)]
     xs = path[np.array(ends)]
     coefficients = np.array([[jump(sde, t, s) if s < t else (0.0, 0.0) for s in times] for t in times])
@@ -45,13 +46,13 @@ def gits(den: Denoiser, x_T: Float[Array, "b ..."], n: int, fine: int = 60, eps:
     steps = tuple(np.asarray(c, xs.dtype) for c in (coefficients[..., 0], coefficients[..., 1], scale))
     cost = np.asarray(_costs(den, xs, np.asarray(times, xs.dtype), steps), np.float64)
     cost[np.tril_indices(fine + 1)] = np.inf
-    best, came = np.full(fine + 1, np.inf), []
-    best[0] = 0.0
+    left, goes = np.full(fine + 1, np.inf), []  # left: the least cost from each fine time to the end, in one step more each time
+    left[-1] = 0.0
     for _ in range(n):
-        total = best[:, None] + cost
-        came.append(total.argmin(0))
-        best = total.min(0)
-    chosen = [fine]
-    for previous in reversed(came):
-        chosen.append(int(previous[chosen[-1]]))
-    return times[chosen[::-1]]
+        total = cost + gamma * left
+        goes.append(total.argmin(1))
+        left = total.min(1)
+    chosen = [0]
+    for step in reversed(goes):
+        chosen.append(int(step[chosen[-1]]))
+    return times[chosen]

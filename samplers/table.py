@@ -126,7 +126,9 @@ def stack(rows: Sequence[Row], prediction: str) -> Table:
     for name in ("times", "x", "p", "noise", "at_x", "at_p", "at_noise", "constant"):
         value = getattr(table, name)
         if value is not None and not np.all(np.isfinite(value)):
-            raise ValueError(f"a coefficient '{name}' of this solver is not finite on this grid (times {table.times[0]} to 0)")
+            raise ValueError(
+                f"a coefficient '{name}' of this solver is not finite on this grid (times {table.times[0]:.4g} to {table.times[-1]:.4g})"
+            )
     return table
 
 

@@ -8,8 +8,8 @@ from jax.tree_util import Partial
 from sde_lib.denoiser import Denoiser
 
 
-def _bounded(den: Denoiser, bound, quantile, x, t):
-    data = den.data(x, t)
+def _bounded(den: Denoiser, bound, quantile, x, t, cond=None):
+    data = replace(den, cond=cond).data(x, t)
     if quantile is None:
         return jnp.clip(data, -bound, bound)
     limit = jnp.quantile(jnp.abs(data).reshape(len(data), -1), quantile, axis=1).reshape(-1, *[1] * (data.ndim - 1))
@@ -26,7 +26,4 @@ def threshold(den: Denoiser, bound: float = 1.0, quantile: float | None = None) 
     """
     if bound <= 0 or (quantile is not None and not 0 < quantile < 1):
         raise ValueError(f"threshold: bound {bound}, quantile {quantile}: expected a bound above 0 and a quantile between 0 and 1")
-    if den.cond is None:
-        return Denoiser(Partial(_bounded, den, bound, quantile), den.sde, "data")
-    bounded = lambda den, bound, x, t, cond: _bounded(replace(den, cond=cond), bound, quantile, x, t)
-    return Denoiser(Partial(bounded, den, bound), den.sde, "data", cond=den.cond)
+    return Denoiser(Partial(_bounded, replace(den, cond=None), bound, quantile), den.sde, "data", cond=den.cond)

@@ -125,7 +125,7 @@ def fitted_to_model(run, den, x_T, exact) -> dict[str, dict[int, float]]:
     result, sde = {}, den.sde
     folder = Path(run.workdir) / "solvers"
     if (folder / "dpm_solver_v3.npz").exists():
-        for name, method in v3_and_plain(v3.Statistics.load(folder / "dpm_solver_v3.npz")).items():
+        for name, method in v3_and_plain(fit.statistics(folder / "dpm_solver_v3.npz")).items():
             result[name] = {n: distance(sample(den, x_T, grids.log_snr(sde, n), method), exact) for n in MODEL_NFES}
     for file in sorted(folder.glob("gits_*.npz")):
         times = np.load(file)["times"]

@@ -1,9 +1,10 @@
 """Solvers by family. Each is a function of its options that returns a solver, (sde, times) -> Table; see `samplers.table`."""
 
-from samplers.solvers.adams import adams_bashforth, afs, deis, ipndm, lms, pndm, then
-from samplers.solvers.exponential import ddim, dpm_solver, dpm_solver_pp, sde_dpm_solver, sde_dpm_solver_pp, singlestep_orders, unipc
+from samplers.solvers.adams import adams_bashforth, deis, ipndm, lms, pndm
+from samplers.solvers.combine import afs, then
+from samplers.solvers.exponential import ddim, dpm_solver, dpm_solver_pp, singlestep_orders, unipc
 from samplers.solvers.runge_kutta import HEUN, KUTTA3, MIDPOINT, RK4, Tableau, euler, heun, midpoint, rk4, runge_kutta
-from samplers.solvers.stochastic import ancestral, edm, euler_maruyama, reverse_diffusion
+from samplers.solvers.stochastic import ancestral, edm, euler_maruyama, reverse_diffusion, sde_dpm_solver, sde_dpm_solver_pp
 
 # by name, each with the defaults of its paper for all options
 SOLVERS = {

@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from samplers.solvers.exponential import final_order, gauss_legendre
-from samplers.solvers.steps import check, combine, first_order, in_data, leave_prior, ratio
-from samplers.table import Row, Solver, stack
+from samplers.solvers.steps import check, final_order, first_order, gauss_legendre, leave_prior, ratio
+from samplers.table import Row, Solver
 from sde_lib.sde import SDE
 
 # the Adams-Bashforth weights of equal steps, by number of evaluations
@@ -50,7 +49,7 @@ def adams_bashforth(count: int, variable: str | Callable, lower_order_final: boo
     """The method through the last `count` evaluations, polynomial in `variable`: "sigma", "t", "log_snr", or a function of log-SNR.
 
     Order `count`, started by its lower orders; one evaluation a step; consumes the noise; deterministic. A step from alpha = 0 is DDIM's.
-    lower_order_final: see `samplers.solvers.exponential.final_order`.
+    lower_order_final: see `samplers.solvers.steps.final_order`.
     """
     if count < 1:
         raise ValueError(f"{count} evaluations: expected at least 1")
@@ -113,7 +112,7 @@ def pndm(warmup: str = "runge_kutta") -> Solver:
 
     warmup: "runge_kutta", three pseudo Runge-Kutta steps of four evaluations each, at t, twice halfway in t, and at the end (F-PNDM): N + 9
     evaluations; or "heun", a first step of two evaluations and then lower orders (PLMS of latent diffusion; diffusers' skip_prk_steps): N + 1.
-    Consumes the noise, deterministic; its order is that of `ipndm`. A step to sigma = 0 within the warm-up is DDIM's. Raises ValueError for
+    Consumes the noise, deterministic; its order is that of `ipndm`. A step to sigma = 0 has no warm-up of its own. Raises ValueError for
     another warm-up.
     """
     check("pndm", warmup=(warmup, ("runge_kutta", "heun")))
@@ -144,53 +143,3 @@ def pndm(warmup: str = "runge_kutta") -> Solver:
         return rows
 
     return lambda sde, times: leave_prior(sde, times, build, "noise")
-
-
-def afs(solver: Solver) -> Solver:
-    """The analytical first step (Dockhorn et al. 2022, 2210.05475): `solver` without its first evaluation, the noise there being taken as
-    x / sqrt(alpha^2 + sigma^2), which is what it is for data of unit variance (and nearly so for any data where sigma is large).
-
-    For tables that consume the noise and evaluate at x_e itself; not where alpha = 0, whose first step is exact. Raises ValueError for others.
-    """
-
-    def shorter(sde, times):
-        table = solver(sde, times)
-        if table.prediction != "noise" or table.stochastic or table.at_x is not None or table.nfe < 2:
-            raise ValueError("afs: expected a deterministic solver with two or more evaluations that consumes the noise, on a grid with alpha(T) > 0")
-        slope = 1 / np.sqrt(sde.alpha(times[0]) ** 2 + sde.sigma(times[0]) ** 2)
-        first = float(table.x[0, 0] + slope * table.p[0, 0])  # x_1 = first x_0
-        rows = []
-        for e in range(1, table.nfe):
-            terms = []
-            for k, c in enumerate(table.x[e]):
-                if c:  # old x_{e-k}: x_0 and x_1 = first x_0 are both the new x_0, the others are one place earlier
-                    old = e - k
-                    terms.append((c * (first if old == 1 else 1.0), {e - 1 - max(old - 1, 0): 1.0}))
-            for k, c in enumerate(table.p[e]):
-                if c and k == e:
-                    terms.append((c * slope, {e - 1: 1.0}))
-            p = {k: c for k, c in enumerate(table.p[e]) if c and k < e}
-            rows.append(Row(table.times[e], combine(*terms), p, at_x={0: first} if e == 1 else {0: 1.0}))
-        return stack(rows, table.prediction)
-
-    return shorter
-
-
-def then(first: Solver, second: Solver, switch: float) -> Solver:
-    """`first` down to the grid's time nearest to `switch`, `second` from there on: "stochastic early, deterministic late", or any other mixture.
-
-    The history of a multistep method starts anew. Where one consumes the noise and the other the data, the mixture consumes the data. Raises
-    ValueError if the predictions do not go together otherwise.
-    """
-
-    def solver(sde, times):
-        at = int(np.clip(np.argmin(np.abs(times - switch)), 1, len(times) - 2)) if len(times) > 2 else 1
-        tables = [first(sde, times[: at + 1]), *([second(sde, times[at:])] if at < len(times) - 1 else [])]
-        consumed = {table.prediction for table in tables}
-        if len(consumed) == 1:
-            return stack([row for table in tables for row in table.rows()], consumed.pop())
-        if consumed != {"noise", "data"}:
-            raise ValueError(f"then: solvers that consume {' and '.join(sorted(consumed))}: expected the same, or noise and data")
-        return stack([row for table in tables for row in (in_data(table.rows(), sde) if table.prediction == "noise" else table.rows())], "data")
-
-    return solver

@@ -14,26 +14,12 @@ Every solver here is a choice of P' and P'' from evaluations at hand. The data f
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 
-from samplers.solvers.steps import Prediction, check, combine, first_order, leave_prior, posterior, ratio, stepwise, strength
+from samplers.solvers.steps import Prediction, check, combine, final_order, first_order, leave_prior, phi, posterior, strength
 from samplers.table import Row, Solver, stack
 from sde_lib.sde import SDE
-
-
-@lru_cache
-def gauss_legendre(n: int):
-    """Nodes and weights on [0, 1]."""
-    x, w = np.polynomial.legendre.leggauss(n)
-    return 0.5 * (x + 1), 0.5 * w
-
-
-def phi(k: int, z: float) -> float:
-    """phi_k(z) = int_0^1 e^((1-u) z) u^(k-1)/(k-1)! du: phi_1 = (e^z - 1)/z, phi_{k+1} = (phi_k - 1/k!)/z, without their cancellation."""
-    u, w = gauss_legendre(64)
-    return float(np.sum(w * np.exp((1 - u) * z) * u ** (k - 1)) / math.factorial(k - 1))
 
 
 def weights(sde: SDE, t: float, s: float, prediction: Prediction):
@@ -58,9 +44,9 @@ def ddim(eta: float | Callable = 0.0) -> Solver:
         rows = []
         for t, s in zip(times[:-1], times[1:]):
             std = strength(eta, t) * posterior(sde, t, s)[2]
-            if std > sde.sigma(s):
+            if std > sde.sigma(s) * (1 + 1e-9):
                 raise ValueError(f"ddim: eta = {strength(eta, t)} at t = {t:.4g} asks for more noise than there is: expected 0 to 1")
-            x = np.sqrt(sde.sigma(s) ** 2 - std**2) / sde.sigma(t)
+            x = np.sqrt(max(sde.sigma(s) ** 2 - std**2, 0.0)) / sde.sigma(t)
             rows.append(Row(t, {0: x}, {0: sde.alpha(s) - sde.alpha(t) * x}, std))
         return stack(rows, "data")
 
@@ -71,7 +57,8 @@ def ddim(eta: float | Callable = 0.0) -> Solver:
 
 
 def dpm_solver(order: int = 3, method: str = "singlestep", **options) -> Solver:
-    """DPM-Solver (Lu et al. 2022, 2206.00927, algorithms 1, 2 and 4 to 6): consumes the noise. Deterministic, of the given order.
+    """DPM-Solver (Lu et al. 2022, 2206.00927, algorithms 1, 2 and 4 to 6): consumes the noise. Deterministic, of the given order (3M: of
+    order 2 unless consistent=True).
 
     order: 1 (DDIM), 2 (at r1 = 1/2 also k-diffusion's DPM-2) or 3. method: "singlestep", `order` evaluations a step, or "multistep", one.
     options: see `singlestep` and `multistep`. Raises ValueError for unknown ones.
@@ -91,13 +78,6 @@ def dpm_solver_pp(order: int = 2, method: str = "multistep", **options) -> Solve
 def _dpm(name, prediction, order, method, options):
     check(name, order=(order, (1, 2, 3)), method=(method, ("singlestep", "multistep")))
     return (singlestep if method == "singlestep" else multistep)(prediction, order, **options)
-
-
-def final_order(order: int, lower_order_final: bool | float, n: int, i: int) -> int:
-    """The order of step i of n: lowered towards the end of short runs. lower_order_final: True below ten steps, as the authors do; a number,
-    below that many (diffusers: 15; diff-sampler: math.inf)."""
-    below = 10 if lower_order_final is True else lower_order_final
-    return min(order, n - i) if n < below else order
 
 
 def multistep(
@@ -155,6 +135,8 @@ def singlestep(
     `singlestep_orders`; the inner times are the grid's, and r1, r2 what they are (the authors' rule on grids in t). A step to sigma = 0 is of
     order 1.
     """
+    if not 0 < (r1 or 1 / 3) < r2 < 1 or r1 == 0:
+        raise ValueError(f"singlestep DPM-Solver: r1 = {r1}, r2 = {r2}: expected 0 < r1 < r2 < 1")
     check("singlestep DPM-Solver", solver_type=(solver_type, ("dpmsolver", "taylor")), inner=(inner, ("log_snr", "grid")))
 
     def steps(sde, times):
@@ -164,7 +146,7 @@ def singlestep(
             return [list(times[a : b + 1]) for a, b in zip(ends[:-1], ends[1:])]
         result = []
         for t, s in zip(times[:-1], times[1:]):
-            fractions = [[], [r1 or 1 / 2], [r1 or 1 / 3, r2]][order - 1] if sde.sigma(s) > 0 else []
+            fractions = [[], [1 / 2 if r1 is None else r1], [1 / 3 if r1 is None else r1, r2]][order - 1] if sde.sigma(s) > 0 else []
             a, b = (sde.log_snr(u) for u in (t, s)) if fractions else (0, 0)
             result.append([t, *(float(sde.time(a + f * (b - a))) for f in fractions), s])
         return result
@@ -203,13 +185,16 @@ def singlestep(
 # --- UniPC ----------------------------------------------------------------------------------------------------------------------------
 
 
-def unipc(order: int = 3, variant: str = "bh2", prediction: Prediction = "data", corrector: bool = True, lower_order_final: bool = True) -> Solver:
+def unipc(
+    order: int = 3, variant: str = "bh2", prediction: Prediction = "data", corrector: bool = True, lower_order_final: bool | float = math.inf
+) -> Solver:
     """UniPC (Zhao et al. 2023, 2302.04867, algorithms 5 to 8): a predictor of any order and a corrector that reuses the next evaluation.
 
-    Order order + 1 with the corrector, else `order`; one evaluation a step; consumes `prediction`; deterministic.
+    Order order + 1 with the corrector, else `order`, and 2 at most where the last step is of order 1. One evaluation a step; consumes
+    `prediction`; deterministic.
     variant: B(h) = z ("bh1") or e^z - 1 ("bh2"), z = -h for data, h for noise. As in the authors' code the predictor of order 2 and the corrector
-    of order 1 have coefficient 1/2, and the last step is not corrected. lower_order_final: orders fall to 1 at the last steps, in runs of any
-    length. A step to sigma = 0 is of order 1. Raises ValueError for unknown options.
+    of order 1 have coefficient 1/2, and the last step is not corrected. lower_order_final: see `final_order`; the authors lower the last orders
+    in runs of any length. A step to sigma = 0 is of order 1. Raises ValueError for unknown options.
     """
     check("unipc", variant=(variant, ("bh1", "bh2")), prediction=(prediction, ("noise", "data")))
     if order < 1:
@@ -233,7 +218,7 @@ def unipc(order: int = 3, variant: str = "bh2", prediction: Prediction = "data",
         log_snr = sde.log_snr(times)
         rows, n, correction = [], len(times) - 1, {}
         for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
-            now = min(order, i + 1, n - i if lower_order_final else order)
+            now = min(final_order(order, lower_order_final, n, i), i + 1)
             # x_i is the prediction of step i - 1; P_i corrects it by `correction`, whose lags are seen from here
             if sde.sigma(s) == 0:
                 linear, w1 = first_order(sde, t, s, prediction)
@@ -249,66 +234,3 @@ def unipc(order: int = 3, variant: str = "bh2", prediction: Prediction = "data",
         return rows
 
     return lambda sde, times: leave_prior(sde, times, build, prediction)
-
-
-# --- exponential integrators of the reverse SDE ---------------------------------------------------------------------------------------
-
-
-def sde_dpm_solver_pp(order: int = 2, eta: float | Callable = 1.0, solver_type: str = "dpmsolver", lower_order_final: bool | float = False) -> Solver:
-    """SDE-DPM-Solver++(1) and (2M) (Lu et al. 2022, 2211.01095, section 5 and appendix D): exponential integrators
-    of the reverse SDE; consume the data prediction.
-
-        x_s = (sigma_s/sigma_t) e^(-eta^2 h) x_t + alpha_s (1 - e^(-(1 + eta^2) h)) D + sigma_s sqrt(1 - e^(-2 eta^2 h)) xi
-
-    Stochastic, one evaluation a step; deterministic order `order`, weak order 1. eta: strength of the noise as in `SDE.reverse_drift`, a number or a
-    function of the time that a step starts from: 1 is the reverse SDE, 0 DPM-Solver++, and the marginals are the same for all (k-diffusion's eta is
-    the square). solver_type: the weight of D' at order 2, half that of D ("dpmsolver") or exact ("taylor"; "heun" elsewhere). lower_order_final: see
-    `final_order`. The first step, and one to sigma = 0, are of order 1. Raises ValueError for unknown options.
-    """
-    check("sde_dpm_solver_pp", order=(order, (1, 2)), solver_type=(solver_type, ("dpmsolver", "taylor")))
-
-    def build(sde, times):
-        log_snr = sde.log_snr(times)
-        rows, n = [], len(times) - 1
-        for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
-            eta2, h = strength(eta, t) ** 2, log_snr[i + 1] - log_snr[i]
-            if eta2 == 0 or np.isinf(h):
-                linear, w1 = first_order(sde, t, s, "data")
-                noise = 0.0
-                if eta2 > 0 and sde.sigma(s) > 0:  # from alpha = 0: all that was x is forgotten
-                    linear, w1, noise = 0.0, sde.alpha(s), sde.sigma(s)
-            else:
-                linear = sde.sigma(s) / sde.sigma(t) * np.exp(-eta2 * h)
-                w1 = -sde.alpha(s) * np.expm1(-(1 + eta2) * h)
-                noise = sde.sigma(s) * np.sqrt(-np.expm1(-2 * eta2 * h))
-            p = {0: w1}
-            if min(final_order(order, lower_order_final, n, i), i + 1) == 2 and np.isfinite(h) and np.isfinite(log_snr[i - 1]):
-                r0 = (log_snr[i] - log_snr[i - 1]) / h
-                w2 = 0.5 * w1 if solver_type == "dpmsolver" else sde.alpha(s) * (1 + eta2) * h * phi(2, -(1 + eta2) * h)
-                p = combine((1.0, p), (w2 / r0, {0: 1.0, 1: -1.0}))
-            rows.append(Row(t, {0: linear}, p, noise))
-        return rows
-
-    return lambda sde, times: stack(build(sde, times), "data")
-
-
-def sde_dpm_solver(eta: float | Callable = 1.0) -> Solver:
-    r"""SDE-DPM-Solver-1 (Lu et al. 2022, 2211.01095, appendix D): the exponential integrator of the reverse SDE in noise
-    prediction (also in DEIS, 2204.13902).
-
-        x_s = (alpha_s/alpha_t) x_t - (1 + eta^2) sigma_s (e^h - 1) eps + eta sigma_s sqrt(e^(2h) - 1) xi
-
-    Stochastic, weak order 1, one evaluation a step; consumes the noise, by way of the data prediction. eta: as in `sde_dpm_solver_pp`. A step from
-    alpha = 0 is the ancestral one.
-    """
-
-    def solver(sde, times):
-        def step(t, s):
-            eta2 = np.array([strength(eta, u) for u in np.atleast_1d(t)]) ** 2
-            r_t, r_s, alpha = ratio(sde, t), ratio(sde, s), sde.alpha(s)
-            c = (1 + eta2) * alpha * (r_s - r_t) / sde.sigma(t)  # of eps sigma_t = x - alpha_t D
-            return alpha / sde.alpha(t) + c, -c * sde.alpha(t), np.sqrt(eta2 * (r_t**2 - r_s**2)) * alpha
-
-        return stepwise(step, sde, times)
-
-    return solver

@@ -3,8 +3,10 @@
 Throughout t > s are the ends of a step, and everything is float64 on the host.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -27,11 +29,24 @@ def jump(sde: SDE, t: float, s: float) -> tuple[float, float]:
 
 
 def first_order(sde: SDE, t: float, s: float, prediction: Prediction) -> tuple[float, float]:
-    """L and w_1 of the module docstring: the DDIM step."""
+    """The coefficients of x and of the prediction in DDIM's step."""
     if prediction == "data":
         return jump(sde, t, s)
     alpha = sde.alpha(s)
     return alpha / sde.alpha(t), alpha * (ratio(sde, s) - ratio(sde, t))
+
+
+@lru_cache
+def gauss_legendre(n: int):
+    """Nodes and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(n)
+    return 0.5 * (x + 1), 0.5 * w
+
+
+def phi(k: int, z: float) -> float:
+    """phi_k(z) = int_0^1 e^((1-u) z) u^(k-1)/(k-1)! du: phi_1 = (e^z - 1)/z, phi_{k+1} = (phi_k - 1/k!)/z, without their cancellation."""
+    u, w = gauss_legendre(64)
+    return float(np.sum(w * np.exp((1 - u) * z) * u ** (k - 1)) / math.factorial(k - 1))
 
 
 def transition(sde, t: float, s: float) -> tuple[float, float]:
@@ -62,19 +77,34 @@ def combine(*terms: tuple[float, dict[int, float]]) -> dict[int, float]:
 
 
 def strength(eta: float | Callable, t: float) -> float:
-    """The noise strength at t: a number, or a function of t."""
-    return float(eta(t) if callable(eta) else eta)
+    """The noise strength at t: a number, or a function of t. Raises ValueError if it is negative."""
+    value = float(eta(t) if callable(eta) else eta)
+    if value < 0:
+        raise ValueError(f"eta = {value} at t = {t:.4g}: expected 0 or more")
+    return value
+
+
+def final_order(order: int, lower_order_final: bool | float, n: int, i: int) -> int:
+    """The order of step i of n: lowered towards the end of short runs. lower_order_final: True below ten steps, as the authors do; a number,
+    below that many (diffusers: 15; diff-sampler: math.inf)."""
+    below = 10 if lower_order_final is True else lower_order_final
+    return min(order, n - i) if n < below else order
 
 
 def in_data(rows: Sequence[Row], sde: SDE) -> list[Row]:
-    """Rows that consume the noise, all evaluated at x_e itself, as rows that consume the data prediction: eps_e = (x_e - alpha D_e)/sigma."""
+    """Rows that consume the noise as rows that consume the data prediction: eps_e = (y_e - alpha D_e)/sigma, y_e the point of evaluation.
+
+    Raises ValueError where y_e has predictions or noise in it."""
+    if any(row.at_p or np.any(row.at_noise) for row in rows):
+        raise ValueError("in_data: expected rows that evaluate at a combination of x's alone")
     result = []
     for e, row in enumerate(rows):
         x, p = dict(row.x), {}
         for k, c in row.p.items():
-            t = rows[e - k].t
-            x[k] = x.get(k, 0.0) + c / sde.sigma(t)
-            p[k] = -c * sde.alpha(t) / sde.sigma(t)
+            source = rows[e - k]
+            for lag, weight in source.at_x.items():
+                x[k + lag] = x.get(k + lag, 0.0) + weight * c / sde.sigma(source.t)
+            p[k] = -c * sde.alpha(source.t) / sde.sigma(source.t)
         result.append(replace(row, x=x, p=p))
     return result
 

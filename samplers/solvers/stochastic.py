@@ -1,8 +1,24 @@
 """Solvers of the reverse SDE dx = [f x - g^2 score] dt + g dw."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from samplers.solvers.steps import jump, of_score, one_step_rows, posterior, ratio, stepwise, transition
+from samplers.solvers.steps import (
+    check,
+    combine,
+    final_order,
+    first_order,
+    jump,
+    of_score,
+    one_step_rows,
+    phi,
+    posterior,
+    ratio,
+    stepwise,
+    strength,
+    transition,
+)
 from samplers.table import Row, Solver, stack
 
 
@@ -67,8 +83,11 @@ def edm(churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: 
 
     churn: S_churn; noise is added where sigma/alpha is in [s_min, s_max], raising it by the factor 1 + min(churn/N, sqrt(2) - 1); s_noise: its
     inflation. Order 2 and deterministic (`heun("sigma")`) at churn = 0, else stochastic. Two evaluations a step, one where it ends at
-    sigma = 0: 2N - 1 in all; consumes the data prediction. A step from alpha = 0 is DDIM's.
+    sigma = 0: 2N - 1 in all; consumes the data prediction. A step from alpha = 0 is DDIM's. Raises ValueError for a negative churn.
     """
+
+    if churn < 0:
+        raise ValueError(f"edm: churn = {churn}: expected 0 or more")
 
     def solver(sde, times):
         rows, n = [], len(times) - 1
@@ -91,5 +110,65 @@ def edm(churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: 
                 back = half / sigma
                 rows.append(Row(s, {0: 1 + half / sigma_s - back / x}, {0: -half * alpha_s / sigma_s, 1: back * (p / x + sde.alpha(raised))}))
         return stack(rows, "data")
+
+    return solver
+
+
+def sde_dpm_solver_pp(order: int = 2, eta: float | Callable = 1.0, solver_type: str = "dpmsolver", lower_order_final: bool | float = False) -> Solver:
+    """SDE-DPM-Solver++(1) and (2M) (Lu et al. 2022, 2211.01095, section 5 and appendix D): exponential integrators
+    of the reverse SDE; consume the data prediction.
+
+        x_s = (sigma_s/sigma_t) e^(-eta^2 h) x_t + alpha_s (1 - e^(-(1 + eta^2) h)) D + sigma_s sqrt(1 - e^(-2 eta^2 h)) xi
+
+    Stochastic, one evaluation a step; deterministic order `order`, weak order 1. eta: strength of the noise as in `SDE.reverse_drift`, a number or a
+    function of the time that a step starts from: 1 is the reverse SDE, 0 DPM-Solver++, and the marginals are the same for all (k-diffusion's eta is
+    the square). solver_type: the weight of D' at order 2, half that of D ("dpmsolver") or exact ("taylor"; "heun" elsewhere). lower_order_final: see
+    `final_order`. The first step, and one to sigma = 0, are of order 1. Raises ValueError for unknown options.
+    """
+    check("sde_dpm_solver_pp", order=(order, (1, 2)), solver_type=(solver_type, ("dpmsolver", "taylor")))
+
+    def build(sde, times):
+        log_snr = sde.log_snr(times)
+        rows, n = [], len(times) - 1
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
+            eta2, h = strength(eta, t) ** 2, log_snr[i + 1] - log_snr[i]
+            if eta2 == 0 or np.isinf(h):
+                linear, w1 = first_order(sde, t, s, "data")
+                noise = 0.0
+                if eta2 > 0 and sde.sigma(s) > 0:  # from alpha = 0: all that was x is forgotten
+                    linear, w1, noise = 0.0, sde.alpha(s), sde.sigma(s)
+            else:
+                linear = sde.sigma(s) / sde.sigma(t) * np.exp(-eta2 * h)
+                w1 = -sde.alpha(s) * np.expm1(-(1 + eta2) * h)
+                noise = sde.sigma(s) * np.sqrt(-np.expm1(-2 * eta2 * h))
+            p = {0: w1}
+            if min(final_order(order, lower_order_final, n, i), i + 1) == 2 and np.isfinite(h) and np.isfinite(log_snr[i - 1]):
+                r0 = (log_snr[i] - log_snr[i - 1]) / h
+                w2 = 0.5 * w1 if solver_type == "dpmsolver" else sde.alpha(s) * (1 + eta2) * h * phi(2, -(1 + eta2) * h)
+                p = combine((1.0, p), (w2 / r0, {0: 1.0, 1: -1.0}))
+            rows.append(Row(t, {0: linear}, p, noise))
+        return rows
+
+    return lambda sde, times: stack(build(sde, times), "data")
+
+
+def sde_dpm_solver(eta: float | Callable = 1.0) -> Solver:
+    r"""SDE-DPM-Solver-1 (Lu et al. 2022, 2211.01095, appendix D): the exponential integrator of the reverse SDE in noise
+    prediction (also in DEIS, 2204.13902).
+
+        x_s = (alpha_s/alpha_t) x_t - (1 + eta^2) sigma_s (e^h - 1) eps + eta sigma_s sqrt(e^(2h) - 1) xi
+
+    Stochastic, weak order 1, one evaluation a step; consumes the noise, by way of the data prediction. eta: as in `sde_dpm_solver_pp`. A step from
+    alpha = 0 is the ancestral one.
+    """
+
+    def solver(sde, times):
+        def step(t, s):
+            eta2 = np.array([strength(eta, u) for u in np.atleast_1d(t)]) ** 2
+            r_t, r_s, alpha = ratio(sde, t), ratio(sde, s), sde.alpha(s)
+            c = (1 + eta2) * alpha * (r_s - r_t) / sde.sigma(t)  # of eps sigma_t = x - alpha_t D
+            return alpha / sde.alpha(t) + c, -c * sde.alpha(t), np.sqrt(eta2 * (r_t**2 - r_s**2)) * alpha
+
+        return stepwise(step, sde, times)
 
     return solver

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from samplers.solvers.exponential import final_order, gauss_legendre
-from samplers.solvers.steps import first_order, leave_prior
+from samplers.solvers.steps import check, final_order, first_order, gauss_legendre, leave_prior
 from samplers.table import Row, Solver
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import normal
@@ -31,7 +30,7 @@ from sde_lib.noise import normal
 class Statistics:
     """Empirical model statistics: log_snr [K] increasing; l, s, b [K, ...] of each coordinate, float64 on the host.
 
-    Between the K values l and s and e^-S b are interpolated linearly; beyond the ends they are constant.
+    Between the K values l, s and b are interpolated linearly; beyond the ends they are constant.
     """
 
     log_snr: Float[np.ndarray, " k"]
@@ -41,12 +40,6 @@ class Statistics:
 
     def save(self, path: str | Path) -> None:
         np.savez(path, log_snr=self.log_snr, l=self.l, s=self.s, b=self.b)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Statistics":
-        """Raises FileNotFoundError if there is no such file."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(*(file[name] for name in ("log_snr", "l", "s", "b")))
 
     @classmethod
     def constant(cls, log_snr: tuple[float, float], shape: tuple[int, ...], l: float = 1.0, s: float = 0.0) -> "Statistics":  # noqa: E741
@@ -59,7 +52,7 @@ def estimate(den: Denoiser, x0: Float[Array, "n ..."], key, log_snr: Float[np.nd
     """l, s, b of a model (2310.13268, eq. 5 and 11) from data x0 [n, ...] noised to each of the K increasing values of log-SNR.
 
     The diagonal of the Jacobian is E[z J z] over `probes` Rademacher vectors an example; derivatives along the flow are forward-mode.
-    Cost: K n (probes + 1) forward derivatives of the network. The paper takes 120 to 250 values and 1024 to 4096 examples.
+    Cost: K n (probes + 1) forward derivatives of the network. The paper takes hundreds of values and thousands of examples.
     """
     sde, x0 = den.sde, jnp.asarray(x0)
     log_snr = np.asarray(log_snr, np.float64)
@@ -152,18 +145,36 @@ class Integrals:
         return (end - start) * np.tensordot(weight, integrand, 1)
 
 
-def dpm_solver_v3(statistics: Statistics, order: int = 3, corrector: bool = True, lower_order_final: bool | float = False) -> Solver:
-    """DPM-Solver-v3 of `order` 1 to 3 with the statistics of a model (2310.13268, algorithms 1 and 2; not the "pseudo-order" variants).
+def interpolation(lam: np.ndarray, nodes: list[int], at: np.ndarray, pseudo: bool) -> dict[int, np.ndarray]:
+    """What multiplies each node's value in the interpolant at `at`: node -> [N].
 
-    Order `order`, with the corrector `order` + 1 (which reuses the next evaluation, as UniPC's; the last step has none), started by lower ones; one
-    evaluation a step; consumes the noise; deterministic; coefficients of the shape of an example. lower_order_final: see
-    `samplers.solvers.exponential.final_order`. A step from alpha = 0 or to sigma = 0 is DDIM's. Raises ValueError for another order.
+    The polynomial through all nodes, by Newton's divided differences about the first one; or, `pseudo`, with (lambda - lambda_0)^i in the place of
+    Newton's products, which takes the i-th divided difference for the i-th derivative over i! (2310.13268, appendix: "pseudo-order").
     """
+    basis, product = {j: np.zeros_like(at) for j in nodes}, np.ones_like(at)
+    for i, node in enumerate(nodes):
+        for j in nodes[: i + 1]:
+            basis[j] = basis[j] + product / np.prod([lam[j] - lam[k] for k in nodes[: i + 1] if k != j])
+        product = product * (at - lam[nodes[0] if pseudo else node])
+    return basis
+
+
+def dpm_solver_v3(statistics: Statistics, order: int = 3, corrector: str = "pseudo", lower_order_final: bool | float = False) -> Solver:
+    """DPM-Solver-v3 of `order` 1 to 3 with the statistics of a model (2310.13268, algorithms 1 and 2).
+
+    Order `order`, started by lower ones; one evaluation a step; consumes the noise; deterministic; coefficients of the shape of an example.
+    corrector: "pseudo" (the authors' default) interpolates the next evaluation besides the last `order`, by `interpolation` with pseudo; "same" in
+    the place of the oldest; "none". The last step is not corrected, nor with "same" one of order 1.
+    lower_order_final: see `final_order` (in the authors' code math.inf if on). The integrals are exact for linearly interpolated statistics, the
+    authors' are trapezoids between their values of lambda. A step from alpha = 0 or to sigma = 0 is DDIM's. Raises ValueError for another order or
+    corrector.
+    """
+    check("dpm_solver_v3", corrector=(corrector, ("pseudo", "same", "none")))
     if order not in (1, 2, 3):
         raise ValueError(f"dpm_solver_v3: order {order}: expected 1, 2 or 3")
     integrals = Integrals(statistics)
 
-    def step(lam, i, nodes):
+    def step(lam, i, nodes, pseudo):
         """Step i with g interpolated at `nodes` (indices into lam): what multiplies y, the g's, and the constant, in y' = ..."""
         start, end = lam[i], lam[i + 1]
         theta, weight = gauss_legendre(16)
@@ -172,9 +183,8 @@ def dpm_solver_v3(statistics: Statistics, order: int = 3, corrector: bool = True
         decay = np.exp(-integrals.between("l", start, np.array([end]))[0])
         growth = np.exp(integrals.between("l", start, at) + integrals.between("s", start, at)) * shaped(weight * (end - start))
         bias = np.stack([integrals.b_integral(start, u) for u in at])
-        others = lambda j: [k for k in nodes if k != j]
-        lagrange = {j: np.prod([(at - lam[k]) / (lam[j] - lam[k]) for k in others(j)], 0) * np.ones_like(at) for j in nodes}
-        return decay, {j: -decay * (growth * shaped(lagrange[j])).sum(0) for j in nodes}, -decay * (growth * bias).sum(0)
+        basis = interpolation(lam, nodes, at, pseudo)
+        return decay, {j: -decay * (growth * shaped(basis[j])).sum(0) for j in nodes}, -decay * (growth * bias).sum(0)
 
     def build(sde, times):
         lam, n = sde.log_snr(times), len(times) - 1
@@ -198,7 +208,7 @@ def dpm_solver_v3(statistics: Statistics, order: int = 3, corrector: bool = True
                 decay = linear
             else:
                 count = min(final_order(order, lower_order_final, n, i), i + 1)
-                decay, weights, constant = step(lam, i, range(i - count + 1, i + 1))
+                decay, weights, constant = step(lam, i, [i - k for k in range(count)], pseudo=False)
                 x, p, from_g = of_g(i, i, {j: alpha[i + 1] * w for j, w in weights.items()})
                 decay = decay * alpha[i + 1] / alpha[i]
                 x[0] = x.get(0, 0.0) + decay
@@ -208,9 +218,10 @@ def dpm_solver_v3(statistics: Statistics, order: int = 3, corrector: bool = True
                 parts = (add(parts[0], correction[0]), add(parts[1], correction[1]), parts[2] + decay * correction[2])
             rows.append(Row(t, parts[0], parts[1], constant=parts[2]))
             correction = None
-            if corrector and i < n - 1 and sigma[i + 1] > 0:
-                _, better, _ = step(lam, i, range(i - count + 1, i + 2))
-                change = {j: alpha[i + 1] * (better[j] - weights.get(j, 0.0)) for j in better}
+            older = count if corrector == "pseudo" else count - 1
+            if corrector != "none" and older > 0 and i < n - 1 and sigma[i + 1] > 0:
+                _, better, _ = step(lam, i, [i, i + 1, *(i - k for k in range(1, older))], corrector == "pseudo")
+                change = {j: alpha[i + 1] * (better.get(j, 0.0) - weights.get(j, 0.0)) for j in better.keys() | weights.keys()}
                 correction = of_g(i + 1, i, change)
         return rows
 

@@ -25,12 +25,12 @@ def problem(request):
 
 
 def test_v3_beats_its_degenerate_self(problem):
-    """By 25 % at 5 evaluations, 15 % at 8 and 20, not worse at 10, with statistics of 120 values of log-SNR x 1024 examples."""
+    """By 25 % at 5 evaluations, 15 % at 8, 5 % at 20, not worse at 10, with statistics of 120 values of log-SNR x 1024 examples."""
     sde, den, x_T, rmse = problem
     log_snr = sde.log_snr(grids.log_snr(sde, 119))
     statistics = v3.estimate(den, MIXTURE.sample(jax.random.key(5), 1024), jax.random.key(6), log_snr)
     degenerate = v3.Statistics.constant((log_snr[0], log_snr[-1]), (8,))
-    for n, gain in ((5, 0.75), (8, 0.85), (10, 1.0), (20, 0.85)):
+    for n, gain in ((5, 0.75), (8, 0.85), (10, 1.0), (20, 0.95)):
         errors = [rmse(sample(den, x_T, grids.log_snr(sde, n), v3.dpm_solver_v3(s))) for s in (statistics, degenerate)]
         assert errors[0] < gain * errors[1], (n, errors)
 
@@ -44,7 +44,7 @@ def test_v3_without_statistics_is_dpm_solver_pp(x64):
         ((1.0, 0.0), solvers.dpm_solver_pp(3, solver_type="taylor", consistent=True, lower_order_final=False)),
         ((0.0, -1.0), solvers.adams_bashforth(3, "log_snr")),
     ):
-        plain = v3.dpm_solver_v3(v3.Statistics.constant(ends, (8,), *constants), corrector=False)
+        plain = v3.dpm_solver_v3(v3.Statistics.constant(ends, (8,), *constants), corrector="none")
         np.testing.assert_allclose(sample(den, x, times, plain), sample(den, x, times, other), rtol=1e-9, atol=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_fitted_solvers_start_where_alpha_is_zero():
 def test_fits_survive_their_files(tmp_path):
     statistics = v3.Statistics(np.arange(3.0), *(np.random.default_rng(i).normal(size=(3, 2)) for i in range(3)))
     statistics.save(tmp_path / "a.npz")
-    loaded = v3.Statistics.load(tmp_path / "a.npz")
+    loaded = fit.statistics(tmp_path / "a.npz")
     for name in ("log_snr", "l", "s", "b"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(statistics, name))
     params, _ = fit.fit_predictor(MIXTURE.denoiser(VP()), jnp.ones((4, 8)), grids.karras(VP(), 2), "midpoint", iterations=1)
@@ -115,6 +115,12 @@ def test_fits_survive_their_files(tmp_path):
     again, times = fit.load_params(tmp_path / "b.npz", (8,))
     np.testing.assert_array_equal(times, grids.karras(VP(), 2))
     jax.tree.map(np.testing.assert_array_equal, params, again)
+    with pytest.raises(ValueError, match="another shape"):
+        fit.load_params(tmp_path / "b.npz", (3,))
+    for content in (b"", (tmp_path / "b.npz").read_bytes()[:200], b"garbage"):
+        (tmp_path / "c.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged"):
+            fit.statistics(tmp_path / "c.npz")
     with pytest.raises(FileNotFoundError, match="python -m experiments.fit --workdir=.* --solver=amed --steps=7"):
         fit.fitted(tmp_path, "amed", 7)
 
@@ -133,6 +139,20 @@ def test_threshold():
     np.testing.assert_allclose(jax.jit(lambda d, x: d.noise(x, 0.5))(threshold(conditional), data), threshold(den).noise(data, 0.5), rtol=1e-5)
     with pytest.raises(ValueError, match="expected a bound above 0"):
         threshold(den, bound=-1.0)
+
+
+def test_fits_of_conditional_models():
+    """Each example keeps its own condition in the batches of a fit: a model whose mean is its label is followed to the label."""
+    label = jnp.arange(16) % 4
+    shifted = lambda x, t, c: MIXTURE.denoiser(VP()).data(x - VP().alpha(t)[:, None] * c[:, None], t) + c[:, None]
+    den = Denoiser(shifted, VP(), "data", cond=label)
+    x_T = VP().prior_sample(jax.random.key(0), (16, 8))
+    params, losses = fit.fit_predictor(den, x_T, grids.karras(VP(), 3), "midpoint", iterations=30, batch=8)
+    assert losses[-1] < 0.5 * losses[0]
+    before = amed.follow._cache_size()
+    for _ in range(2):  # another predictor of the same kind compiles nothing
+        x = amed.amed(den, x_T, grids.karras(VP(), 3), fit.predictor(params))
+    assert amed.follow._cache_size() == before + 1 and x.shape == x_T.shape
 
 
 def test_mistakes_are_named():

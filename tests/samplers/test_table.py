@@ -57,6 +57,7 @@ def propagate(table, sde, std, mean=0.0, x_T=None, prior=None):
         y = xs[-1]
         if table.at_x is not None:
             y = sum(table.at_x[e, k] * lag(xs, k) for k in range(depth_x)) + sum(table.at_p[e, k] * lag(ps, k) for k in range(depth_p))
+        y = y + (0 if table.at_noise is None else table.at_noise[e] * unit[e + 2])
         data = mean * unit[0] + alpha * std**2 / total * (y - alpha * mean * unit[0])
         if table.prediction == "data":
             ps.append(data)
@@ -126,18 +127,27 @@ def test_solvers_in_log_snr_are_the_same_on_every_path(sde, name):
     assert results[0] == pytest.approx(results[1], rel=1e-8)
 
 
-def test_weak_order_of_stochastic_solvers(sde, solver_name):
-    """The error of the standard deviation halves (within 25 %) when the steps double, where it is not below 1e-4 already."""
-    solver = SOLVERS[solver_name]
+STOCHASTIC = {name: solver for name, solver in SOLVERS.items() if solver(VP(), grids.log_snr(VP(), 4)).stochastic} | {
+    "ancestral, forward variance": solvers.ancestral("forward"),
+    "ddim, eta 1": solvers.ddim(1.0),
+    "edm, churn": solvers.edm(churn=100.0),
+    "sde_dpm_solver_pp, first order": solvers.sde_dpm_solver_pp(1),
+    "sde_dpm_solver_pp, noise early only": solvers.sde_dpm_solver_pp(eta=lambda t: float(t > 0.3)),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_weak_order_of_stochastic_solvers(sde, name):
+    """The error of the standard deviation falls by 1.5 or more when the steps double, where it is not below 1e-4 already."""
+    solver = STOCHASTIC[name]
     errors = []
     for n in (400, 800):
         times = grids.log_snr(sde, n, eps=0.02 * sde.T)
         table = solver(sde, times)
-        if not table.stochastic:
-            return  # orders of deterministic solvers are measured above
+        assert table.stochastic
         variance = propagate(table, sde, 0.6, prior=np.hypot(0.6 * sde.alpha(sde.T), sde.sigma(sde.T)))[1]
         errors.append(abs(np.sqrt(variance / ((sde.alpha(times[-1]) * 0.6) ** 2 + sde.sigma(times[-1]) ** 2)) - 1))
-    assert errors[1] < 1e-4 or errors[0] / errors[1] == pytest.approx(2.0, rel=0.25), errors
+    assert errors[1] < 1e-4 or errors[0] / errors[1] >= 1.5, errors
     assert errors[1] < 0.02
 
 
@@ -266,6 +276,35 @@ def test_a_last_step_to_zero_denoises(sde):
             assert table.x[-1, 0] == 0 and table.p[-1, 0] == pytest.approx(sde.alpha(0.0)) and not np.any(table.p[-1, 1:])
             assert table.noise is None or table.noise[-1] == 0
     assert solvers.heun()(sde, times).nfe == 19 and solvers.euler()(sde, times).nfe == 10
+
+
+def test_analytical_first_step():
+    """afs(solver) is the solver with eps = x/sqrt(alpha^2 + sigma^2) at its first point, in one evaluation less, whatever its history."""
+    sde, x_T = VP(), np.random.default_rng(0).normal(size=(3, 2))
+    gm = GaussianMixture([[0.3, -0.4], [-0.2, 0.9]], [0.2, 0.4])
+    with jax.enable_x64(True):
+        exact, times = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), gm).denoiser(sde), grids.karras(VP(), 7)
+        known = lambda x, t: jnp.where(t[:, None] == sde.T, x / np.hypot(sde.alpha(sde.T), sde.sigma(sde.T)), exact.noise(x, t))
+        for solver in (solvers.ipndm(), solvers.deis(), solvers.pndm(), solvers.dpm_solver(2), solvers.ddim()):
+            if solver(sde, times).prediction != "noise":
+                with pytest.raises(ValueError, match="consumes the noise"):
+                    solvers.afs(solver)(sde, times)
+                continue
+            shorter = solvers.afs(solver)
+            assert shorter(sde, times).nfe == solver(sde, times).nfe - 1
+            want = sample(Denoiser(known, sde, "noise"), x_T, times, solver)
+            np.testing.assert_allclose(sample(exact, x_T, times, shorter), want, rtol=1e-9)
+
+
+def test_solvers_change_on_the_way():
+    """then(a, b, t) is a down to t and b from there, also where one consumes the noise, by a moved point of evaluation, and the other the data."""
+    sde, x_T = VP(), np.random.default_rng(0).normal(size=(3, 2))
+    with jax.enable_x64(True):
+        den = GaussianMixture(np.array([[0.3, -0.4], [-0.2, 0.9]]), np.array([0.2, 0.4])).denoiser(sde)
+        times = grids.karras(sde, 9)
+        for first, second in ((solvers.afs(solvers.ipndm()), solvers.dpm_solver_pp()), (solvers.dpm_solver_pp(), solvers.unipc(prediction="noise"))):
+            want = sample(den, sample(den, x_T, times[:5], first), times[4:], second)
+            np.testing.assert_allclose(sample(den, x_T, times, solvers.then(first, second, times[4])), want, rtol=1e-9)
 
 
 def test_examples_are_independent(solver_name, mixture):
