@@ -163,7 +163,7 @@ def main():
     elif f.solver == "gits":
         np.savez(path, times=gits(den, x_T, f.steps - 1))
     else:
-        times = grids.karras(sde, f.steps - 1)
+        times = getattr(grids, f.grid)(sde, f.steps - 1)
         params, losses = fit_predictor(den, x_T, times, BASES[f.solver], f.iterations, f.train_batch, seed=f.seed)
         save_params(path, params, times)
         print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")
@@ -175,6 +175,7 @@ if __name__ == "__main__":
     runs.define_flags()
     flags.DEFINE_enum("solver", None, FITTED, "What to fit.", required=True)
     flags.DEFINE_integer("steps", 6, "Steps as in experiments.sample, the last of which denoises (amed: two evaluations each but for the last).")
+    flags.DEFINE_enum("grid", "quadratic", ["uniform", "quadratic", "karras", "log_snr"], "amed: the grid whose steps are fitted.")
     flags.DEFINE_integer("examples", 512, "Examples to fit on.")
     flags.DEFINE_integer("knots", 60, "dpm_solver_v3: values of log-SNR at which the statistics are taken.")
     flags.DEFINE_integer("iterations", 80, "amed: updates of every step's predictor.")
