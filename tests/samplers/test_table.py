@@ -45,18 +45,18 @@ ORDERS = {  # of the deterministic solvers; the start with lower orders limits t
 def propagate(table, sde, std, mean=0.0, x_T=None, prior=None):
     """Exact result of a table on data N(mean, std^2), where every prediction is affine in x: mean and variance of the last x,
     or, given x_T, the last x itself (deterministic tables). Independent of the executor."""
-    depth_x, depth_p = table.x.shape[1], table.p.shape[1]
     n = table.nfe
     # everything is an affine function of (1, x_T, xi_0 .. xi_{n-1}): rows of coefficients
     unit = np.eye(n + 2 if table.stochastic else 2)
     xs, ps = [unit[1]], []
+    lag = lambda history, k: history[-1 - k] if k < len(history) else 0 * unit[0]
+    total_of = lambda coefficients, history: sum((c * lag(history, k) for k, c in enumerate(coefficients) if c), 0 * unit[0])
     for e, t in enumerate(table.times):
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         total = (alpha * std) ** 2 + sigma**2
-        lag = lambda history, k: history[-1 - k] if k < len(history) else 0 * unit[0]
         y = xs[-1]
         if table.at_x is not None:
-            y = sum(table.at_x[e, k] * lag(xs, k) for k in range(depth_x)) + sum(table.at_p[e, k] * lag(ps, k) for k in range(depth_p))
+            y = total_of(table.at_x[e], xs) + total_of(table.at_p[e], ps)
         y = y + (0 if table.at_noise is None else table.at_noise[e] * unit[e + 2])
         data = mean * unit[0] + alpha * std**2 / total * (y - alpha * mean * unit[0])
         if table.prediction == "data":
@@ -64,7 +64,7 @@ def propagate(table, sde, std, mean=0.0, x_T=None, prior=None):
         else:
             noise = sigma / total * (y - alpha * mean * unit[0])
             ps.append(noise if table.prediction == "noise" else sde.alpha_dot(t) * data + sde.sigma_dot(t) * noise)
-        x = sum(table.x[e, k] * lag(xs, k) for k in range(depth_x)) + sum(table.p[e, k] * lag(ps, k) for k in range(depth_p))
+        x = total_of(table.x[e], xs) + total_of(table.p[e], ps)
         xs.append(x + (0 if table.noise is None else table.noise[e] * unit[e + 2]))
     if x_T is not None:
         return xs[-1][0] + xs[-1][1] * x_T
@@ -212,6 +212,14 @@ GATED = SOLVERS | {
 }
 
 
+@functools.cache
+def gated_table(sde, name):
+    """The end of the grid, and the padded table in float32."""
+    stages = -(-GATED[name](sde, grids.log_snr(sde, 6)).nfe // 6)
+    times = grids.log_snr(sde, 150 // stages)
+    return times[-1], jax.tree.map(np.float32, pad(GATED[name](sde, times), 160, 5))
+
+
 def test_marginals_of_every_solver(sde, kind):
     """Samples of a 1-D mixture by about 150 evaluations of every solver pass a Kolmogorov-Smirnov test, whatever the network predicts.
 
@@ -221,12 +229,10 @@ def test_marginals_of_every_solver(sde, kind):
     exact = gm.denoiser(sde)
     den = Denoiser(jax.tree_util.Partial(PREDICT[kind], exact), sde, kind)
     x_T, keys, distance = sde.prior_sample(jax.random.key(0), (1000, 1)), jax.random.split(jax.random.key(1), 1000), {}
-    for name, solver in GATED.items():
-        stages = -(-solver(sde, grids.log_snr(sde, 6)).nfe // 6)
-        times = grids.log_snr(sde, 150 // stages)
-        table = pad(solver(sde, times), 160, 5)
-        x = execute(den, jax.tree.map(lambda c: np.asarray(c, np.float32), table), x_T, keys)[0]
-        alpha, sigma = sde.alpha(times[-1]), sde.sigma(times[-1])
+    for name in GATED:
+        end, table = gated_table(sde, name)
+        x = execute(den, table, x_T, keys)[0]
+        alpha, sigma = sde.alpha(end), sde.sigma(end)
         cdf = lambda x, a=alpha, s=sigma: sum(w * stats.norm(a * m, np.hypot(a * d, s)).cdf(x) for m, d, w in ((-0.8, 0.3, 1 / 3), (0.5, 0.2, 2 / 3)))
         distance[name] = float(stats.kstest(np.asarray(x)[:, 0], cdf).statistic)
     assert max(distance.values()) <= 0.07, {name: value for name, value in distance.items() if value > 0.05}
@@ -241,7 +247,8 @@ def test_executor_agrees_with_the_recursion(sde, solver_name, x64):
     x_T = 1.3 * sde.sigma(sde.T)
     gm = GaussianMixture(np.array([[0.4]]), np.array([0.6]))
     want = propagate(table, sde, 0.6, 0.4, x_T=x_T)
-    run = lambda dtype: execute(gm.denoiser(sde), jax.tree.map(lambda c: np.asarray(c, dtype), table), jnp.full((1, 1), x_T, dtype), None)[0]
+    table, key = pad(table, 50, 13), jax.random.split(jax.random.key(0), 1)  # one program for all tables that consume one prediction
+    run = lambda dtype: execute(gm.denoiser(sde), jax.tree.map(lambda c: np.asarray(c, dtype), table), jnp.full((1, 1), x_T, dtype), key)[0]
     np.testing.assert_allclose(run(np.float64)[0, 0], want, rtol=1e-9)
     if solver_name != "heun":  # velocities in float32 cancel more
         np.testing.assert_allclose(run(np.float32)[0, 0], want, rtol=2e-4, atol=1e-4)
@@ -312,8 +319,9 @@ def test_examples_are_independent(solver_name, mixture):
     sde, times = VP(), grids.log_snr(VP(), 5)
     den, x = mixture.denoiser(sde), sde.prior_sample(jax.random.key(0), (3, 2))
     keys = jax.random.split(jax.random.key(1), 3)
-    every = sample(den, x, times, SOLVERS[solver_name], keys)
-    np.testing.assert_allclose(sample(den, x[1:2], times, SOLVERS[solver_name], keys[1:2]), every[1:2], rtol=1e-5, atol=1e-6)
+    table = jax.tree.map(np.float32, pad(SOLVERS[solver_name](sde, times), 20, 13))
+    every = execute(den, table, x, keys)[0]
+    np.testing.assert_allclose(execute(den, table, x[1:2], keys[1:2])[0], every[1:2], rtol=1e-5, atol=1e-6)
 
 
 def test_no_recompilation(mixture):
