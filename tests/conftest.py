@@ -1,5 +1,6 @@
 """Shared by all tests: what to parametrise over is discovered, so that a new path, solver or prediction is tested unedited."""
 
+import importlib.util
 import os
 import tempfile
 
@@ -11,6 +12,8 @@ from samplers import solvers
 from sde_lib import PLANE, SDE, GaussianMixture
 
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# the peers come with the extra `peers`, which `make slow` installs
+collect_ignore = [] if importlib.util.find_spec("diffusers") else ["samplers/test_peers.py"]
 PATHS = [cls() for cls in SDE.__subclasses__()]
 
 
@@ -28,7 +31,7 @@ def pytest_generate_tests(metafunc):
     own = [name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[0].replace(" ", "").split(",")]
     if "sde" in metafunc.fixturenames and "sde" not in own:
         metafunc.parametrize("sde", PATHS, ids=lambda sde: type(sde).__name__)
-    if "kind" in metafunc.fixturenames:
+    if "kind" in metafunc.fixturenames and "kind" not in own:
         metafunc.parametrize("kind", PLANE)
     if "solver_name" in metafunc.fixturenames:
         metafunc.parametrize("solver_name", solvers.SOLVERS)

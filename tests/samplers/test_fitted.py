@@ -15,7 +15,7 @@ TURNS = np.stack([np.linalg.qr(RNG.normal(size=(8, 8)))[0] for _ in range(5)])
 MIXTURE = GaussianMixture(0.7 * RNG.normal(size=(5, 8)), RNG.uniform(0.1, 0.4, (5, 8)), eigenvectors=TURNS)  # the setting of solvers.md
 
 
-@pytest.fixture(scope="module", params=[EDM(), VP()], ids=["EDM", "VP"])
+@pytest.fixture(scope="module", params=[pytest.param(EDM(), marks=pytest.mark.slow), VP()], ids=["EDM", "VP"])
 def problem(request):
     """A path, its exact denoiser, 256 starts, and the root mean square distance to their converged ends."""
     sde = request.param
