@@ -48,9 +48,7 @@ def fit_predictor(
     trained together. A step from alpha = 0 has no predictor.
     """
     sde = den.sde
-    if sde.alpha(times[0]) == 0:
-        x_T = sample(den, x_T, times[:2], solvers.ddim())
-        times = times[1:]
+    x_T, times = amed.leave_prior(den, x_T, times)
     log_snr = sde.log_snr(times)
     fine = np.concatenate([np.linspace(a, b, inserted + 1, endpoint=False) for a, b in zip(log_snr[:-1], log_snr[1:])])
     fine = np.append(sde.time(fine), times[-1])
@@ -58,15 +56,14 @@ def fit_predictor(
     x_0 = sample(den, x_T, fine, solvers.dpm_solver(2))
     teacher = jnp.stack([x_T / sde.alpha(times[0]), x_0 / sde.alpha(times[-1])])
     steps = jax.tree.map(lambda c: jnp.asarray(c, x_T.dtype), amed.steps_of(sde, times, base))
-    module = StepPredictor(use_features=use_features)
-    params = module.init(jax.random.key(seed), x_T[:1], jnp.zeros(1), jnp.zeros(1))
+    params = StepPredictor(use_features=use_features).init(jax.random.key(seed), x_T[:1], jnp.zeros(1), jnp.zeros(1))
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))
 
     @jax.jit
     def update(den, params, opt_state, teacher):
         def loss(params):
-            y = amed.follow(den, teacher[0], steps, Partial(module.apply, params), base)
-            return jnp.mean(jnp.sqrt(jnp.mean((y - teacher[-1]) ** 2, range(1, y.ndim))))
+            y = amed.follow(den, teacher[0], steps, predictor(params, use_features), base)
+            return jnp.mean(jnp.sqrt(jnp.mean((y - teacher[1]) ** 2, range(1, y.ndim))))
 
         value, grads = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(grads, opt_state)
@@ -144,11 +141,8 @@ def main():
         if f[name].value < least:
             raise ValueError(f"--{name}={f[name].value}: expected at least {least}")
     run = runs.from_flags()
-    den, shape, sde = (
-        run.denoiser(jnp.arange(f.examples) % run.network.module.num_classes if run.conditional else None),
-        run.dataset.shape,
-        run.network.sde,
-    )
+    shape, sde = run.dataset.shape, run.network.sde
+    den = run.denoiser(jnp.arange(f.examples) % run.network.module.num_classes if run.conditional else None)
     path = file_of(f.workdir, f.solver, f.steps)
     path.parent.mkdir(exist_ok=True)
     clock = time.perf_counter()

@@ -61,7 +61,8 @@ def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statisti
     factory = functools.partial(v3.dpm_solver_v3, statistics) if statistics else solvers.SOLVERS[name]
     try:
         solver = factory(**options)
-        solver(VP(), grids.log_snr(VP(), 5)) if not statistics else None  # values of a wrong type show when a table is built
+        if not statistics:  # values of a wrong type show when a table is built
+            solver(VP(), grids.log_snr(VP(), 5))
         return solver
     except TypeError as error:
         known = [p for p in inspect.signature(factory).parameters if p not in ("options", "statistics")]
@@ -105,8 +106,7 @@ def draw(
     if solver in fit.BASES:
         params, times = fit.load_params(fit.fitted(workdir, solver, steps), shape)
         x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver])
-        nfe = 2 * (len(times) - 1) + 1 - (den.sde.alpha(den.sde.T) == 0)
-        return denoise(x, times), np.full(len(keys), nfe), None
+        return denoise(x, times), np.full(len(keys), amed.evaluations(den.sde, times) + 1), None
     times = fit.load(fit.fitted(workdir, GITS, steps), ["times"])[0] if grid == GITS else getattr(grids, grid)(den.sde, steps - 1)
     if solver == REVERSE_SDE:
         solution = sample_sde(den, x_T, times, noise_keys)

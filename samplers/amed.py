@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from samplers.solvers.adams import EQUAL_STEPS
-from samplers.solvers.steps import jump, ratio
-from samplers.table import check_times
+from samplers.solvers.exponential import ddim
+from samplers.solvers.steps import ratio
+from samplers.table import check_times, sample
 from sde_lib.denoiser import Denoiser
 from sde_lib.numerics import as_float, expand
 from sde_lib.sde import SDE
@@ -87,6 +88,16 @@ def follow(den: Denoiser, y, rows: Steps, predictor: Predictor | None, base: str
     return jax.lax.scan(one, (y, jnp.zeros((3, *y.shape), y.dtype)), rows)[0][0]
 
 
+def leave_prior(den: Denoiser, x, times: np.ndarray):
+    """x and the times that are left: after a DDIM step where the grid begins at alpha = 0, else as they are."""
+    return (sample(den, x, times[:2], ddim()), times[1:]) if den.sde.alpha(times[0]) == 0 else (x, times)
+
+
+def evaluations(sde: SDE, times: np.ndarray) -> int:
+    """Network evaluations of `amed` on a grid."""
+    return 2 * (len(times) - 1) - int(sde.alpha(times[0]) == 0)
+
+
 def amed(
     den: Denoiser,
     x_T: Float[Array, "b ..."],
@@ -101,8 +112,6 @@ def amed(
     model has. None: the plain solver. base: "midpoint" (AMED-Solver) or "ipndm" (AMED-Plugin). Raises ValueError for bad grids and bases.
     """
     times, x = check_times(den.sde, times), as_float(x_T)
-    if den.sde.alpha(times[0]) == 0:
-        linear, p = jump(den.sde, times[0], times[1])
-        x, times = linear * x + p * den.data(x, times[0]), times[1:]
+    x, times = leave_prior(den, x, times)
     rows = jax.tree.map(lambda c: np.asarray(c, x.dtype), steps_of(den.sde, times, base))
     return den.sde.alpha(times[-1]) * follow(den, x / den.sde.alpha(times[0]), rows, predictor, base)
