@@ -8,6 +8,7 @@ import ast
 import functools
 import inspect
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from experiments import cli, fit, parallel, plots, runs
 from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
-from sde_lib import VP, Denoiser
+from sde_lib import SDE, VP, Denoiser
 
 ADAPTIVE, REVERSE_SDE = "adaptive", "reverse_sde"
 V3, GITS = "dpm_solver_v3", "gits"
@@ -38,7 +39,7 @@ def define_flags(steps: int) -> None:
 
 
 def from_flags() -> dict:
-    """The options of `draw` that the flags choose."""
+    """The options of `sampler` that the flags choose."""
     f = flags.FLAGS
     if f["grid"].present and f.solver in (ADAPTIVE, *fit.BASES):
         raise ValueError(f"--grid={f.grid}: --solver={f.solver} has {'no grid' if f.solver == ADAPTIVE else 'the grid that it was fitted on'}")
@@ -73,50 +74,66 @@ def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statisti
         raise ValueError(f"--option: {error}; {name} has {', '.join(known) or 'none'}") from None
 
 
-def draw(
-    den: Denoiser,
-    keys,
+def sampler(
+    sde: SDE,
     shape: tuple[int, ...],
+    workdir: str | Path,
     solver: str,
     steps: int,
     grid: str,
     tolerance: float,
     option: tuple[str, ...] = (),
     threshold: str = "none",
-    workdir: str | Path = "",
     path: bool = False,
-):
-    """Samples x_0 [B, ...] for keys [B] by a named solver, their evaluations [B], and the path [P, B, ...] or None (where there is none).
+) -> Callable:
+    """The function of (den, keys [B]) that draws samples x_0 [B, *shape] by a named solver, and gives their evaluations [B] and the path
+    [P, B, ...] or None (where there is none). Tables are built and fits are read once, here.
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not.
     """
     if option and solver not in (*solvers.SOLVERS, V3):
         raise ValueError(f"--option={option[0]}: --solver={solver} has no options")
-    if threshold != "none":
-        den = samplers.threshold(den, quantile=None if threshold == "static" else 0.995)
-    prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    x_T = parallel.shard(den.sde.prior_sample(prior_keys, (len(keys), *shape)))
-    if solver == ADAPTIVE:
-        solution = sample_adaptive(den, x_T, tolerance, tolerance)
-        return check(solution).x, solution.nfe, None
-    if steps < 2:
+    if solver != ADAPTIVE and steps < 2:
         raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises)")
-    denoise = lambda x, times: jax.jit(Denoiser.data)(den, x, times[-1])
-    if solver in fit.BASES:
+    denoise = lambda den, x: jax.jit(Denoiser.data)(den, x, times[-1])
+    if solver == ADAPTIVE:
+
+        def integrate(den, x_T, keys):
+            solution = sample_adaptive(den, x_T, tolerance, tolerance)
+            return check(solution).x, solution.nfe, None
+
+    elif solver in fit.BASES:
         params, times = fit.load_params(fit.fitted(workdir, solver, steps), shape)
-        x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver])
-        return denoise(x, times), np.full(len(keys), amed.evaluations(den.sde, times) + 1), None
-    times = fit.load(fit.fitted(workdir, GITS, steps), ["times"])[0] if grid == GITS else getattr(grids, grid)(den.sde, steps - 1)
-    if solver == REVERSE_SDE:
-        solution = sample_sde(den, x_T, times, noise_keys)
-        return denoise(check(solution).x, times), solution.nfe + 1, None
-    method = make_solver(solver, option, fit.statistics(fit.fitted(workdir, V3, steps)) if solver == V3 else None)
-    table = method(den.sde, times)
-    x = sample(den, x_T, times, lambda sde, times: table, noise_keys, path=path)
-    x_0 = denoise(x[-1] if path else x, times)
-    nfe = np.full(len(keys), table.nfe + 1)
-    return x_0, nfe, np.concatenate([x, x_0[None]]) if path else None
+        nfe = amed.evaluations(sde, times) + 1
+
+        def integrate(den, x_T, keys):
+            x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver])
+            return denoise(den, x), np.full(len(x), nfe), None
+
+    else:
+        times = fit.load(fit.fitted(workdir, GITS, steps), ["times"])[0] if grid == GITS else getattr(grids, grid)(sde, steps - 1)
+        if solver == REVERSE_SDE:
+
+            def integrate(den, x_T, keys):
+                solution = sample_sde(den, x_T, times, keys)
+                return denoise(den, check(solution).x), solution.nfe + 1, None
+
+        else:
+            table = make_solver(solver, option, fit.statistics(fit.fitted(workdir, V3, steps)) if solver == V3 else None)(sde, times)
+
+            def integrate(den, x_T, keys):
+                x = sample(den, x_T, times, lambda sde, times: table, keys, path=path)
+                x_0 = denoise(den, x[-1] if path else x)
+                return x_0, np.full(len(x_T), table.nfe + 1), np.concatenate([x, x_0[None]]) if path else None
+
+    def draw(den: Denoiser, keys):
+        if threshold != "none":
+            den = samplers.threshold(den, quantile=None if threshold == "static" else 0.995)
+        prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        return integrate(den, parallel.shard(sde.prior_sample(prior_keys, (len(keys), *shape))), noise_keys)
+
+    return draw
 
 
 def check(solution):
@@ -128,7 +145,7 @@ def check(solution):
 
 
 def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, **options) -> tuple[np.ndarray, float]:
-    """n samples as raw values [n, ...] and their mean number of evaluations; options as in `draw`.
+    """n samples as raw values [n, ...] and their mean number of evaluations; options as in `sampler`.
 
     label: of a conditional model; -1 takes the classes in turn. Raises ValueError if the model has no such label.
     """
@@ -137,9 +154,8 @@ def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, **op
         raise ValueError(f"--label={label}: " + (f"expected 0 to {classes - 1}" if classes else "this model is unconditional"))
     labels = np.full(n, label) if label >= 0 else np.arange(n) % max(classes, 1)
 
-    def one_batch(keys, labels):
-        den = run.denoiser(labels if classes else None)
-        return draw(den, keys, run.dataset.shape, workdir=run.workdir, **options)[:2]
+    draw = sampler(run.network.sde, run.dataset.shape, run.workdir, **options)
+    one_batch = lambda keys, labels: draw(run.denoiser(labels if classes else None), keys)[:2]
 
     x, nfe = runs.gather(runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels))
     return run.dataset.from_x(x), float(nfe.mean())
@@ -157,7 +173,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, **options)
     if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
         rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
         labels = np.arange(len(rows)) % run.network.module.num_classes if run.conditional else None
-        path = draw(run.denoiser(labels), rows, data.shape, workdir=run.workdir, path=True, **options)[2]
+        path = sampler(run.network.sde, data.shape, run.workdir, path=True, **options)(run.denoiser(labels), rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))  # noise of any scale within the range shown

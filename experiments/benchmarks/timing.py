@@ -17,9 +17,7 @@ def seconds_of(fn: Callable) -> float:
 
 
 def medians(candidates: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of a call of each candidate, run in turn `repeats` times after one call to compile; results are waited for."""
-    for fn in candidates.values():
-        jax.block_until_ready(fn())
+    """Median seconds of a call of each candidate, run in turn `repeats` times; compile them before. Results are waited for."""
     seconds = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, fn in candidates.items():

@@ -43,6 +43,7 @@ def measure(config, name: str, inner: int, repeats: int) -> dict:
             holder["bare"], loss = bare_step(holder["bare"], x, jax.random.key(2))
         return loss
 
+    bare(), full()  # compile
     seconds = medians({"bare": bare, "full": full}, repeats)
     return {
         "network": name, "batch": config.training.batch, "bare ms": 1e3 * seconds["bare"] / inner, "full ms": 1e3 * seconds["full"] / inner,

@@ -96,7 +96,7 @@ def multistep(
         log_snr = sde.log_snr(times)
         rows, n = [], len(times) - 1
         for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
-            now = min(final_order(order, lower_order_final, n, i), i + 1)
+            now = min(final_order(order, lower_order_final, n, i, short=10), i + 1)
             if now == 1 or sde.sigma(s) == 0:
                 linear, w1 = first_order(sde, t, s, prediction)
                 rows.append(Row(t, {0: linear}, {0: w1}))
@@ -186,15 +186,15 @@ def singlestep(
 
 
 def unipc(
-    order: int = 3, variant: str = "bh2", prediction: Prediction = "data", corrector: bool = True, lower_order_final: bool | float = math.inf
+    order: int = 3, variant: str = "bh2", prediction: Prediction = "data", corrector: bool = True, lower_order_final: bool | float = True
 ) -> Solver:
     """UniPC (Zhao et al. 2023, 2302.04867, algorithms 5 to 8): a predictor of any order and a corrector that reuses the next evaluation.
 
     Order order + 1 with the corrector, else `order`, and 2 at most where the last step is of order 1. One evaluation a step; consumes
     `prediction`; deterministic.
     variant: B(h) = z ("bh1") or e^z - 1 ("bh2"), z = -h for data, h for noise. As in the authors' code the predictor of order 2 and the corrector
-    of order 1 have coefficient 1/2, and the last step is not corrected. lower_order_final: see `final_order`; the authors lower the last orders
-    in runs of any length. A step to sigma = 0 is of order 1. Raises ValueError for unknown options.
+    of order 1 have coefficient 1/2, and the last step is not corrected. lower_order_final: see `final_order`; True lowers the last
+    orders in runs of any length. A step to sigma = 0 is of order 1. Raises ValueError for unknown options.
     """
     check("unipc", variant=(variant, ("bh1", "bh2")), prediction=(prediction, ("noise", "data")))
     if order < 1:

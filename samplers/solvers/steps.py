@@ -84,10 +84,10 @@ def strength(eta: float | Callable, t: float) -> float:
     return value
 
 
-def final_order(order: int, lower_order_final: bool | float, n: int, i: int) -> int:
-    """The order of step i of n: lowered towards the end of short runs. lower_order_final: True below ten steps, as the authors do; a number,
-    below that many (diffusers: 15; diff-sampler: math.inf)."""
-    below = 10 if lower_order_final is True else lower_order_final
+def final_order(order: int, lower_order_final: bool | float, n: int, i: int, short: float = math.inf) -> int:
+    """The order of step i of n: lowered towards the end of short runs. lower_order_final: True where n is below `short`, the rule of the solver's
+    authors (DPM-Solver: 10; UniPC, DPM-Solver-v3 and diff-sampler: always); or a number, below that many (diffusers' DPM-Solver: 15)."""
+    below = short if lower_order_final is True else lower_order_final
     return min(order, n - i) if n < below else order
 
 

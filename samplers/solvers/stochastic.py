@@ -142,7 +142,7 @@ def sde_dpm_solver_pp(order: int = 2, eta: float | Callable = 1.0, solver_type: 
                 w1 = -sde.alpha(s) * np.expm1(-(1 + eta2) * h)
                 noise = sde.sigma(s) * np.sqrt(-np.expm1(-2 * eta2 * h))
             p = {0: w1}
-            if min(final_order(order, lower_order_final, n, i), i + 1) == 2 and np.isfinite(h) and np.isfinite(log_snr[i - 1]):
+            if min(final_order(order, lower_order_final, n, i, short=10), i + 1) == 2 and np.isfinite(h) and np.isfinite(log_snr[i - 1]):
                 r0 = (log_snr[i] - log_snr[i - 1]) / h
                 w2 = 0.5 * w1 if solver_type == "dpmsolver" else sde.alpha(s) * (1 + eta2) * h * phi(2, -(1 + eta2) * h)
                 p = combine((1.0, p), (w2 / r0, {0: 1.0, 1: -1.0}))

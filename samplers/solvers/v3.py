@@ -165,7 +165,7 @@ def dpm_solver_v3(statistics: Statistics, order: int = 3, corrector: str = "pseu
     Order `order`, started by lower ones; one evaluation a step; consumes the noise; deterministic; coefficients of the shape of an example.
     corrector: "pseudo" (the authors' default) interpolates the next evaluation besides the last `order`, by `interpolation` with pseudo; "same" in
     the place of the oldest; "none". The last step is not corrected, nor with "same" one of order 1.
-    lower_order_final: see `final_order` (in the authors' code math.inf if on). The integrals are exact for linearly interpolated statistics, the
+    lower_order_final: see `final_order`. The integrals are exact for linearly interpolated statistics, the
     authors' are trapezoids between their values of lambda. A step from alpha = 0 or to sigma = 0 is DDIM's. Raises ValueError for another order or
     corrector.
     """

@@ -33,6 +33,7 @@ ORDERS = {  # of the deterministic solvers; the start with lower orders limits t
     "unipc 1 noise": (solvers.unipc(1, "bh1", "noise", **FREE), 2), "unipc 2": (solvers.unipc(2, **FREE), 3),
     "unipc 2 bh1 noise": (solvers.unipc(2, "bh1", "noise", **FREE), 3), "unipc 1 predictor": (solvers.unipc(1, corrector=False, **FREE), 1),
     "unipc 2 predictor": (solvers.unipc(2, corrector=False, **FREE), 2), "unipc 3 predictor": (solvers.unipc(3, "bh1", corrector=False, **FREE), 3),
+    "unipc 3": (solvers.unipc(3, **FREE), 4),
     "deis 0": (solvers.deis(0), 1), "deis 1": (solvers.deis(1), 2), "deis 2": (solvers.deis(2), 3), "deis 3": (solvers.deis(3), 4),
     "deis 1 rhoab": (solvers.deis(1, "rhoab"), 2), "deis 2 rhoab": (solvers.deis(2, "rhoab"), 3), "lms 2": (solvers.lms(2), 2),
     "lms": (solvers.lms(), 4), "adams log_snr": (solvers.adams_bashforth(3, "log_snr"), 3), "ipndm 1": (solvers.ipndm(1), 1),
@@ -96,14 +97,14 @@ def slope_of_error(sde, solver, start, end, ns=(256, 512, 1024)):
 
 @pytest.mark.parametrize("name", [name for name in ORDERS if name != "midpoint"])
 def test_order_of_convergence(name):
-    """The slope of the error is the solver's order within 0.15, n = 256 to 1024, sigma from 1000 to 0.05.
+    """The slope of the error is the solver's order within 0.1, n = 256 to 1024, sigma from 1000 to 0.05.
 
     From far out, for the lower orders that multistep methods start with would limit them to order 2 nearer to the data. (The leading error of the
     midpoint method in sigma vanishes on Gaussians; it is measured in t below.)
     """
     solver, order = ORDERS[name]
     slope, error = slope_of_error(EDM(sigma_max=1e3), solver, 1e3, 0.05)
-    assert slope == pytest.approx(order, abs=0.15), error
+    assert slope == pytest.approx(order, abs=0.1), error
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "midpoint", "rk4"])
