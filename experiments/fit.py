@@ -157,7 +157,7 @@ def main():
     elif f.solver == "gits":
         np.savez(path, times=gits(den, x_T, f.steps - 1))
     else:
-        times = getattr(grids, f.grid)(sde, f.steps - 1)
+        times = amed.every_second(getattr(grids, f.grid), sde, f.steps - 1)
         params, losses = fit_predictor(den, x_T, times, BASES[f.solver], f.iterations, f.train_batch, seed=f.seed)
         save_params(path, params, times)
         print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")

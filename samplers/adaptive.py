@@ -51,8 +51,8 @@ def evaluations(solver, steps):
     return steps * (stages - reused) + first
 
 
-def solve_ode(field: Callable, y, t0, t1, rtol, atol, solver, adjoint):
-    """Integrate dy/dt = field(t, y) of one example adaptively: y at t1 (NaN on failure), evaluations, success."""
+def solve_ode(field: Callable, y, t0, t1, rtol, atol, solver, adjoint, ts=None):
+    """Integrate dy/dt = field(t, y) of one example adaptively: y at t1, or at each of `ts` (NaN on failure), evaluations, success."""
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, args: field(t, y)),
         solver,
@@ -61,12 +61,13 @@ def solve_ode(field: Callable, y, t0, t1, rtol, atol, solver, adjoint):
         dt0=0.01 * (t1 - t0),
         y0=y,
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        saveat=diffrax.SaveAt(t1=True) if ts is None else diffrax.SaveAt(ts=ts),
         adjoint=adjoint,
         max_steps=MAX_STEPS,
         throw=False,
     )
     success = solution.result == diffrax.RESULTS.successful
-    y = jax.tree.map(lambda y: jnp.where(success, y[-1], jnp.nan), solution.ys)
+    y = jax.tree.map(lambda y: jnp.where(success, y[-1] if ts is None else y, jnp.nan), solution.ys)
     return y, evaluations(solver, solution.stats["num_steps"]), success
 
 

@@ -88,6 +88,15 @@ def follow(den: Denoiser, y, rows: Steps, predictor: Predictor | None, base: str
     return jax.lax.scan(one, (y, jnp.zeros((3, *y.shape), y.dtype)), rows)[0][0]
 
 
+def every_second(grid: Callable, sde: SDE, steps: int) -> Float[np.ndarray, " n"]:
+    """The times of so many steps: every second one of a grid of `samplers.grids` with a step for every evaluation, so that the plain solver's
+    second evaluation is about where that grid has one, and the DDIM step from alpha = 0 is no longer than a step of it."""
+    if sde.alpha(sde.T) > 0:
+        return grid(sde, 2 * steps)[::2]
+    fine = grid(sde, 2 * steps - 1)
+    return np.append(fine[0], fine[1::2])
+
+
 def leave_prior(den: Denoiser, x, times: np.ndarray):
     """x and the times that are left: after a DDIM step where the grid begins at alpha = 0, else as they are."""
     return (sample(den, x, times[:2], ddim()), times[1:]) if den.sde.alpha(times[0]) == 0 else (x, times)

@@ -1,12 +1,23 @@
 r"""Log-likelihood by the instantaneous change of variables (Chen et al. 2018, 1806.07366; Song et al. 2021, 2011.13456, eq. 39).
 
-Along the probability-flow ODE dx/dt = v(x, t) the log-density changes by -div v, so that
+In the angle phi = arctan(sigma/alpha), and with z = x/c for c = sqrt(alpha^2 + sigma^2), the probability-flow ODE of every path is the same,
 
-    log p(x) = log p_T(x_T) + \int_eps^T div v(x_t, t) dt,      x_eps = x.
+    dz/dphi = v(z, phi) = E[cos(phi) eps - sin(phi) x_0 | z],        d log p(z)/dphi = -div v,
 
-It is the density of x at t = eps: of the data noised by sigma(eps). On the prediction plane v = a(t) x + b(t) F(x, t), so that
-div v = a D + b tr(dF/dx) with only the trace of the network's Jacobian to compute ("exact", D forward derivatives) or to estimate
-("hutchinson": E[z^T J z] with z of zero mean and unit covariance; Hutchinson 1990, Grathwohl et al. 2019, 1810.01367).
+and bounded at both ends. The divergence is the cost, and does not feed back into z: path and divergence are computed apart,
+
+    1. z by an adaptive Runge-Kutta method of diffrax, each example with its own steps, without any divergence;
+    2. made smooth by a Picard sweep, z = z_0 + \int P dphi with P the polynomial through v at Chebyshev nodes of 1;
+    3. the divergence along 2 by nested Clenshaw-Curtis rules, on as few nodes as the example's error estimate allows.
+
+The path of 2 is not quite a solution. But log p is a function of z and phi, so that along ANY path
+
+    log p(z_0) = log p(z_T) + \int div v - score . (dz/dphi - v) dphi,
+
+and the network knows the score: errors of the path count in proportion to errors of the score. With an exact score they do not count at all.
+
+It is the density of x at t = eps: of the data noised by sigma(eps). With the network's point F of the prediction plane v = a z + b F, so that
+div v = a D + b tr(dF/dz) with only the trace of its Jacobian to compute or to estimate (`trace_forms`).
 """
 
 from typing import Literal, NamedTuple
@@ -15,60 +26,223 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from numpy.polynomial import chebyshev
 
 from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
-from sde_lib.numerics import as_float
+from sde_lib.numerics import as_float, expand
+
+SWEEP = 64  # intervals of the Picard sweep
+LEVELS = (32, 64, 128, 256)  # intervals of the quadrature; the first estimate of its error uses 8 and 16, which are nested in 32
+ROWS = 1024  # examples x nodes that are evaluated at once, where there are fewer examples
+
+DIVERGENCES = ("exact", "hutchinson", "hutch++")
 
 
 class LogLikelihood(NamedTuple):
-    """log_prob: nats. latent: x_T. nfe: evaluations of each example (each with its divergence). stderr: standard error of log_prob over probes,
-    0 if the trace is exact, NaN if one probe leaves it unknown. success: False, with NaN results, where the solve needed too many steps."""
+    """log_prob: nats. latent: x_T, to the path's tolerance. nfe: evaluations of each example. stderr: standard error of log_prob over probes,
+    0 if the trace is exact, NaN if one probe leaves it unknown. success: False, with NaN results, where the path needed too many steps.
+    divergences: those of the evaluations that had a divergence with them. error: of the quadrature, estimated, in nats (NaN where `adjoint`
+    chose the coupled solve, whose tolerance covers both)."""
 
     log_prob: Float[Array, " b"]
     latent: Float[Array, "b ..."]
     nfe: Int[Array, " b"]
     stderr: Float[Array, " b"]
     success: Bool[Array, " b"]
+    divergences: Int[Array, " b"]
+    error: Float[Array, " b"]
 
 
-def trace(jvp, probes, exact: bool, chunk: int):
-    """Tr J [1] by the unit vectors in `probes` if exact, else z^T J z of each probe [n]. jvp: x -> J x; probes: [n, ...]."""
-    quadratic_form = lambda z: jnp.vdot(z, jvp(z))
-    if len(probes) <= chunk:
-        forms = jax.vmap(quadratic_form)(probes)
-    else:
-        forms = jax.lax.map(quadratic_form, probes, batch_size=chunk)
-    return forms.sum(keepdims=True) if exact else forms
+# --- the ODE in the angle ---------------------------------------------------------------------------------------------------------------
+
+
+def angle(sde, t: float) -> float:
+    """phi(t), on the host."""
+    return float(np.arctan2(sde.sigma(t), sde.alpha(t)))
+
+
+def radius(sde, t):
+    """c(t)."""
+    return jnp.hypot(sde.alpha(t), sde.sigma(t)) if isinstance(t, jax.Array) else float(np.hypot(sde.alpha(t), sde.sigma(t)))
+
+
+def linear(den: Denoiser, phi, z):
+    """a, b and F(z) with v = a z + b F(z), at phi [] or [B], z [B, ...]."""
+    cos, sin = jnp.maximum(jnp.cos(phi), 1e-12), jnp.sin(phi)
+    t = jnp.minimum(den.sde.time(jnp.log(cos) - jnp.log(sin)), den.sde.T)
+    c = expand(radius(den.sde, t), z)
+    a, b = den.linear("v", z, t)
+    return a, b / c, lambda z: den.raw(c * z, t)
+
+
+def velocity(den: Denoiser, phi, z):
+    """v [B, ...]."""
+    a, b, prediction = linear(den, phi, z)
+    return a * z + b * prediction(z)
+
+
+def divergence_forms(den: Denoiser, phi, z, probes, kind: str, chunk: int):
+    """v [B, ...] and estimates of div v [B, n], whose mean estimates it; phi: [] or [B]."""
+    a, b, function = linear(den, phi, z)
+    prediction, jvp = jax.linearize(function, z)
+    forms = trace_forms(jvp, probes, z, kind, chunk)
+    scalar = lambda c: jnp.broadcast_to(c.reshape(-1), z.shape[:1])[:, None]
+    return a * z + b * prediction, scalar(a) * z[0].size + scalar(b) * forms
+
+
+def trace_forms(jvp, probes, z, kind: str, chunk: int):
+    """Unbiased estimates of the trace of each example's Jacobian, [B, n]. jvp: [B, ...] -> [B, ...]; at most `chunk` of its calls at once.
+
+    exact: sum of e_i^T J e_i, n = 1. hutchinson: p^T J p for each of probes [n, B, ...]. hutch++ (2010.09649, algorithm 1): the range of J on
+    probes [0, :], orthonormalised to Q, is traced exactly, and what is orthogonal to it by Hutchinson's estimate with probes [1, :], of
+    [2, n, B, ...]: 3 n Jacobian-vector products.
+    """
+    dot = lambda x, y: jnp.sum(x * y, range(1, x.ndim))
+
+    def products(fn, vectors):
+        return jax.vmap(fn)(vectors) if len(vectors) <= chunk else jax.lax.map(fn, vectors, batch_size=chunk)
+
+    if kind == "exact":
+        unit = lambda i: jnp.zeros(z[0].size, z.dtype).at[i].set(1).reshape(z[0].shape)
+        form = lambda i: dot(jnp.broadcast_to(unit(i), z.shape), jvp(jnp.broadcast_to(unit(i), z.shape)))
+        return products(form, jnp.arange(z[0].size)).sum(0)[:, None]
+    if kind == "hutchinson":
+        return products(lambda p: dot(p, jvp(p)), probes).T
+    columns = lambda vectors: jnp.moveaxis(vectors.reshape(*vectors.shape[:2], -1), 0, -1)  # [n, B, ...] -> [B, D, n]
+    back = lambda matrix: jnp.moveaxis(matrix, -1, 0).reshape(-1, *z.shape)
+    q = jnp.linalg.qr(columns(products(jvp, probes[0])))[0]
+    g = columns(probes[1])
+    rest = back(g - q @ (q.mT @ g))
+    seen = products(lambda p: dot(p, jvp(p)), back(q)).sum(0)
+    return seen[:, None] + products(lambda p: dot(p, jvp(p)), rest).T
+
+
+# --- polynomials on Chebyshev nodes of [0, 1] -----------------------------------------------------------------------------------------
+
+
+def nodes(n: int) -> Float[np.ndarray, " n+1"]:
+    """(1 - cos(pi k/n))/2, k = 0..n: nested under doubling."""
+    return 0.5 * (1 - np.cos(np.pi * np.arange(n + 1) / n))
+
+
+def interpolation(n: int, points) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices [len(points), n + 1] from values at `nodes(n)` to the polynomial through them, and to its integral from 0, at points."""
+    inverse = np.linalg.inv(chebyshev.chebvander(2 * nodes(n) - 1, n))
+    values = chebyshev.chebvander(2 * points - 1, n) @ inverse
+    integral = 0.5 * np.stack([chebyshev.chebval(2 * points - 1, chebyshev.chebint(c, lbnd=-1)) for c in inverse.T], 1)
+    return values, integral
+
+
+def clenshaw_curtis(n: int) -> Float[np.ndarray, " n+1"]:
+    """Weights of `nodes(n)` on [0, 1]."""
+    return interpolation(n, np.ones(1))[1][0]
+
+
+# --- the decoupled solve --------------------------------------------------------------------------------------------------------------
+
+
+def by_rows(fn, xs, batch: int):
+    """fn over the first axis of xs, as many at once as make `ROWS` examples."""
+    return jax.lax.map(fn, xs, batch_size=max(1, ROWS // batch))
 
 
 @eqx.filter_jit
-def _log_likelihood(den, x, probes, t0, t1, rtol, atol, solver, exact, chunk):
-    def one(den, x, probes):
-        if exact:
-            probes = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
+def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
+    batch, dim, finest = len(x), x[0].size, LEVELS[-1]
+    w_0, w_T = jnp.sqrt(ends[0]), jnp.sqrt(ends[1])
+    span = w_T - w_0
+    w = lambda y: w_0 + span * jnp.asarray(y, x.dtype)  # the quadrature's variable, sqrt(phi): it resolves small scales of the data
+    z_0 = x / radii[0]
 
-        def field(t, state):
-            x, _ = state
-            a, b = (c.reshape(()) for c in den.linear("velocity", x[None], t))
-            prediction, jvp = jax.linearize(lambda x: den.raw(x[None], t)[0], x)
-            return a * x + b * prediction, a * x.size + b * trace(jvp, probes, exact, chunk)
+    # 1, and v at the nodes of the sweep
+    coarse = w(nodes(SWEEP))
 
-        change = jnp.zeros(1 if exact else len(probes), x.dtype)
-        return solve_ode(field, (x, change), t0, t1, rtol, atol, solver, diffrax.ForwardMode())
+    def path(den, z):
+        field = lambda phi, z: velocity(den, phi, z[None])[0]
+        saved = jnp.clip(coarse**2, *ends)
+        return solve_ode(field, z, *ends, rtol, atol, solver, diffrax.ForwardMode(), saved)
 
-    (latent, change), nfe, success = per_example(den, one, x, probes)
-    n = change.shape[-1]
-    stderr = jnp.zeros_like(change[:, 0]) if exact else change.std(-1, ddof=1) / jnp.sqrt(n) if n > 1 else jnp.full_like(change[:, 0], jnp.nan)
-    return LogLikelihood(den.sde.prior_log_prob(latent) + change.mean(-1), latent, nfe, stderr, success)
+    z, path_nfe, success = per_example(den, path, z_0)
+    slopes = by_rows(lambda row: 2 * row[0] * velocity(den, row[0] ** 2, row[1]), (coarse, jnp.moveaxis(z, 1, 0)), batch)
+
+    # 2 and 3, for the examples that need a level, in chunks: no example pays for another's nodes
+    fine = w(nodes(finest))
+    values, integral = (jnp.asarray(m, x.dtype) for m in interpolation(SWEEP, nodes(finest)))
+    size = min(batch, max(32, -(-batch // 8)))
+
+    def integrand(row):
+        """(div v - score . (dz/dphi - v)) dphi/dw of rows of examples at one node."""
+        w, z, slope, den, probes = row
+        v, forms = divergence_forms(den, w**2, z, probes, kind, chunk)
+        cos, sin = jnp.cos(w**2), jnp.sin(w**2)
+        score = -(sin * z + cos * v) / sin
+        return 2 * w * forms - jnp.sum((score * (slope - 2 * w * v)).reshape(len(z), -1), -1)[:, None]
+
+    def evaluate(indices, active, table):
+        """The table of integrands [nodes, B, n] with those of the active examples filled in at the nodes `indices`."""
+        order = jnp.argsort(~active, stable=True)
+
+        def fill(i, table):
+            rows = jax.lax.dynamic_slice(order, (i * size,), (size,))
+            take = lambda c: c[rows]
+            some = eqx.tree_at(lambda d: d.cond, den, jax.tree.map(take, den.cond), is_leaf=lambda c: c is None)
+            vectors = None if probes is None else probes[..., rows, *(slice(None),) * (x.ndim - 1)]
+            of_nodes = lambda matrix: jnp.tensordot(matrix[indices], slopes[:, rows], 1)
+            path = z_0[rows] + span * of_nodes(integral)
+            one = lambda row: integrand((*row, some, vectors))
+            found = by_rows(one, (fine[indices], path, of_nodes(values)), size)
+            return table.at[indices[:, None], rows].set(found)
+
+        return jax.lax.fori_loop(0, -(-jnp.sum(active) // size), fill, table)
+
+    n_forms = 1 if kind == "exact" else probes.shape[-1 - x.ndim]
+    table = jnp.zeros((finest + 1, batch, n_forms), x.dtype)
+    active, change, error, used = success, jnp.zeros((batch, n_forms), x.dtype), jnp.full(batch, jnp.nan, x.dtype), jnp.zeros(batch, int)
+    every = lambda n: np.arange(0, finest + 1, finest // n)
+    rule = lambda table, n: span * jnp.tensordot(jnp.asarray(clenshaw_curtis(n), x.dtype), table[every(n)], 1)
+    for level, n in enumerate(LEVELS):
+        table = evaluate(every(n) if level == 0 else every(n)[1::2], active, table)
+        best, half, quarter = (rule(table, m) for m in (n, n // 2, n // 4))
+        last, before = jnp.abs(jnp.mean(best - half, -1)), jnp.abs(jnp.mean(half - quarter, -1))
+        estimate = last * jnp.minimum(1, last / jnp.maximum(before, jnp.finfo(x.dtype).tiny))  # these rules converge geometrically
+        change, error = jnp.where(active[:, None], best, change), jnp.where(active, estimate, error)
+        used = jnp.where(active, n + 1, used)
+        rounding = 8 * jnp.finfo(x.dtype).eps * rule(jnp.abs(table), n).mean(-1)
+        active &= estimate > jnp.maximum(dim * atol + rtol * jnp.abs(best.mean(-1)), rounding)
+
+    whole = jnp.asarray(integral[-1], x.dtype)
+    latent = radii[1] * (z_0 + span * jnp.tensordot(whole, slopes, 1))
+    return latent, change, path_nfe + SWEEP + 1 + used, success, used, error
+
+
+# --- the coupled solve, which has derivatives ---------------------------------------------------------------------------------------------
+
+
+@eqx.filter_jit
+def _coupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk, adjoint):
+    def one(den, z, probes):
+        vectors = None if probes is None else jnp.expand_dims(probes, -z.ndim - 1)
+
+        def field(phi, state):
+            v, forms = divergence_forms(den, phi, state[0][None], vectors, kind, chunk)
+            return v[0], forms[0]
+
+        change = jnp.zeros(1 if kind == "exact" else probes.shape[-1 - z.ndim], z.dtype)
+        return solve_ode(field, (z, change), *ends, rtol, atol, solver, adjoint)
+
+    each = None if probes is None else jnp.moveaxis(probes, -x.ndim, 0)
+    (z, change), nfe, success = per_example(den, one, x / radii[0], each)
+    return radii[1] * z, change, nfe, success, nfe, jnp.full(len(x), jnp.nan, x.dtype)
 
 
 def log_likelihood(
     den: Denoiser,
     x: Float[Array, "b ..."],
-    divergence: Literal["exact", "hutchinson"] = "exact",
+    divergence: Literal["exact", "hutchinson", "hutch++"] = "exact",
     key=None,
     rtol=1e-5,
     atol=1e-5,
@@ -77,28 +251,46 @@ def log_likelihood(
     eps: float | None = None,
     solver=diffrax.Tsit5(),
     chunk: int = 64,
+    adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> LogLikelihood:
-    """log p(x) in nats for each x [B, ...], with its own step sizes: no result depends on batch-mates.
+    """log p(x) in nats for each x [B, ...], with its own steps and nodes: no result depends on batch-mates.
 
-    divergence: "exact", at the cost of D forward derivatives an evaluation, `chunk` of them at a time (memory: B x chunk activations);
-        or "hutchinson", unbiased, with `probes` fixed probes of law `noise` for each example, drawn from `key` (one, or one per example).
+    divergence: "exact", at the cost of D Jacobian-vector products an evaluation, `chunk` of them at a time (memory: B x chunk activations);
+        "hutchinson", unbiased, with `probes` fixed probes of law `noise` for each example, drawn from `key` (one, or one per example);
+        "hutch++", unbiased, with 3 x probes products (see `trace_forms`).
+    rtol, atol: of the path, in the root mean square over x, by `solver`, an explicit Runge-Kutta method of diffrax; of the quadrature, whose
+        error is at most D atol + rtol |log p(x) - log p(x_T)| by its estimate, unless the finest of LEVELS leaves more (see `error`).
     eps: the time at which x is taken (default `den.sde.eps`); what is computed is the density of data noised by sigma(eps).
-    solver: an explicit Runge-Kutta method of diffrax; rtol, atol: its tolerances, in the root mean square over x and log p together.
+    adjoint: None, or a diffrax adjoint, e.g. `diffrax.RecursiveCheckpointAdjoint()`, for derivatives of log_prob in x and parameters in reverse
+        mode: path and divergence are then solved together, at rtol and atol, in the root mean square over both.
     Raises ValueError for unknown options, impossible tolerances and a missing key.
     """
     check_tolerances(rtol, atol, solver)
     x = as_float(x)
-    if divergence not in ("exact", "hutchinson"):
-        raise ValueError(f"unknown divergence '{divergence}': expected exact or hutchinson")
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"unknown divergence '{divergence}': expected {' or '.join(DIVERGENCES)}")
     if noise not in ("rademacher", "gaussian"):
         raise ValueError(f"unknown noise '{noise}': expected rademacher or gaussian")
     vectors = None
-    if divergence == "hutchinson":
+    if divergence != "exact":
         if key is None:
-            raise ValueError("divergence 'hutchinson' draws probes: pass key=jax.random.key(seed)")
+            raise ValueError(f"divergence '{divergence}' draws probes: pass key=jax.random.key(seed)")
         if probes < 1:
             raise ValueError(f"probes = {probes}: expected at least 1")
+        if divergence == "hutch++" and probes > x[0].size:
+            raise ValueError(f"probes = {probes}: hutch++ expected at most the dimension, {x[0].size}")
         draw = jax.random.rademacher if noise == "rademacher" else jax.random.normal
-        vectors = jax.vmap(lambda k: draw(k, (probes, *x.shape[1:]), x.dtype))(example_keys(key, x.shape[0]))
-    limits = (jnp.asarray(c, x.dtype) for c in (check_eps(den, eps), den.sde.T, rtol, atol))
-    return _log_likelihood(den, x, vectors, *limits, solver, divergence == "exact", chunk)
+        shape = (probes, *x.shape[1:]) if divergence == "hutchinson" else (2, probes, *x.shape[1:])
+        vectors = jax.vmap(lambda k: draw(k, shape, x.dtype), out_axes=-x.ndim)(example_keys(key, x.shape[0]))
+    sde, t = den.sde, check_eps(den, eps)
+    ends = tuple(jnp.asarray(angle(sde, s), x.dtype) for s in (t, sde.T))
+    radii = (radius(sde, t), radius(sde, sde.T))
+    arguments = (den, x, vectors, ends, radii, jnp.asarray(rtol, x.dtype), jnp.asarray(atol, x.dtype), solver, divergence, chunk)
+    latent, change, nfe, success, used, error = _decoupled(*arguments) if adjoint is None else _coupled(*arguments, adjoint)
+    n = change.shape[-1]
+    if divergence == "exact":
+        stderr = jnp.zeros_like(error)
+    else:
+        stderr = change.std(-1, ddof=1) / jnp.sqrt(n) if n > 1 else jnp.full_like(error, jnp.nan)
+    log_prob = sde.prior_log_prob(latent) + change.mean(-1) + x[0].size * np.log(radii[1] / radii[0])
+    return LogLikelihood(jnp.where(success, log_prob, jnp.nan), latent, nfe, stderr, success, used, error)

@@ -1,6 +1,6 @@
 """Error against network evaluations of every solver, on an exact mixture and on the trained digits model.
 
-Root mean square distance to the converged probability flow at the end of the grid, by at most so many evaluations: of an 8-D mixture of five
+Root mean square distance to the converged probability flow at the end of the grid, by at most so many evaluations, of an 8-D mixture of five
 Gaussians with full covariances (256 starts, VP), and of the model in --workdir (32 starts); each on the best of four grids (log-SNR, Karras, uniform
 and quadratic t), named at 10 evaluations. Fitted solvers are fitted here to the mixture; for the model they are those in WORKDIR/solvers
 (experiments.fit). Stochastic solvers have no such error: they are
@@ -114,7 +114,7 @@ def fitted_to_mixture(gm, den, x_T, exact, quick: bool) -> dict[str, dict[int, f
         result["DPM-Solver++(2M) on GITS"][n] = distance(sample(den, x_T, times, solvers.dpm_solver_pp()), exact)
     for n in (6,) if quick else (6, 8, 10):
         for name, base in (("AMED-Solver", "midpoint"), ("AMED-Plugin on iPNDM", "ipndm")):
-            times = grids.quadratic(sde, n // 2)
+            times = amed.every_second(grids.quadratic, sde, n // 2)
             params, _ = fit.fit_predictor(den, pool, times, base, iterations=2 if quick else 200)
             result[name][n] = distance(amed.amed(den, x_T, times, fit.predictor(params), base), exact)
     return result
@@ -136,7 +136,7 @@ def fitted_to_model(run, den, x_T, exact) -> dict[str, dict[int, float]]:
             params, times = fit.load_params(file, run.dataset.shape)
             nfe = amed.evaluations(sde, times)
             x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver])
-            result.setdefault(name, {})[min(n for n in (*MODEL_NFES, nfe) if n >= nfe)] = distance(x, exact)
+            result.setdefault(name, {})[min(n for n in MODEL_NFES if n >= nfe)] = distance(x, exact)
     return result
 
 
