@@ -45,16 +45,18 @@ def fit_predictor(
 
     The teacher is DPM-Solver-2 with `inserted` more times in each step, from the pool x_T [n, ...]; the loss, the distance to it where both end.
     The paper trains each step on its own distance to the teacher: greedy steps made the multistep plugin worse than its base here, so all are
-    trained together. A step from alpha = 0 has no predictor.
+    trained together. A step from alpha = 0 has no predictor, but the others learn to make up for its error.
     """
-    sde = den.sde
-    x_T, times = amed.leave_prior(den, x_T, times)
+    sde, every = den.sde, times
+    start, times = amed.leave_prior(den, x_T, times)
     log_snr = sde.log_snr(times)
     fine = np.concatenate([np.linspace(a, b, inserted + 1, endpoint=False) for a, b in zip(log_snr[:-1], log_snr[1:])])
     fine = np.append(sde.time(fine), times[-1])
     fine[0] = times[0]
+    if len(every) > len(times):  # the teacher leaves alpha = 0 in small steps too
+        fine = np.concatenate([np.linspace(*every[:2], 4 * (inserted + 1), endpoint=False), fine])
     x_0 = sample(den, x_T, fine, solvers.dpm_solver(2))
-    teacher = jnp.stack([x_T / sde.alpha(times[0]), x_0 / sde.alpha(times[-1])])
+    teacher = jnp.stack([start / sde.alpha(times[0]), x_0 / sde.alpha(times[-1])])
     steps = jax.tree.map(lambda c: jnp.asarray(c, x_T.dtype), amed.steps_of(sde, times, base))
     params = StepPredictor(use_features=use_features).init(jax.random.key(seed), x_T[:1], jnp.zeros(1), jnp.zeros(1))
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))

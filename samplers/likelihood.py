@@ -142,6 +142,22 @@ def clenshaw_curtis(n: int) -> Float[np.ndarray, " n+1"]:
     return interpolation(n, np.ones(1))[1][0]
 
 
+def quadrature_plan():
+    """The rules [len(LEVELS) + 2, N + 1] of a quarter and a half of the first level and of all levels, as weights of the finest one's nodes; the
+    nodes that each level adds, as blocks [., LEVELS[0] + 1] of their indices (the last of a level filled up by repetition); and the first block of
+    each level, with their number."""
+    finest, least = LEVELS[-1], LEVELS[0]
+    every = lambda n: np.arange(0, finest + 1, finest // n)
+    rules = np.zeros((len(LEVELS) + 2, finest + 1))
+    for rule, n in zip(rules, (least // 4, least // 2, *LEVELS)):
+        rule[every(n)] = clenshaw_curtis(n)
+    blocks, first = [every(least)], [0, 1]
+    for n in LEVELS[1:]:
+        blocks += [np.pad(new, (0, 1), mode="edge") for new in every(n)[1::2].reshape(-1, least)]
+        first.append(len(blocks))
+    return rules, np.stack(blocks), first
+
+
 # --- the decoupled solve --------------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +199,7 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
         return 2 * w * forms - jnp.sum((score * (slope - 2 * w * v)).reshape(len(z), -1), -1)[:, None]
 
     def evaluate(indices, active, table):
-        """The table of integrands [nodes, B, n] with those of the active examples filled in at the nodes `indices`."""
+        """The table of integrands [nodes, B, n] with those of the active examples filled in at some nodes."""
         order = jnp.argsort(~active, stable=True)
 
         def fill(i, table):
@@ -200,19 +216,27 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
         return jax.lax.fori_loop(0, -(-jnp.sum(active) // size), fill, table)
 
     n_forms = 1 if kind == "exact" else probes.shape[-1 - x.ndim]
-    table = jnp.zeros((finest + 1, batch, n_forms), x.dtype)
-    active, change, error, used = success, jnp.zeros((batch, n_forms), x.dtype), jnp.full(batch, jnp.nan, x.dtype), jnp.zeros(batch, int)
-    every = lambda n: np.arange(0, finest + 1, finest // n)
-    rule = lambda table, n: span * jnp.tensordot(jnp.asarray(clenshaw_curtis(n), x.dtype), table[every(n)], 1)
-    for level, n in enumerate(LEVELS):
-        table = evaluate(every(n) if level == 0 else every(n)[1::2], active, table)
-        best, half, quarter = (rule(table, m) for m in (n, n // 2, n // 4))
+    rules, blocks, first = quadrature_plan()
+    rules = jnp.asarray(rules, x.dtype)
+
+    def level(state):
+        """One level for all examples that still need it: their integral so far, and the estimate of its error."""
+        k, active, table, change, error, used = state
+        table = jax.lax.fori_loop(
+            jnp.asarray(first)[k], jnp.asarray(first)[k + 1], lambda i, table: evaluate(jnp.asarray(blocks)[i], active, table), table
+        )
+        quarter, half, best = (span * jnp.tensordot(rules[k + i], table, 1) for i in range(3))
         last, before = jnp.abs(jnp.mean(best - half, -1)), jnp.abs(jnp.mean(half - quarter, -1))
         estimate = last * jnp.minimum(1, last / jnp.maximum(before, jnp.finfo(x.dtype).tiny))  # these rules converge geometrically
         change, error = jnp.where(active[:, None], best, change), jnp.where(active, estimate, error)
-        used = jnp.where(active, n + 1, used)
-        rounding = 8 * jnp.finfo(x.dtype).eps * rule(jnp.abs(table), n).mean(-1)
+        used = jnp.where(active, jnp.asarray(LEVELS)[k] + 1, used)
+        rounding = 8 * jnp.finfo(x.dtype).eps * span * jnp.tensordot(rules[k + 2], jnp.abs(table), 1).mean(-1)
         active &= estimate > jnp.maximum(dim * atol + rtol * jnp.abs(best.mean(-1)), rounding)
+        return k + 1, active, table, change, error, used
+
+    table, change = jnp.zeros((finest + 1, batch, n_forms), x.dtype), jnp.zeros((batch, n_forms), x.dtype)
+    start = (0, success, table, change, jnp.full(batch, jnp.nan, x.dtype), jnp.zeros(batch, int))
+    *_, change, error, used = jax.lax.while_loop(lambda state: (state[0] < len(LEVELS)) & jnp.any(state[1]), level, start)
 
     whole = jnp.asarray(integral[-1], x.dtype)
     latent = radii[1] * (z_0 + span * jnp.tensordot(whole, slopes, 1))

@@ -1,22 +1,26 @@
 """The log-likelihood against closed forms (flows.md, checks 3, 4 and 12; score_sde.md, check 6; tables_and_likelihood.md)."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from samplers import log_likelihood, sample_adaptive
-from sde_lib import VP, Denoiser, GaussianMixture, Linear
+from sde_lib import EDM, SDE, VP, Cosine, Denoiser, GaussianMixture, Linear
 
 RING = np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], -1)
 GM = GaussianMixture(0.8 * RING, np.full(8, 0.15))
 
 
 def test_mixture_to_the_stated_accuracy():
-    """256 points, Tsit5 at 1e-5: mean error <= 1e-4, largest <= 1e-3 nats; at 1e-7 in float64 the largest <= 5e-6."""
+    """256 points at 1e-5: mean error <= 1e-4 nats, largest 3e-4 (1.8e-4 of it the noise at eps); to the density at eps, the largest <= 1e-4, and
+    <= 5e-6 at 1e-7 in float64."""
     x = GM.sample(jax.random.key(0), 256)
-    error = log_likelihood(GM.denoiser(Linear()), x).log_prob - GM.log_prob(x)
-    assert abs(float(error.mean())) <= 1e-4 and float(jnp.abs(error).max()) <= 1e-3
+    log_prob = log_likelihood(GM.denoiser(Linear()), x).log_prob
+    error = log_prob - GM.log_prob(x)
+    assert abs(float(error.mean())) <= 1e-4 and float(jnp.abs(error).max()) <= 3e-4
+    assert float(jnp.abs(log_prob - GM.marginal_log_prob(Linear(), x, Linear().eps)).max()) <= 1e-4
     with jax.enable_x64(True):
         gm = GaussianMixture(0.8 * RING, np.full(8, 0.15))
         x = gm.sample(jax.random.key(0), 64)
@@ -24,6 +28,72 @@ def test_mixture_to_the_stated_accuracy():
         assert float(jnp.abs(error).max()) <= 5e-6
 
 
+def test_errors_of_the_path_do_not_count_with_an_exact_score(x64):
+    """With a path to 1e-2, log p(x) - log p(x_T) is exact to 1e-4 nats on 33 nodes; the coupled solve at 1e-2 is 30 times worse."""
+    gm, sde = GaussianMixture(0.8 * RING, np.full(8, 0.15)), VP()
+    x = gm.sample(jax.random.key(0), 64)
+    den, start = gm.denoiser(sde), gm.marginal_log_prob(sde, x, sde.eps)
+    wrong = lambda result: result.log_prob - sde.prior_log_prob(result.latent) + gm.marginal_log_prob(sde, result.latent, sde.T) - start
+    loose = log_likelihood(den, x, rtol=1e-2, atol=1e-2)
+    errors = jnp.abs(wrong(loose))
+    assert errors.max() < 1e-4
+    assert jnp.sqrt(jnp.mean(wrong(log_likelihood(den, x, rtol=1e-2, atol=1e-2, adjoint=diffrax.ForwardMode())) ** 2)) > 3e-3
+    assert jnp.all(loose.error <= 0.02 + 0.01 * 20) and jnp.all(loose.divergences == 33) and jnp.all(loose.nfe > 33)
+
+
+@pytest.mark.parametrize("path, kind", [(VP(), "noise"), (Linear(), "velocity")], ids=["VP", "Linear"])
+def test_a_network_whose_score_is_none(path, kind):
+    """Where the prediction is no conditional expectation the path's own accuracy counts: as the coupled solve at 1e-6, to 10 atol per dimension."""
+    den = Denoiser(lambda x, t: jnp.sin(x) * jnp.cos(t)[:, None], path, kind)
+    x = jax.random.normal(jax.random.key(0), (8, 20))
+    ours, coupled = log_likelihood(den, x), log_likelihood(den, x, rtol=1e-6, atol=1e-6, adjoint=diffrax.ForwardMode())
+    np.testing.assert_allclose(ours.log_prob, coupled.log_prob, atol=2e-3)
+    np.testing.assert_allclose(ours.latent, coupled.latent, atol=2e-4)
+
+
+def test_derivatives_by_an_adjoint(x64):
+    """d log p/dx is the score at eps; d log p/d(parameter) is the difference quotient."""
+    gm, sde = GaussianMixture(0.8 * RING[:3], np.full(3, 0.3)), Linear()
+    x, den = gm.sample(jax.random.key(0), 4), gm.denoiser(sde)
+    options = {"rtol": 1e-7, "atol": 1e-7, "adjoint": diffrax.RecursiveCheckpointAdjoint()}
+    np.testing.assert_allclose(jax.grad(lambda x: log_likelihood(den, x, **options).log_prob.sum())(x), den.score(x, sde.eps), atol=1e-3)
+
+    def mean(scale):
+        return log_likelihood(
+            Denoiser(jax.tree_util.Partial(lambda s, x, t: s * den.velocity(x, t), scale), sde, "velocity"), x, **options
+        ).log_prob.mean()
+
+    quotient = (mean(jnp.asarray(1.001)) - mean(jnp.asarray(0.999))) / 0.002
+    np.testing.assert_allclose(jax.grad(mean)(jnp.asarray(1.0)), quotient, rtol=1e-3)
+
+
+def test_hutch_pp():
+    """With as many probes as dimensions Hutch++ is exact; with fewer unbiased: 64 points, 4 standard errors."""
+    rng = np.random.default_rng(0)
+    gm = GaussianMixture(rng.normal(size=(3, 6)), rng.uniform(0.2, 0.6, (3, 6)), eigenvectors=np.linalg.qr(rng.normal(size=(3, 6, 6)))[0])
+    x, den = gm.sample(jax.random.key(0), 64), gm.denoiser(VP())
+    exact = log_likelihood(den, x).log_prob
+    np.testing.assert_allclose(log_likelihood(den, x, "hutch++", jax.random.key(1), probes=6).log_prob, exact, atol=2e-3)
+    few = log_likelihood(den, x, "hutch++", jax.random.key(2), probes=2)
+    assert abs(float(jnp.mean(few.log_prob - exact))) < 4 * float(jnp.std(few.log_prob - exact)) / 8
+
+
+def test_intervals_of_the_mean_are_calibrated():
+    """95 % intervals of the mean over 32 examples, by 4 probes each, cover the exact mean 93 to 97 % of 1000 trials (standard error 0.7 %)."""
+    rng = np.random.default_rng(0)
+    gm = GaussianMixture(0.5 * rng.normal(size=(2, 5)), rng.uniform(0.4, 0.8, (2, 5)), eigenvectors=np.linalg.qr(rng.normal(size=(2, 5, 5)))[0])
+    x, den = gm.sample(jax.random.key(0), 32), gm.denoiser(Linear())
+    exact = log_likelihood(den, x).log_prob
+    many = log_likelihood(den, jnp.tile(x, (1000, 1)), "hutchinson", jax.random.key(1), rtol=1e-3, atol=1e-3)
+    error = (many.log_prob.reshape(1000, 32) - exact).mean(1)
+    stderr = jnp.sqrt(jnp.sum(many.stderr.reshape(1000, 32) ** 2, 1)) / 32
+    assert 0.93 <= float(jnp.mean(jnp.abs(error) <= 1.96 * stderr)) <= 0.97
+
+
+SLOW = [pytest.param(cls(), marks=pytest.mark.slow) for cls in SDE.__subclasses__() if cls not in (VP, EDM, Cosine)]
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM(), Cosine(), *SLOW], ids=lambda p: type(p).__name__)
 def test_every_path(sde, x64):
     """log p is that of the marginal at eps up to the prior's mismatch, which is known: compare p_eps with the prior's own density at T."""
     gm = GaussianMixture(0.8 * RING, np.full(8, 0.15))
@@ -70,18 +140,22 @@ def test_variance_of_the_probes(noise):
 
 
 def test_published_gaussian_table():
-    """Bits/dim of N(0, s^2 I), d = 784, VP, rtol 1e-5: s = 1: 2.04953, s = 0.1: -1.26889 (tables_and_likelihood.md, point 3).
+    """Bits/dim of N(0, s^2 I), d = 784, VP, rtol 1e-5: s = 1: 2.04953, s = 0.1: -1.26889, s = 0.01: -4.59693 (tables_and_likelihood.md, point 3),
+    to 2e-4 of the density at eps; what eps adds to the bits is at most 0.0014, at s = 0.004.
 
     One Rademacher probe is exact on isotropic data. The table's draw is its own: ours is compared with the exact density of the same x.
     """
-    for s in (1.0, 0.1):
+    for s in (1.0, 0.1, 0.01, 0.004):
         gm = GaussianMixture(np.zeros((1, 784)), np.array([s]))
         x = gm.sample(jax.random.key(0), 4)
         result = log_likelihood(gm.denoiser(VP()), x, "hutchinson", jax.random.key(1), probes=1)
         bits = lambda log_prob: -np.asarray(log_prob, np.float64) / (784 * np.log(2))
-        np.testing.assert_allclose(bits(result.log_prob), bits(gm.log_prob(x)), atol=2e-4)
+        np.testing.assert_allclose(bits(result.log_prob), bits(gm.marginal_log_prob(VP(), x, VP().eps)), atol=2e-4)
+        # E[-log p_eps(x)] of x without noise, beside the entropy of the data
+        ratio = s**2 / float((VP().alpha(1e-5) * s) ** 2 + VP().sigma(1e-5) ** 2)
+        truncation = 0.5 / np.log(2) * (ratio - 1 - np.log(ratio))
         entropy = 0.5 * np.log2(2 * np.pi * np.e * s**2)
-        assert entropy == pytest.approx({1.0: 2.04953, 0.1: -1.26889}[s], abs=0.01)
+        assert 0 <= truncation <= 0.0014 and entropy == pytest.approx({1.0: 2.04953, 0.1: -1.26889, 0.01: -4.59693}.get(s, entropy), abs=0.01)
 
 
 def test_batch_mates_do_not_matter():
@@ -127,6 +201,7 @@ def test_under_jit_and_with_conditions():
 def test_mistakes_are_named():
     den, x = GM.denoiser(Linear()), jnp.ones((1, 2))
     for options, words in (
+        ({"divergence": "hutch++", "key": jax.random.key(0), "probes": 3}, "at most the dimension, 2"),
         ({"divergence": "exakt"}, "expected exact or hutchinson"),
         ({"divergence": "hutchinson"}, "pass key"),
         ({"divergence": "hutchinson", "key": jax.random.key(0), "probes": 0}, "at least 1"),
