@@ -34,6 +34,7 @@ SHORT = {
     "experiments.tables": ["--quick"],
     "experiments.benchmarks.sampling": ["--quick"],
     "experiments.benchmarks.training": ["--quick"],
+    "experiments.benchmarks.likelihood": ["--quick"],
 }
 
 

@@ -51,6 +51,7 @@ def test_a_network_whose_score_is_none(path, kind):
     np.testing.assert_allclose(ours.latent, coupled.latent, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_derivatives_by_an_adjoint(x64):
     """d log p/dx is the score at eps; d log p/d(parameter) is the difference quotient."""
     gm, sde = GaussianMixture(0.8 * RING[:3], np.full(3, 0.3)), Linear()
@@ -78,6 +79,7 @@ def test_hutch_pp():
     assert abs(float(jnp.mean(few.log_prob - exact))) < 4 * float(jnp.std(few.log_prob - exact)) / 8
 
 
+@pytest.mark.slow
 def test_intervals_of_the_mean_are_calibrated():
     """95 % intervals of the mean over 32 examples, by 4 probes each, cover the exact mean 93 to 97 % of 1000 trials (standard error 0.7 %)."""
     rng = np.random.default_rng(0)
