@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import cli, plots, runs
 from samplers import log_likelihood
+from samplers.likelihood import DIVERGENCES
 
 
 def score(run: runs.Run, split: str, num: int, batch: int, seed: int, progress=print, **options) -> dict[str, np.ndarray]:
@@ -91,8 +92,8 @@ def main():
 if __name__ == "__main__":
     runs.define_flags()
     flags.DEFINE_enum("split", "test", ["train", "test"], "Data to score.")
-    flags.DEFINE_enum("divergence", "auto", ["auto", "exact", "hutchinson"], "auto: exact up to 16 dimensions.")
-    flags.DEFINE_integer("probes", 4, "Hutchinson probes of each example.")
+    flags.DEFINE_enum("divergence", "auto", ["auto", *DIVERGENCES], "auto: exact up to 16 dimensions, else hutchinson.")
+    flags.DEFINE_integer("probes", 4, "Probes of each example (hutch++: three products each).")
     flags.DEFINE_enum("noise", "rademacher", ["rademacher", "gaussian"], "Law of the probes.")
     flags.DEFINE_float("rtol", 1e-5, "Relative tolerance.")
     flags.DEFINE_float("atol", 1e-5, "Absolute tolerance.")

@@ -20,6 +20,7 @@ It is the density of x at t = eps: of the data noised by sigma(eps). With the ne
 div v = a D + b tr(dF/dz) with only the trace of its Jacobian to compute or to estimate (`trace_forms`).
 """
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import diffrax
@@ -33,7 +34,7 @@ from numpy.polynomial import chebyshev
 from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
-from sde_lib.numerics import as_float, expand
+from sde_lib.numerics import as_float, expand, namespace
 
 SWEEP = 64  # intervals of the Picard sweep
 LEVELS = (32, 64, 128, 256)  # intervals of the quadrature; the first estimate of its error uses 8 and 16, which are nested in 32
@@ -67,7 +68,7 @@ def angle(sde, t: float) -> float:
 
 def radius(sde, t):
     """c(t)."""
-    return jnp.hypot(sde.alpha(t), sde.sigma(t)) if isinstance(t, jax.Array) else float(np.hypot(sde.alpha(t), sde.sigma(t)))
+    return namespace(t).hypot(sde.alpha(t), sde.sigma(t))
 
 
 def linear(den: Denoiser, phi, z):
@@ -101,24 +102,22 @@ def trace_forms(jvp, probes, z, kind: str, chunk: int):
     probes [0, :], orthonormalised to Q, is traced exactly, and what is orthogonal to it by Hutchinson's estimate with probes [1, :], of
     [2, n, B, ...]: 3 n Jacobian-vector products.
     """
-    dot = lambda x, y: jnp.sum(x * y, range(1, x.ndim))
+    form = lambda p: jnp.sum(p * jvp(p), range(1, p.ndim))
 
     def products(fn, vectors):
         return jax.vmap(fn)(vectors) if len(vectors) <= chunk else jax.lax.map(fn, vectors, batch_size=chunk)
 
     if kind == "exact":
         unit = lambda i: jnp.zeros(z[0].size, z.dtype).at[i].set(1).reshape(z[0].shape)
-        form = lambda i: dot(jnp.broadcast_to(unit(i), z.shape), jvp(jnp.broadcast_to(unit(i), z.shape)))
-        return products(form, jnp.arange(z[0].size)).sum(0)[:, None]
+        return products(lambda i: form(jnp.broadcast_to(unit(i), z.shape)), jnp.arange(z[0].size)).sum(0)[:, None]
     if kind == "hutchinson":
-        return products(lambda p: dot(p, jvp(p)), probes).T
+        return products(form, probes).T
     columns = lambda vectors: jnp.moveaxis(vectors.reshape(*vectors.shape[:2], -1), 0, -1)  # [n, B, ...] -> [B, D, n]
     back = lambda matrix: jnp.moveaxis(matrix, -1, 0).reshape(-1, *z.shape)
     q = jnp.linalg.qr(columns(products(jvp, probes[0])))[0]
     g = columns(probes[1])
     rest = back(g - q @ (q.mT @ g))
-    seen = products(lambda p: dot(p, jvp(p)), back(q)).sum(0)
-    return seen[:, None] + products(lambda p: dot(p, jvp(p)), rest).T
+    return products(form, back(q)).sum(0)[:, None] + products(form, rest).T
 
 
 # --- polynomials on Chebyshev nodes of [0, 1] -----------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ def quadrature_plan():
     for n in LEVELS[1:]:
         blocks += [np.pad(new, (0, 1), mode="edge") for new in every(n)[1::2].reshape(-1, least)]
         first.append(len(blocks))
-    return rules, np.stack(blocks), first
+    return rules, np.stack(blocks), np.array(first)
 
 
 # --- the decoupled solve --------------------------------------------------------------------------------------------------------------
@@ -204,8 +203,7 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
 
         def fill(i, table):
             rows = jax.lax.dynamic_slice(order, (i * size,), (size,))
-            take = lambda c: c[rows]
-            some = eqx.tree_at(lambda d: d.cond, den, jax.tree.map(take, den.cond), is_leaf=lambda c: c is None)
+            some = replace(den, cond=jax.tree.map(lambda c: c[rows], den.cond))
             vectors = None if probes is None else probes[..., rows, *(slice(None),) * (x.ndim - 1)]
             of_nodes = lambda matrix: jnp.tensordot(matrix[indices], slopes[:, rows], 1)
             path = z_0[rows] + span * of_nodes(integral)
@@ -216,15 +214,13 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
         return jax.lax.fori_loop(0, -(-jnp.sum(active) // size), fill, table)
 
     n_forms = 1 if kind == "exact" else probes.shape[-1 - x.ndim]
-    rules, blocks, first = quadrature_plan()
-    rules = jnp.asarray(rules, x.dtype)
+    rules, blocks, first = (jnp.asarray(c) for c in quadrature_plan())
+    rules = rules.astype(x.dtype)
 
     def level(state):
         """One level for all examples that still need it: their integral so far, and the estimate of its error."""
         k, active, table, change, error, used = state
-        table = jax.lax.fori_loop(
-            jnp.asarray(first)[k], jnp.asarray(first)[k + 1], lambda i, table: evaluate(jnp.asarray(blocks)[i], active, table), table
-        )
+        table = jax.lax.fori_loop(first[k], first[k + 1], lambda i, table: evaluate(blocks[i], active, table), table)
         quarter, half, best = (span * jnp.tensordot(rules[k + i], table, 1) for i in range(3))
         last, before = jnp.abs(jnp.mean(best - half, -1)), jnp.abs(jnp.mean(half - quarter, -1))
         estimate = last * jnp.minimum(1, last / jnp.maximum(before, jnp.finfo(x.dtype).tiny))  # these rules converge geometrically

@@ -1,8 +1,9 @@
 """What a log-likelihood costs: python -m experiments.benchmarks.likelihood
 
-speedup = wall time of score_sde's way / wall time of `log_likelihood`, at no larger error. Score_sde's way (2011.13456, appendix D.2) is SciPy's RK45
-at 1e-5 around jitted functions, drift and divergence called apart, one step size for the whole batch, from t = eps to T; its divergence is the exact
-trace here, or one probe. Errors are root mean squares over examples to the exact density at eps, for one probe to the same with a fine tolerance.
+speedup = wall time of score_sde's way / wall time of `log_likelihood`, with the errors of both beside it. Score_sde's way (2011.13456, appendix D.2)
+is SciPy's RK45 at 1e-5 around jitted functions, drift and divergence called apart, one step size for the whole batch, from t = eps to T; its
+divergence is the exact trace here, or one probe. Errors are root mean squares over examples to the exact density at eps, for one probe to the same
+probe's with a fine tolerance.
 """
 
 from functools import partial
