@@ -34,6 +34,7 @@ def fit_predictor(
     x_T: Float[Array, "n ..."],
     times: Float[np.ndarray, " k"],
     base: str,
+    middles: Float[np.ndarray, " m"] | None = None,
     iterations: int = 80,
     batch: int = 64,
     use_features: bool = True,
@@ -41,7 +42,7 @@ def fit_predictor(
     learning_rate: float = 5e-3,
     seed: int = 0,
 ):
-    """Parameters of a `StepPredictor` for the steps of `times`, and the loss of each iteration (2312.00094, section 3.3).
+    """Parameters of a `StepPredictor` for `times` and `middles` (of `amed.amed`), and the loss of each iteration (2312.00094, section 3.3).
 
     The teacher is DPM-Solver-2 with `inserted` more times in each step, from the pool x_T [n, ...]; the loss, the distance to it where both end.
     The paper trains each step on its own distance to the teacher: greedy steps made the multistep plugin worse than its base here, so all are
@@ -57,7 +58,7 @@ def fit_predictor(
         fine = np.concatenate([np.linspace(*every[:2], 4 * (inserted + 1), endpoint=False), fine])
     x_0 = sample(den, x_T, fine, solvers.dpm_solver(2))
     teacher = jnp.stack([start / sde.alpha(times[0]), x_0 / sde.alpha(times[-1])])
-    steps = jax.tree.map(lambda c: jnp.asarray(c, x_T.dtype), amed.steps_of(sde, times, base))
+    steps = jax.tree.map(lambda c: jnp.asarray(c, x_T.dtype), amed.steps_of(sde, times, base, middles))
     params = StepPredictor(use_features=use_features).init(jax.random.key(seed), x_T[:1], jnp.zeros(1), jnp.zeros(1))
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))
 
@@ -91,22 +92,21 @@ def _apply(use_features: bool):
     return StepPredictor(use_features=use_features).apply
 
 
-def save_params(path: Path, params, times) -> None:
-    """Parameters by their flat names, and the times that they were fitted on."""
+def save_params(path: Path, params, times, middles=None) -> None:
+    """Parameters by their flat names, and the times and middles (none: empty) that they were fitted on."""
     leaves = {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in jax.tree.leaves_with_path(params)}
-    np.savez(path, times=times, **leaves)
+    np.savez(path, times=times, middles=[] if middles is None else middles, **leaves)
 
 
 def load_params(path: Path, shape: tuple[int, ...]):
-    """Parameters and times of `save_params`, for examples of `shape`."""
+    """Parameters, times and middles of `save_params`, for examples of `shape`."""
     like = jax.eval_shape(lambda: StepPredictor().init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1)))
     names, treedef = jax.tree.flatten_with_path(like)
-    file = load(path, ["times", *(jax.tree_util.keystr(name) for name, _ in names)])
-    times, *leaves = file
+    times, middles, *leaves = load(path, ["times", "middles", *(jax.tree_util.keystr(name) for name, _ in names)])
     for leaf, (_, expected) in zip(leaves, names):
         if leaf.shape != expected.shape:
             raise ValueError(f"{path} was fitted to examples of another shape than {shape}: fit it again")
-    return jax.tree.unflatten(treedef, leaves), times
+    return jax.tree.unflatten(treedef, leaves), times, middles if len(middles) else None
 
 
 def load(path: Path, names: list[str]) -> list[np.ndarray]:
@@ -159,9 +159,10 @@ def main():
     elif f.solver == "gits":
         np.savez(path, times=gits(den, x_T, f.steps - 1))
     else:
-        times = amed.every_second(getattr(grids, f.grid), sde, f.steps - 1)
-        params, losses = fit_predictor(den, x_T, times, BASES[f.solver], f.iterations, f.train_batch, seed=f.seed)
-        save_params(path, params, times)
+        times, middles = amed.every_second(getattr(grids, f.grid), sde, f.steps - 1)
+        middles = middles if f.solver == "amed_plugin" else None  # DPM-Solver-2 is of order 2 for the geometric ones alone
+        params, losses = fit_predictor(den, x_T, times, BASES[f.solver], middles, f.iterations, f.train_batch, seed=f.seed)
+        save_params(path, params, times, middles)
         print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")
     print(f"fitted {f.solver} in {time.perf_counter() - clock:.0f} s")
     print(f"wrote {path}")
@@ -171,7 +172,7 @@ if __name__ == "__main__":
     runs.define_flags()
     flags.DEFINE_enum("solver", None, FITTED, "What to fit.", required=True)
     flags.DEFINE_integer("steps", 6, "Steps as in experiments.sample, the last of which denoises (amed: two evaluations each but for the last).")
-    flags.DEFINE_enum("grid", "quadratic", ["uniform", "quadratic", "karras", "log_snr"], "amed: the grid whose steps are fitted.")
+    flags.DEFINE_enum("grid", "cosine", ["cosine", "uniform", "quadratic", "karras", "log_snr"], "amed: the grid whose steps are fitted.")
     flags.DEFINE_integer("examples", 512, "Examples to fit on.")
     flags.DEFINE_integer("knots", 60, "dpm_solver_v3: values of log-SNR at which the statistics are taken.")
     flags.DEFINE_integer("iterations", 80, "amed: updates of every step's predictor.")

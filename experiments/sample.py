@@ -104,11 +104,11 @@ def sampler(
             return check(solution).x, solution.nfe, None
 
     elif solver in fit.BASES:
-        params, times = fit.load_params(fit.fitted(workdir, solver, steps), shape)
+        params, times, middles = fit.load_params(fit.fitted(workdir, solver, steps), shape)
         nfe = amed.evaluations(sde, times) + 1
 
         def integrate(den, x_T, keys):
-            x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver])
+            x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver], middles)
             return denoise(den, x), np.full(len(x), nfe), None
 
     else:

@@ -5,8 +5,9 @@ With y = x/alpha and s = sigma/alpha a step goes from s to s'. With the predicto
     m = s'^r s^(1-r),   y_m = y + (m - s) eps(y, s),   y' = y + c (s' - s) eps(y_m, a m)                      AMED-Solver
                         y_m = y + (m - s) E_1,         y' = y_m + c (m' - m) E_2,   m' = s'                    AMED-Plugin on iPNDM
 
-E_1 and E_2 being iPNDM's averages of the last evaluations. At r = 1/2 and c = a = 1 they are DPM-Solver-2 and iPNDM at 2N steps. Because the
-coefficients depend on x these are no tables; one scan executes all steps all the same.
+E_1 and E_2 being iPNDM's averages of the last evaluations. At r = 1/2 and c = a = 1 they are DPM-Solver-2 and iPNDM at 2N steps, and the
+untrained predictor begins there; or at other middles, on which iPNDM may be better. Because the coefficients depend on x these are no tables; one
+scan executes all steps all the same.
 """
 
 from collections.abc import Callable
@@ -28,31 +29,36 @@ from sde_lib.sde import SDE
 # (data prediction [B, ...], log-SNR of start [B] and end [B]) -> [B, 3] in (-1, 1), or None for the plain solver
 Predictor = Callable
 
-RANGES = {"ratio": 0.45, "direction": 0.1, "time": 0.1}
+RANGES = {"ratio": 3.0, "direction": 0.1, "time": 0.1}  # of the logit of r, and of c and a about 1
 
 
 class Steps(NamedTuple):
-    """The steps of a grid, an entry each: s and s' (sigma/alpha), and iPNDM's weights at both evaluations [N, 4]."""
+    """The steps of a grid, an entry each: s, s' (sigma/alpha), the logit of the plain r, and iPNDM's weights at both evaluations [N, 4]."""
 
     start: Float[np.ndarray, " n"]
     end: Float[np.ndarray, " n"]
+    logit: Float[np.ndarray, " n"]
     first: Float[np.ndarray, "n 4"]
     second: Float[np.ndarray, "n 4"]
 
 
-def steps_of(sde: SDE, times: np.ndarray, base: str) -> Steps:
-    """Raises ValueError for a grid that begins at alpha = 0 or ends at sigma = 0, and for another base than "midpoint" or "ipndm"."""
+def steps_of(sde: SDE, times: np.ndarray, base: str, middles: np.ndarray | None = None) -> Steps:
+    """Raises ValueError for a grid that begins at alpha = 0 or ends at sigma = 0, for middles that are not within its steps, and for another base
+    than "midpoint" or "ipndm"."""
     if base not in ("midpoint", "ipndm"):
         raise ValueError(f"amed: base '{base}': expected midpoint (AMED-Solver) or ipndm (AMED-Plugin)")
     if sde.sigma(times[-1]) == 0:
         raise ValueError("amed: expected a grid that ends above sigma = 0")
     if len(times) < 2:
         raise ValueError("amed: expected two or more steps where alpha(T) = 0: the first is DDIM's")
-    s = ratio(sde, times)
+    if middles is not None and (np.shape(middles) != (len(times) - 1,) or np.any(middles >= times[:-1]) or np.any(middles <= times[1:])):
+        raise ValueError(f"amed: middles {middles}: expected one time within each of the {len(times) - 1} steps (but for one from alpha = 0)")
+    s, log_snr = ratio(sde, times), sde.log_snr(times)
+    r = 0.5 if middles is None else (sde.log_snr(middles) - log_snr[:-1]) / np.diff(log_snr)
     padded = lambda count: np.pad(EQUAL_STEPS[min(count, 4)], (0, 4 - min(count, 4)))
     n = len(times) - 1
     counts = [(2 * i + 1, 2 * i + 2) if base == "ipndm" else (1, 1) for i in range(n)]
-    return Steps(s[:-1], s[1:], *(np.stack([padded(c[j]) for c in counts]) for j in (0, 1)))
+    return Steps(s[:-1], s[1:], np.full(n, np.log(r) - np.log1p(-r)), *(np.stack([padded(c[j]) for c in counts]) for j in (0, 1)))
 
 
 def step(den: Denoiser, predictor: Predictor | None, base: str, carry, row: Steps):
@@ -69,7 +75,7 @@ def step(den: Denoiser, predictor: Predictor | None, base: str, carry, row: Step
     average = lambda weights, eps, history: weights[0] * eps + jnp.tensordot(weights[1:], history, 1)
     data, eps = evaluate(y, row.start)
     raw = jnp.zeros((batch, 3), y.dtype) if predictor is None else predictor(data, each(-jnp.log(row.start)), each(-jnp.log(row.end)))
-    r, c, a = 0.5 + RANGES["ratio"] * raw[:, 0], 1 + RANGES["direction"] * raw[:, 1], 1 + RANGES["time"] * raw[:, 2]
+    r, c, a = jax.nn.sigmoid(row.logit + RANGES["ratio"] * raw[:, 0]), 1 + RANGES["direction"] * raw[:, 1], 1 + RANGES["time"] * raw[:, 2]
     middle = jnp.exp(r * jnp.log(row.end) + (1 - r) * jnp.log(row.start))
     y_m = y + expand(middle - row.start, y) * average(row.first, eps, history)
     scaled = jnp.clip(a * middle, row.end, row.start)
@@ -88,13 +94,14 @@ def follow(den: Denoiser, y, rows: Steps, predictor: Predictor | None, base: str
     return jax.lax.scan(one, (y, jnp.zeros((3, *y.shape), y.dtype)), rows)[0][0]
 
 
-def every_second(grid: Callable, sde: SDE, steps: int) -> Float[np.ndarray, " n"]:
-    """The times of so many steps: every second one of a grid of `samplers.grids` with a step for every evaluation, so that the plain solver's
-    second evaluation is about where that grid has one, and the DDIM step from alpha = 0 is no longer than a step of it."""
+def every_second(grid: Callable, sde: SDE, steps: int) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """The times of so many steps, and the middles of all but one from alpha = 0: every second one of a grid of `samplers.grids` with a step for
+    every evaluation, and those between. The plain plugin is then iPNDM on that grid."""
     if sde.alpha(sde.T) > 0:
-        return grid(sde, 2 * steps)[::2]
+        fine = grid(sde, 2 * steps)
+        return fine[::2], fine[1::2]
     fine = grid(sde, 2 * steps - 1)
-    return np.append(fine[0], fine[1::2])
+    return np.append(fine[0], fine[1::2]), fine[2::2]
 
 
 def leave_prior(den: Denoiser, x, times: np.ndarray):
@@ -113,14 +120,17 @@ def amed(
     times: Float[np.ndarray, " n"],
     predictor: Predictor | None,
     base: Literal["midpoint", "ipndm"] = "midpoint",
+    middles: Float[np.ndarray, " m"] | None = None,
 ) -> Float[Array, "b ..."]:
     """Carry x_T [B, ...] from times[0] to times[-1] > 0; 2 evaluations a step (a step from alpha = 0 is DDIM's, with one).
 
     predictor: a `jax.tree_util.Partial` of (data prediction [B, ...], log-SNR of the step's start [B] and end [B]) -> [B, 3] in (-1, 1), which set
-    r in (0.05, 0.95) and c, a within 10 % of 1 (`RANGES`); the paper's sees the bottleneck of a U-Net, this one the denoised example, which every
-    model has. None: the plain solver. base: "midpoint" (AMED-Solver) or "ipndm" (AMED-Plugin). Raises ValueError for bad grids and bases.
+    r and c, a within 10 % of 1 (`RANGES`); the paper's sees the bottleneck of a U-Net, this one the denoised example, which every
+    model has. None: the plain solver. base: "midpoint" (AMED-Solver) or "ipndm" (AMED-Plugin). middles: the time of the plain solver's second
+    evaluation in each step but one from alpha = 0; None: the geometric mean of sigma/alpha, r = 1/2 (the paper's DPM-Solver-2).
+    Raises ValueError for bad grids, middles and bases.
     """
     times, x = check_times(den.sde, times), as_float(x_T)
     x, times = leave_prior(den, x, times)
-    rows = jax.tree.map(lambda c: np.asarray(c, x.dtype), steps_of(den.sde, times, base))
+    rows = jax.tree.map(lambda c: np.asarray(c, x.dtype), steps_of(den.sde, times, base, middles))
     return den.sde.alpha(times[-1]) * follow(den, x / den.sde.alpha(times[0]), rows, predictor, base)

@@ -114,9 +114,10 @@ def fitted_to_mixture(gm, den, x_T, exact, quick: bool) -> dict[str, dict[int, f
         result["DPM-Solver++(2M) on GITS"][n] = distance(sample(den, x_T, times, solvers.dpm_solver_pp()), exact)
     for n in (6,) if quick else (6, 8, 10):
         for name, base in (("AMED-Solver", "midpoint"), ("AMED-Plugin on iPNDM", "ipndm")):
-            times = amed.every_second(grids.quadratic, sde, n // 2)
-            params, _ = fit.fit_predictor(den, pool, times, base, iterations=2 if quick else 200)
-            result[name][n] = distance(amed.amed(den, x_T, times, fit.predictor(params), base), exact)
+            times, middles = amed.every_second(grids.quadratic, sde, n // 2)
+            middles = middles if base == "ipndm" else None
+            params, _ = fit.fit_predictor(den, pool, times, base, middles, iterations=2 if quick else 200)
+            result[name][n] = distance(amed.amed(den, x_T, times, fit.predictor(params), base, middles), exact)
     return result
 
 
@@ -133,9 +134,9 @@ def fitted_to_model(run, den, x_T, exact) -> dict[str, dict[int, float]]:
             result.setdefault(name, {})[len(times) - 1] = distance(sample(den, x_T, times, solver), exact)
     for solver, name in (("amed", "AMED-Solver"), ("amed_plugin", "AMED-Plugin on iPNDM")):
         for file in sorted(folder.glob(f"{solver}_[0-9]*.npz")):
-            params, times = fit.load_params(file, run.dataset.shape)
+            params, times, middles = fit.load_params(file, run.dataset.shape)
             nfe = amed.evaluations(sde, times)
-            x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver])
+            x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver], middles)
             result.setdefault(name, {})[min(n for n in MODEL_NFES if n >= nfe)] = distance(x, exact)
     return result
 

@@ -8,7 +8,7 @@ import pytest
 from experiments import fit
 from samplers import amed, gits, grids, sample, solvers, threshold
 from samplers.solvers import v3
-from sde_lib import EDM, VP, Denoiser, GaussianMixture, Linear
+from sde_lib import EDM, VP, Denoiser, GaussianMixture, Linear, Trig
 
 RNG = np.random.default_rng(0)
 TURNS = np.stack([np.linalg.qr(RNG.normal(size=(8, 8)))[0] for _ in range(5)])
@@ -71,6 +71,17 @@ def test_amed_without_a_predictor_is_its_base(base, x64):
     np.testing.assert_allclose(amed.amed(den, x, times, None, base), want, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("sde", [VP(), Trig()], ids=["VP", "Trig"])
+def test_the_plain_plugin_is_ipndm_on_every_grid(sde, x64):
+    """With the middles of a grid, from alpha = 0 too (DDIM's step, then an odd number of others)."""
+    x, den = np.random.default_rng(1).normal(size=(4, 8)), MIXTURE.denoiser(sde)
+    times, middles = amed.every_second(grids.cosine, sde, 3)
+    grid = grids.cosine(sde, amed.evaluations(sde, times))
+    np.testing.assert_allclose(np.sort(np.concatenate([times, middles]))[::-1], grid)
+    want = sample(den, x, grid, solvers.ipndm())
+    np.testing.assert_allclose(amed.amed(den, x, times, None, "ipndm", middles), want, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("base, steps", [("midpoint", 3), ("ipndm", 3)])
 def test_amed_beats_its_base(problem, base, steps):
     """At 6 evaluations, after 150 iterations: AMED-Solver has less than a third of DPM-Solver-2's error, the plugin at most 0.9 of iPNDM's."""
@@ -112,7 +123,8 @@ def test_fits_survive_their_files(tmp_path):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(statistics, name))
     params, _ = fit.fit_predictor(MIXTURE.denoiser(VP()), jnp.ones((4, 8)), grids.karras(VP(), 2), "midpoint", iterations=1)
     fit.save_params(tmp_path / "b.npz", params, grids.karras(VP(), 2))
-    again, times = fit.load_params(tmp_path / "b.npz", (8,))
+    again, times, middles = fit.load_params(tmp_path / "b.npz", (8,))
+    assert middles is None
     np.testing.assert_array_equal(times, grids.karras(VP(), 2))
     jax.tree.map(np.testing.assert_array_equal, params, again)
     with pytest.raises(ValueError, match="another shape"):
@@ -159,6 +171,7 @@ def test_mistakes_are_named():
     den, x = MIXTURE.denoiser(VP()), jnp.ones((2, 8))
     for bad, words in (
         (lambda: amed.amed(den, x, grids.karras(VP(), 3), None, "heun"), "expected midpoint"),
+        (lambda: amed.amed(den, x, grids.karras(VP(), 3), None, "ipndm", np.array([0.9, 0.5])), "one time within each of the 3 steps"),
         (lambda: amed.amed(den, x, grids.with_zero(grids.karras(VP(), 3)), None), "ends above sigma = 0"),
         (lambda: gits(den, x, 0), "expected 1 to 60"),
         (lambda: v3.dpm_solver_v3(v3.Statistics.constant((-5.0, 5.0), (8,)), order=4), "expected 1, 2 or 3"),
