@@ -4,13 +4,14 @@ In the angle phi = arctan(sigma/alpha), and with z = x/c for c = sqrt(alpha^2 + 
 
     dz/dphi = v(z, phi) = E[cos(phi) eps - sin(phi) x_0 | z],        d log p(z)/dphi = -div v,
 
-and bounded at both ends. The divergence is the cost, and does not feed back into z: path and divergence are computed apart,
+and bounded at both ends. The divergence is the cost, and does not feed back into z: path and divergence are computed apart, on Chebyshev nodes of
+w = sqrt(phi), which are close together near the data, and resolve its small scales,
 
-    1. z by an adaptive Runge-Kutta method of diffrax, each example with its own steps, without any divergence;
-    2. made smooth by a Picard sweep, z = z_0 + \int P dphi with P the polynomial through v at Chebyshev nodes of 1;
-    3. the divergence along 2 by nested Clenshaw-Curtis rules, on as few nodes as the example's error estimate allows.
+    1. z by an Adams-Bashforth method from node to node, without any divergence, on more nodes for an example until the Picard iterate
+       z_0 + \int P dw, with P the polynomial through its slopes, agrees with it; where many do not suffice, by diffrax with adaptive steps;
+    2. the divergence along that iterate by nested Clenshaw-Curtis rules, on as few nodes as the example's error estimate allows.
 
-The path of 2 is not quite a solution. But log p is a function of z and phi, so that along ANY path
+The path is not quite a solution. But log p is a function of z and phi, so that along ANY path
 
     log p(z_0) = log p(z_T) + \int div v - score . (dz/dphi - v) dphi,
 
@@ -32,13 +33,15 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.polynomial import chebyshev
 
 from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode
+from samplers.solvers.steps import gauss_legendre
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
 from sde_lib.numerics import as_float, expand, namespace
 
-SWEEP = 64  # intervals of the Picard sweep
-LEVELS = (32, 64, 128, 256)  # intervals of the quadrature; the first estimate of its error uses 8 and 16, which are nested in 32
-ROWS = 1024  # examples x nodes that are evaluated at once, where there are fewer examples
+PATHS = (24, 48, 96)  # intervals of the path
+PATH_ERROR = 10.0  # tolerances of log p that the path may be off: it counts only times the relative error of the score
+LEVELS = (24, 48, 96, 192)  # intervals of the quadrature; the first estimate of its error uses 6 and 12, which are nested in 24
+VECTORS = 2048  # examples x nodes x tangents that are evaluated at once, where there are fewer examples x tangents: what a cache holds
 
 DIVERGENCES = ("exact", "hutchinson", "hutch++")
 
@@ -141,6 +144,34 @@ def clenshaw_curtis(n: int) -> Float[np.ndarray, " n+1"]:
     return interpolation(n, np.ones(1))[1][0]
 
 
+def adams_weights(points: np.ndarray, count: int) -> Float[np.ndarray, "n+1 count"]:
+    """Adams-Bashforth weights of the last `count` slopes, oldest first, for the step from each point to the next (from the last: 0)."""
+    theta, weight = gauss_legendre(count)
+    weights = np.zeros((len(points), count))
+    for i, step in enumerate(np.diff(points)):
+        last = points[max(0, i + 1 - count) : i + 1]
+        basis = [np.prod([(points[i] + step * theta - other) / (own - other) for other in last if other != own], 0) for own in last]
+        weights[i, -len(last) :] = [step * np.sum(weight * polynomial) for polynomial in basis]
+    return weights
+
+
+def path_plan(count: int = 4):
+    """For each level of PATHS, filled up to the size N + 1 of the last: its nodes [N + 1]; `adams_weights` [N + 1, count]; and matrices
+    [N + 1, N + 1] from slopes at its nodes to slopes at the last level's, and to what their exact integral at its nodes differs from the steps'."""
+    most, levels = PATHS[-1], len(PATHS)
+    points, weights = np.ones((levels, most + 1)), np.zeros((levels, most + 1, count))
+    finest, defect = np.zeros((2, levels, most + 1, most + 1))
+    for level, n in enumerate(PATHS):
+        own = slice(n + 1)
+        points[level, own], weights[level, own] = nodes(n), adams_weights(nodes(n), count)
+        steps = np.zeros((n + 1, n + count))
+        for i in range(n):
+            steps[i + 1 :, i : i + count] += weights[level, i]
+        finest[level, :, own] = interpolation(n, nodes(most))[0]
+        defect[level, own, own] = interpolation(n, nodes(n))[1] - steps[:, count - 1 :]
+    return points, weights, finest, defect
+
+
 def quadrature_plan():
     """The rules [len(LEVELS) + 2, N + 1] of a quarter and a half of the first level and of all levels, as weights of the finest one's nodes; the
     nodes that each level adds, as blocks [., LEVELS[0] + 1] of their indices (the last of a level filled up by repetition); and the first block of
@@ -160,34 +191,90 @@ def quadrature_plan():
 # --- the decoupled solve --------------------------------------------------------------------------------------------------------------
 
 
-def by_rows(fn, xs, batch: int):
-    """fn over the first axis of xs, as many at once as make `ROWS` examples."""
-    return jax.lax.map(fn, xs, batch_size=max(1, ROWS // batch))
+def by_rows(fn, xs, vectors: int):
+    """fn over the first axis of xs, each of which has so many vectors, as many at once as make `VECTORS`, and leave no remainder."""
+    n = len(jax.tree.leaves(xs)[0])
+    return jax.lax.map(fn, xs, batch_size=max(k for k in range(1, n + 1) if n % k == 0 and (k == 1 or k * vectors <= VECTORS)))
+
+
+def rows_of(den: Denoiser, rows) -> Denoiser:
+    """The denoiser of some examples of the batch."""
+    return replace(den, cond=jax.tree.map(lambda c: c[rows], den.cond))
+
+
+def over_active(active: Bool[Array, " b"], fn, state, parts: int):
+    """state = fn(rows, state) for the active examples, in chunks of about B/parts that are filled up with others, so that none pays for another's
+    needs. fn may see an example twice."""
+    size = min(len(active), max(32, -(-len(active) // parts)))
+    order = jnp.argsort(~active, stable=True)
+    one = lambda i, state: fn(jax.lax.dynamic_slice(order, (i * size,), (size,)), state)
+    return jax.lax.fori_loop(0, -(-jnp.sum(active) // size), one, state)
+
+
+def march(den: Denoiser, z, w, n, weights):
+    """Slopes dz/dw [len(w), b, ...] at nodes w of which the first n + 1 are visited, by Adams-Bashforth steps of `weights` from z at w[0]."""
+    count = weights.shape[1]
+
+    def step(i, carry):
+        z, slopes = carry
+        slopes = slopes.at[i + count - 1].set(2 * w[i] * velocity(den, w[i] ** 2, z))
+        return z + jnp.tensordot(weights[i], jax.lax.dynamic_slice_in_dim(slopes, i, count), 1), slopes
+
+    return jax.lax.fori_loop(0, n + 1, step, (z, jnp.zeros((len(w) + count - 1, *z.shape), z.dtype)))[1][count - 1 :]
+
+
+def smooth_path(den: Denoiser, z_0, w, rtol, atol, solver):
+    """Slopes dz/dw of a path for each z_0 [B, ...], at the nodes of the last of PATHS [N + 1, B, ...]; evaluations [B] and success [B].
+
+    w: from [0, 1]. Levels whose error is expected to be too large are left out."""
+    dtype, batch = z_0.dtype, len(z_0)
+    points, weights, finest, defect = (jnp.asarray(c, dtype) for c in path_plan())
+    span, tolerance = w(1.0) - w(0.0), PATH_ERROR * (atol + rtol)  # z is of order 1
+    expected = 3e-3 * (PATHS[0] / np.array(PATHS[:-1])) ** 4  # measured on mixtures and on networks
+    rms = lambda e: jnp.sqrt(jnp.max(jnp.mean(e.reshape(*e.shape[:2], -1) ** 2, -1), 0))
+    chosen = lambda active, new, old: jnp.where(active.reshape(-1, *(1,) * (z_0.ndim - 1)), new, old)
+
+    def level(state):
+        k, active, slopes, nfe = state
+
+        def fill(rows, state):
+            slopes, error = state
+            found = march(rows_of(den, rows), z_0[rows], w(points[k]), jnp.asarray(PATHS)[k], span * weights[k])
+            new = chosen(active[rows], jnp.tensordot(finest[k], found, 1), slopes[:, rows])
+            return slopes.at[:, rows].set(new), error.at[rows].set(rms(span * jnp.tensordot(defect[k], found, 1)))
+
+        slopes, error = over_active(active, fill, (slopes, jnp.zeros(batch, dtype)), 2)
+        return k + 1, active & ~(error <= tolerance), slopes, nfe + jnp.where(active, jnp.asarray(PATHS)[k] + 1, 0)
+
+    start = (jnp.sum(expected > tolerance), jnp.ones(batch, bool), jnp.zeros((PATHS[-1] + 1, *z_0.shape), dtype), jnp.zeros(batch, int))
+    _, active, slopes, nfe = jax.lax.while_loop(lambda state: (state[0] < len(PATHS)) & jnp.any(state[1]), level, start)
+
+    def adaptive(rows, state):
+        slopes, nfe, success = state
+        some, here = rows_of(den, rows), w(points[-1])
+        field = lambda den: lambda phi, z: velocity(den, phi, z[None])[0]
+        one = lambda den, z: solve_ode(field(den), z, here[0] ** 2, here[-1] ** 2, rtol, atol, solver, diffrax.ForwardMode(), here**2)
+        z, steps, good = per_example(some, one, z_0[rows])
+        found = by_rows(lambda row: 2 * row[0] * velocity(some, row[0] ** 2, row[1]), (here, jnp.moveaxis(z, 1, 0)), len(rows))
+        slopes = slopes.at[:, rows].set(chosen(active[rows], found, slopes[:, rows]))
+        return slopes, nfe.at[rows].set(steps + len(here)), success.at[rows].set(good | ~active[rows])
+
+    slopes, more, success = over_active(active, adaptive, (slopes, jnp.zeros(batch, int), jnp.ones(batch, bool)), 8)
+    return slopes, nfe + jnp.where(active, more, 0), success
 
 
 @eqx.filter_jit
 def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
-    batch, dim, finest = len(x), x[0].size, LEVELS[-1]
+    batch, dim = len(x), x[0].size
     w_0, w_T = jnp.sqrt(ends[0]), jnp.sqrt(ends[1])
     span = w_T - w_0
-    w = lambda y: w_0 + span * jnp.asarray(y, x.dtype)  # the quadrature's variable, sqrt(phi): it resolves small scales of the data
+    w = lambda y: w_0 + span * jnp.asarray(y, x.dtype)
     z_0 = x / radii[0]
+    slopes, path_nfe, success = smooth_path(den, z_0, w, rtol, atol, solver)
 
-    # 1, and v at the nodes of the sweep
-    coarse = w(nodes(SWEEP))
-
-    def path(den, z):
-        field = lambda phi, z: velocity(den, phi, z[None])[0]
-        saved = jnp.clip(coarse**2, *ends)
-        return solve_ode(field, z, *ends, rtol, atol, solver, diffrax.ForwardMode(), saved)
-
-    z, path_nfe, success = per_example(den, path, z_0)
-    slopes = by_rows(lambda row: 2 * row[0] * velocity(den, row[0] ** 2, row[1]), (coarse, jnp.moveaxis(z, 1, 0)), batch)
-
-    # 2 and 3, for the examples that need a level, in chunks: no example pays for another's nodes
-    fine = w(nodes(finest))
-    values, integral = (jnp.asarray(m, x.dtype) for m in interpolation(SWEEP, nodes(finest)))
-    size = min(batch, max(32, -(-batch // 8)))
+    # the divergence, for the examples that need a level
+    fine = w(nodes(LEVELS[-1]))
+    values, integral = (jnp.asarray(m, x.dtype) for m in interpolation(PATHS[-1], nodes(LEVELS[-1])))
 
     def integrand(row):
         """(div v - score . (dz/dphi - v)) dphi/dw of rows of examples at one node."""
@@ -199,20 +286,18 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
 
     def evaluate(indices, active, table):
         """The table of integrands [nodes, B, n] with those of the active examples filled in at some nodes."""
-        order = jnp.argsort(~active, stable=True)
 
-        def fill(i, table):
-            rows = jax.lax.dynamic_slice(order, (i * size,), (size,))
-            some = replace(den, cond=jax.tree.map(lambda c: c[rows], den.cond))
+        def fill(rows, table):
+            some = rows_of(den, rows)
             vectors = None if probes is None else probes[..., rows, *(slice(None),) * (x.ndim - 1)]
             of_nodes = lambda matrix: jnp.tensordot(matrix[indices], slopes[:, rows], 1)
             path = z_0[rows] + span * of_nodes(integral)
-            one = lambda row: integrand((*row, some, vectors))
-            found = by_rows(one, (fine[indices], path, of_nodes(values)), size)
+            found = by_rows(lambda row: integrand((*row, some, vectors)), (fine[indices], path, of_nodes(values)), len(rows) * tangents)
             return table.at[indices[:, None], rows].set(found)
 
-        return jax.lax.fori_loop(0, -(-jnp.sum(active) // size), fill, table)
+        return over_active(active, fill, table, 4)
 
+    tangents = min(chunk, dim) if kind == "exact" else probes.shape[-1 - x.ndim]
     n_forms = 1 if kind == "exact" else probes.shape[-1 - x.ndim]
     rules, blocks, first = (jnp.asarray(c) for c in quadrature_plan())
     rules = rules.astype(x.dtype)
@@ -223,20 +308,21 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
         table = jax.lax.fori_loop(first[k], first[k + 1], lambda i, table: evaluate(blocks[i], active, table), table)
         quarter, half, best = (span * jnp.tensordot(rules[k + i], table, 1) for i in range(3))
         last, before = jnp.abs(jnp.mean(best - half, -1)), jnp.abs(jnp.mean(half - quarter, -1))
-        estimate = last * jnp.minimum(1, last / jnp.maximum(before, jnp.finfo(x.dtype).tiny))  # these rules converge geometrically
+        # these rules converge geometrically; a change that is small by chance is not taken for more than a factor of 64
+        estimate = last * jnp.clip(last / jnp.maximum(before, jnp.finfo(x.dtype).tiny), 1 / 64, 1)
         change, error = jnp.where(active[:, None], best, change), jnp.where(active, estimate, error)
         used = jnp.where(active, jnp.asarray(LEVELS)[k] + 1, used)
         rounding = 8 * jnp.finfo(x.dtype).eps * span * jnp.tensordot(rules[k + 2], jnp.abs(table), 1).mean(-1)
         active &= estimate > jnp.maximum(dim * atol + rtol * jnp.abs(best.mean(-1)), rounding)
         return k + 1, active, table, change, error, used
 
-    table, change = jnp.zeros((finest + 1, batch, n_forms), x.dtype), jnp.zeros((batch, n_forms), x.dtype)
+    table, change = jnp.zeros((LEVELS[-1] + 1, batch, n_forms), x.dtype), jnp.zeros((batch, n_forms), x.dtype)
     start = (0, success, table, change, jnp.full(batch, jnp.nan, x.dtype), jnp.zeros(batch, int))
     *_, change, error, used = jax.lax.while_loop(lambda state: (state[0] < len(LEVELS)) & jnp.any(state[1]), level, start)
 
     whole = jnp.asarray(integral[-1], x.dtype)
     latent = radii[1] * (z_0 + span * jnp.tensordot(whole, slopes, 1))
-    return latent, change, path_nfe + SWEEP + 1 + used, success, used, error
+    return latent, change, path_nfe + used, success, used, error
 
 
 # --- the coupled solve, which has derivatives ---------------------------------------------------------------------------------------------

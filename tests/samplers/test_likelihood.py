@@ -29,16 +29,16 @@ def test_mixture_to_the_stated_accuracy():
 
 
 def test_errors_of_the_path_do_not_count_with_an_exact_score(x64):
-    """With a path to 1e-2, log p(x) - log p(x_T) is exact to 1e-4 nats on 33 nodes; the coupled solve at 1e-2 is 30 times worse."""
+    """With a path of 25 nodes, to about 1e-2, log p(x) - log p(x_T) is exact to 1e-3 nats on 25 nodes; the coupled solve at 1e-2 is 30 times worse."""
     gm, sde = GaussianMixture(0.8 * RING, np.full(8, 0.15)), VP()
     x = gm.sample(jax.random.key(0), 64)
     den, start = gm.denoiser(sde), gm.marginal_log_prob(sde, x, sde.eps)
     wrong = lambda result: result.log_prob - sde.prior_log_prob(result.latent) + gm.marginal_log_prob(sde, result.latent, sde.T) - start
     loose = log_likelihood(den, x, rtol=1e-2, atol=1e-2)
     errors = jnp.abs(wrong(loose))
-    assert errors.max() < 1e-4
+    assert errors.max() < 1e-3 and jnp.sqrt(jnp.mean(errors**2)) < 1e-4
     assert jnp.sqrt(jnp.mean(wrong(log_likelihood(den, x, rtol=1e-2, atol=1e-2, adjoint=diffrax.ForwardMode())) ** 2)) > 3e-3
-    assert jnp.all(loose.error <= 0.02 + 0.01 * 20) and jnp.all(loose.divergences == 33) and jnp.all(loose.nfe > 33)
+    assert jnp.all(loose.error <= 0.02 + 0.01 * 20) and jnp.all(loose.divergences == 25) and jnp.all(loose.nfe == 50)
 
 
 @pytest.mark.parametrize("path, kind", [(VP(), "noise"), (Linear(), "velocity")], ids=["VP", "Linear"])
