@@ -208,7 +208,8 @@ def over_active(active: Bool[Array, " b"], fn, state, parts: int):
     size = min(len(active), max(32, -(-len(active) // parts)))
     order = jnp.argsort(~active, stable=True)
     one = lambda i, state: fn(jax.lax.dynamic_slice(order, (i * size,), (size,)), state)
-    return jax.lax.fori_loop(0, -(-jnp.sum(active) // size), one, state)
+    loop = lambda state: jax.lax.fori_loop(0, -(-jnp.sum(active) // size), one, state)
+    return jax.lax.cond(jnp.any(active), loop, lambda state: state, state)  # without the condition XLA computes a part of a loop that does not run
 
 
 def march(den: Denoiser, z, w, n, weights):

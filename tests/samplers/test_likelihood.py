@@ -29,7 +29,7 @@ def test_mixture_to_the_stated_accuracy():
 
 
 def test_errors_of_the_path_do_not_count_with_an_exact_score(x64):
-    """With a path of 25 nodes, to about 1e-2, log p(x) - log p(x_T) is exact to 1e-3 nats on 25 nodes; the coupled solve at 1e-2 is 30 times worse."""
+    """With a path of 25 nodes (some 1e-2), log p(x) - log p(x_T) is exact to 1e-3 nats on 25 nodes; the coupled solve at 1e-2 is 30 times worse."""
     gm, sde = GaussianMixture(0.8 * RING, np.full(8, 0.15)), VP()
     x = gm.sample(jax.random.key(0), 64)
     den, start = gm.denoiser(sde), gm.marginal_log_prob(sde, x, sde.eps)
