@@ -1,97 +1,193 @@
 """Score a data split: python -m experiments.likelihood --workdir=runs/digits --split=test
 
-bits/dim of discrete data (uniform dequantization: an upper bound in expectation), nats of continuous data, every example of the split, with the
-standard errors over examples and over Hutchinson probes kept apart. Writes eval/likelihood_<split>.json, .npz (by example index) and a histogram.
+bits/dim of discrete data (a bound, by --dequantization and --draws), nats of continuous data, every example of the split, with the standard errors
+over examples, dequantization draws and probes kept apart. Writes eval/likelihood_<split>.json, .npz (by example index) and a histogram; each batch is
+kept at once, so that the same command goes on where it was interrupted.
 """
 
 import json
+import os
 import time
+import zipfile
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments import cli, plots, runs
+from experiments.dequantization import DEQUANTIZATIONS
 from samplers import log_likelihood
 from samplers.likelihood import DIVERGENCES
 
+BOUNDS = ("mean", "importance")
 
-def score(run: runs.Run, split: str, num: int, batch: int, seed: int, progress=print, **options) -> dict[str, np.ndarray]:
-    """Scores of the first `num` examples (0: all): score [n] in bits/dim or nats, stderr [n] of each over probes in that unit, nfe [n].
 
-    options: of `samplers.log_likelihood`. Raises ValueError for an unknown split, for conditional models without labels, for failed solves.
+class Kept:
+    """Results of examples 0, 1, ... in a file that is rewritten after each batch, and is worth nothing to a run with other settings."""
+
+    def __init__(self, path: Path | None, settings: dict):
+        self.path, self.settings, self.results = path, json.dumps(settings, sort_keys=True, default=str), {}
+        if path is None or not path.exists():
+            return
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = dict(file)
+            if str(found.pop("settings", "")) == self.settings:
+                self.results = found
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            print(f"{path} is damaged: scoring from the first example")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.results.values()), ()))
+
+    def add(self, part: dict[str, np.ndarray]) -> None:
+        self.results = {k: np.concatenate([self.results[k], v]) for k, v in part.items()} if self.results else part
+        if self.path is not None:
+            new = self.path.with_suffix(".new.npz")
+            np.savez(new, settings=self.settings, **self.results)
+            os.replace(new, self.path)
+
+
+def score(
+    run: runs.Run,
+    split: str,
+    num: int,
+    batch: int,
+    seed: int,
+    dequantization: str = "uniform",
+    draws: int = 1,
+    bound: str = "mean",
+    folder: Path | None = None,
+    progress=print,
+    **options,
+) -> dict[str, np.ndarray]:
+    """Scores of the first `num` examples (0: all), in bits/dim or nats: score [n]; stderr [n] of each over probes and stderr_draws [n] over draws,
+    NaN where they are unknown; truncation [n], what to add to the score for data without the noise at eps (0 for truncated_normal, to which it is no
+    error); and of `samplers.log_likelihood`, as means over draws, nfe, divergences and error (nats) [n].
+
+    bound: "mean" of log p/q over `draws`, or "importance", the log of the mean of p/q, which is nearer to log P. folder: where results are kept
+    while they are computed. options: of `log_likelihood`. Raises ValueError for unknown names, for importance weights of an estimated trace or of one
+    draw, for failed solves.
     """
-    dataset = run.dataset
+    dataset, exact = run.dataset, options.get("divergence", "exact") == "exact"
     if split not in dataset.values:
         raise ValueError(f"--split={split}: expected {' or '.join(dataset.values)}")
-    values, labels = dataset.values[split], dataset.labels[split]
     if num < 0:
         raise ValueError(f"--num={num}: expected 0 (all) or more")
+    if draws < 1 or (draws > 1 and not dataset.levels):
+        raise ValueError(f"--draws={draws}: expected at least 1, and no more for continuous data, which are not dequantized")
+    if bound == "importance" and not exact:
+        raise ValueError("--bound=importance with an estimated trace: the logarithm of a mean makes bias of its noise; pass --divergence=exact")
+    if bound == "importance" and draws == 1:
+        raise ValueError("--bound=importance --draws=1: expected two or more draws to average")
+    draw, eps = DEQUANTIZATIONS[dequantization](dataset, run.network.sde)
+    values, labels = dataset.values[split], dataset.labels[split]
     n = min(num or len(values), len(values))
 
     def one_batch(keys, values, labels):
-        data_keys, probe_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x = dataset.to_x(data_keys, values)
-        result = log_likelihood(run.denoiser(labels if run.conditional else None), x, key=probe_keys, **options)
-        return {"log_prob": result.log_prob, "stderr": result.stderr, "nfe": result.nfe, "success": result.success}
+        den, found = run.denoiser(labels if run.conditional else None), []
+        for i in range(draws):
+            data_keys, probe_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, i)), out_axes=1)(keys)  # noqa: B023
+            y, addend = draw(data_keys, values)
+            result = log_likelihood(den, y, key=probe_keys, eps=eps, **options)
+            found.append({**result._asdict(), "log_prob": result.log_prob + addend})
+        names = ("log_prob", "stderr", "truncation", "nfe", "divergences", "error", "success")
+        return {name: jnp.stack([part[name] for part in found], 1) for name in names}
 
-    parts, clock = [], time.perf_counter()
-    for part in runs.in_batches(one_batch, n, batch, jax.random.key(seed), values, labels):
-        parts.append(part)
-        done = sum(len(p["nfe"]) for p in parts)
-        spent = time.perf_counter() - clock
-        progress(f"{done}/{n} examples, {spent:.0f} s, ETA {spent * (n - done) / done:.0f} s", flush=True)
-    result = runs.gather(parts)
-    failed = int(np.sum(~result.pop("success")))
+    settings = {**run.description(), "seed": seed, "dequantization": dequantization, "draws": draws, **options}
+    kept, clock = Kept(folder and folder / f"likelihood_{split}.partial.npz", settings), time.perf_counter()
+    first = len(kept)
+    if 0 < first < n:
+        progress(f"{first} examples were scored before", flush=True)
+    for part in runs.in_batches(one_batch, n, batch, jax.random.key(seed), values, labels, start=first):
+        kept.add(part)
+        spent, done = time.perf_counter() - clock, len(kept)
+        progress(f"{done}/{n} examples, {spent:.0f} s, ETA {spent * (n - done) / (done - first):.0f} s", flush=True)
+    result = {name: value[:n] for name, value in kept.results.items()}
+    failed = int(np.sum(~result["success"].all(1)))
     if failed:
         raise ValueError(f"{failed} of {n} examples needed too many steps: loosen --rtol and --atol")
-    scores = dataset.score(result["log_prob"])
+    log_prob = result["log_prob"].astype(np.float64)
+    best = log_prob.mean(1) if bound == "mean" else np.logaddexp.reduce(log_prob, 1) - np.log(draws)
     per_nat = dataset.dim * np.log(2) if dataset.levels else 1.0
-    return {"score": scores, "stderr": result["stderr"] / per_nat, "nfe": result["nfe"]}
+    return {
+        "score": dataset.score(best),
+        "stderr": np.sqrt(np.mean(result["stderr"] ** 2, 1) / draws) / per_nat,
+        "stderr_draws": (log_prob.std(1, ddof=1) / np.sqrt(draws) if draws > 1 and bound == "mean" else np.full(n, np.nan)) / per_nat,
+        "truncation": -result["truncation"].mean(1) / per_nat * (eps is None),
+        **{name: result[name].mean(1) for name in ("nfe", "divergences", "error")},
+    }
+
+
+def summarize(run: runs.Run, result: dict[str, np.ndarray]) -> dict:
+    """What is reported of `score`'s results, with its standard errors apart."""
+    n = len(result["score"])
+    over = lambda stderr: float(np.sqrt(np.sum(stderr**2)) / n)
+    return {
+        "n": n,
+        "unit": run.dataset.unit,
+        "mean": float(result["score"].mean()),
+        "stderr_examples": float(result["score"].std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"),
+        "stderr_draws": over(result["stderr_draws"]),
+        "stderr_probes": over(result["stderr"]),
+        "truncation": float(result["truncation"].mean()),
+        "nfe_mean": float(result["nfe"].mean()),
+        "divergences_mean": float(result["divergences"].mean()),
+        "quadrature_error_mean_nats": float(result["error"].mean()),
+    }
 
 
 def main():
     f = flags.FLAGS
     run = runs.from_flags()
-    divergence = f.divergence if f.divergence != "auto" else "exact" if run.dataset.dim <= 16 else "hutchinson"
+    dataset, sde = run.dataset, run.network.sde
+    divergence = f.divergence if f.divergence != "auto" else "exact" if dataset.dim <= 16 else "hutchinson"
     options = {"divergence": divergence, "probes": f.probes, "noise": f.noise, "rtol": f.rtol, "atol": f.atol}
+    kind = {"dequantization": f.dequantization, "draws": f.draws, "bound": f.bound}
+    folder = run.workdir / "eval"
+    folder.mkdir(exist_ok=True)
     clock = time.perf_counter()
-    result = score(run, f.split, f.num, f.batch, f.seed, **options)
-    scores, n = result["score"], len(result["score"])
+    result = score(run, f.split, f.num, f.batch, f.seed, **kind, folder=folder, **options)
+    eps = DEQUANTIZATIONS[f.dequantization](dataset, sde).eps or sde.eps
     summary = {
         **run.description(),
         "split": f.split,
-        "n": n,
-        "unit": run.dataset.unit,
-        "mean": float(scores.mean()),
-        "stderr_examples": float(scores.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"),
-        "stderr_probes": float(np.sqrt(np.sum(result["stderr"] ** 2)) / n),
-        "nfe_mean": float(result["nfe"].mean()),
-        "levels": run.dataset.levels,
-        "dequantization": "uniform, one draw" if run.dataset.levels else "none",
+        **summarize(run, result),
+        "space": f"x = (u - {dataset.shift:g}) / {dataset.scale:g}" + (f", u in levels 0 to {dataset.levels - 1}" if dataset.levels else ""),
+        "levels": dataset.levels,
+        **(kind if dataset.levels else {"dequantization": "none"}),
         "class_conditional": run.conditional,
-        "solver": "Tsit5",
-        "eps": run.network.sde.eps,
+        "solver": "Adams-Bashforth 4 on 25 to 97 nodes, else Tsit5; Clenshaw-Curtis on 25 to 193",
+        "eps": eps,
+        "noise_at_eps": float(sde.sigma(eps) / sde.alpha(eps)),
+        "truncation_means": "to add to the mean for data without the noise at eps, to first order",
         **options,
+        "seed": f.seed,
         "seconds": time.perf_counter() - clock,
     }
-    folder = run.workdir / "eval"
-    folder.mkdir(exist_ok=True)
     finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}  # JSON has no NaN
-    (folder / f"likelihood_{f.split}.json").write_text(json.dumps(finite, indent=1))
-    np.savez(folder / f"likelihood_{f.split}.npz", index=np.arange(n), **result)
-    figure = plots.histogram({f.split: scores}, run.dataset.unit, folder / f"likelihood_{f.split}.png")
-    probes = "exact trace" if divergence == "exact" else f"± {summary['stderr_probes']:.4f} over {f.probes} probes"
+    name = folder / f"likelihood_{f.split}"
+    Path(f"{name}.json").write_text(json.dumps(finite, indent=1))
+    np.savez(f"{name}.npz", index=np.arange(summary["n"]), **result)
+    figure = plots.histogram({f.split: result["score"]}, dataset.unit, f"{name}.png")
+    Path(f"{name}.partial.npz").unlink(missing_ok=True)
+    of_probes = "exact trace" if divergence == "exact" else f"± {summary['stderr_probes']:.4f} over {f.probes} probes"
+    of_draws = f", ± {summary['stderr_draws']:.4f} over {f.draws} draws" if np.isfinite(summary["stderr_draws"]) else ""
     print(
-        f"{f.split}: {summary['mean']:.4f} {run.dataset.unit} ± {summary['stderr_examples']:.4f} over {n} examples, {probes}; "
+        f"{f.split}: {summary['mean']:.4f} {dataset.unit} ± {summary['stderr_examples']:.4f} over {summary['n']} examples, {of_probes}{of_draws}; "
         f"{summary['nfe_mean']:.0f} evaluations each; {run.weights} weights of step {run.step}"
     )
-    print(f"wrote {folder / f'likelihood_{f.split}.json'}, .npz and {figure}")
+    print(f"wrote {name}.json, .npz and {figure}")
 
 
 if __name__ == "__main__":
     runs.define_flags()
     flags.DEFINE_enum("split", "test", ["train", "test"], "Data to score.")
+    flags.DEFINE_enum("dequantization", "uniform", list(DEQUANTIZATIONS), "How levels become continuous data.")
+    flags.DEFINE_integer("draws", 1, "Dequantizations of each example.")
+    flags.DEFINE_enum("bound", "mean", BOUNDS, "Mean over draws of log p/q, or importance: the log of the mean of p/q (exact trace only).")
     flags.DEFINE_enum("divergence", "auto", ["auto", *DIVERGENCES], "auto: exact up to 16 dimensions, else hutchinson.")
     flags.DEFINE_integer("probes", 4, "Probes of each example (hutch++: three products each).")
     flags.DEFINE_enum("noise", "rademacher", ["rademacher", "gaussian"], "Law of the probes.")

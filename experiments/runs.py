@@ -72,8 +72,8 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema")
     return Run(Path(workdir), config, dataset, net, parallel.replicate(params), weights, int(restored.step))
 
 
-def in_batches(fn: Callable, n: int, batch: int, key, *arrays) -> Iterator:
-    """fn(keys, *rows) over examples 0..n-1 in batches of one shape; yields its results as NumPy arrays without the padding.
+def in_batches(fn: Callable, n: int, batch: int, key, *arrays, start: int = 0) -> Iterator:
+    """fn(keys, *rows) over examples start..n-1 in batches of one shape; yields its results as NumPy arrays without the padding.
 
     keys: [batch], of each example's global index, so that batches do not matter. arrays: [n, ...]; the last batch is filled up by repetition.
     """
@@ -81,11 +81,11 @@ def in_batches(fn: Callable, n: int, batch: int, key, *arrays) -> Iterator:
         raise ValueError(f"{n} examples: expected at least 1")
     devices = jax.device_count()
     batch = min(batch, -(-n // devices) * devices)
-    for start in range(0, n, batch):
-        index = np.minimum(np.arange(start, start + batch), n - 1)
+    for begin in range(start, n, batch):
+        index = np.minimum(np.arange(begin, begin + batch), n - 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index))
         result = fn(*parallel.shard((keys, *(a[index] for a in arrays))))
-        yield jax.tree.map(lambda a, left=n - start: np.asarray(a)[:left], result)
+        yield jax.tree.map(lambda a, left=n - begin: np.asarray(a)[:left], result)
 
 
 def gather(results: Iterator):

@@ -160,6 +160,17 @@ def test_published_gaussian_table():
         assert 0 <= truncation <= 0.0014 and entropy == pytest.approx({1.0: 2.04953, 0.1: -1.26889, 0.01: -4.59693}.get(s, entropy), abs=0.01)
 
 
+@pytest.mark.parametrize("path", [VP(), pytest.param(Linear(), marks=pytest.mark.slow)], ids=["VP", "Linear"])
+def test_truncation_at_eps(path, x64):
+    """What the noise at eps = 1e-3 costs is known to 1 %, by either solve."""
+    gm = GaussianMixture(0.8 * RING, np.full(8, 0.15))
+    x = gm.sample(jax.random.key(0), 32)
+    want = gm.log_prob(x) - gm.marginal_log_prob(path, x, 1e-3)
+    for adjoint in (None, diffrax.ForwardMode()):
+        found = log_likelihood(gm.denoiser(path), x, rtol=1e-3, atol=1e-3, eps=1e-3, adjoint=adjoint).truncation
+        assert jnp.sqrt(jnp.mean((found - want) ** 2)) < 0.01 * jnp.sqrt(jnp.mean(want**2))
+
+
 def test_batch_mates_do_not_matter():
     """log p of an example stays, to the last bit, when its batch-mates change (flows.md, check 12), and but for rounding when it is alone."""
     x = GM.sample(jax.random.key(0), 16)
