@@ -64,6 +64,10 @@ class Dataset:
             u = u + jax.vmap(lambda k: jax.random.uniform(k, u.shape[1:]))(keys)
         return (u - self.shift) / self.scale
 
+    def middles(self, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+        """x at the middle of the bins of discrete values."""
+        return (jnp.asarray(values, jnp.float32) + 0.5 - self.shift) / self.scale
+
     def from_x(self, x: Float[Array, "b ..."]) -> np.ndarray:
         """Raw values of x: for discrete data the level whose bin x lies in, clipped to the valid ones; uint8 then, else float32."""
         u = np.asarray(x, np.float32) * self.scale + self.shift

@@ -46,7 +46,7 @@ def truncated_normal(dataset: Dataset, sde: SDE, tau: float = 3.0) -> Dequantiza
     alpha, sigma, inside = float(sde.alpha(eps)), float(sde.sigma(eps)), float(jax.scipy.special.erf(tau / np.sqrt(2)))
 
     def draw(keys, values):
-        middle = (jnp.asarray(values, jnp.float32) + 0.5 - dataset.shift) / dataset.scale
+        middle = dataset.middles(values)
         noise = jax.vmap(lambda k: jax.random.truncated_normal(k, -tau, tau, middle.shape[1:]))(keys)
         log_q = -0.5 * jnp.sum(noise**2, range(1, noise.ndim)) - dataset.dim * np.log(np.sqrt(2 * np.pi) * sigma * inside)
         return alpha * middle + sigma * noise, dataset.dim * np.log(dataset.scale) - log_q

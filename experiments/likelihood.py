@@ -18,10 +18,10 @@ from absl import flags
 
 from experiments import cli, plots, runs
 from experiments.dequantization import DEQUANTIZATIONS
-from samplers import log_likelihood
+from samplers import log_likelihood, variational_bound
 from samplers.likelihood import DIVERGENCES
 
-BOUNDS = ("mean", "importance")
+BOUNDS = ("mean", "importance", "variational")
 
 
 class Kept:
@@ -59,6 +59,7 @@ def score(
     dequantization: str = "uniform",
     draws: int = 1,
     bound: str = "mean",
+    times: int = 64,
     folder: Path | None = None,
     progress=print,
     **options,
@@ -67,7 +68,8 @@ def score(
     NaN where they are unknown; truncation [n], what to add to the score for data without the noise at eps (0 for truncated_normal, to which it is no
     error); and of `samplers.log_likelihood`, as means over draws, nfe, divergences and error (nats) [n].
 
-    bound: "mean" of log p/q over `draws`, or "importance", the log of the mean of p/q, which is nearer to log P. folder: where results are kept
+    bound: "mean" of log p/q over `draws`; "importance", the log of the mean of p/q, which is nearer to log P; or "variational", that of
+    `samplers.variational_bound` by `times` evaluations, of the levels themselves (stderr is then over the times). folder: where results are kept
     while they are computed. options: of `log_likelihood`. Raises ValueError for unknown names, for importance weights of an estimated trace or of one
     draw, for failed solves.
     """
@@ -82,21 +84,36 @@ def score(
         raise ValueError("--bound=importance with an estimated trace: the logarithm of a mean makes bias of its noise; pass --divergence=exact")
     if bound == "importance" and draws == 1:
         raise ValueError("--bound=importance --draws=1: expected two or more draws to average")
+    if bound == "variational" and draws > 1:
+        raise ValueError(f"--bound=variational --draws={draws}: it has no dequantization to draw; give it more --times")
     draw, eps = DEQUANTIZATIONS[dequantization](dataset, run.network.sde)
     values, labels = dataset.values[split], dataset.labels[split]
     n = min(num or len(values), len(values))
 
+    def by_flow(den, keys, values):
+        data_keys, probe_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        y, addend = draw(data_keys, values)
+        result = log_likelihood(den, y, key=probe_keys, eps=eps, **options)
+        return {**result._asdict(), "log_prob": result.log_prob + addend}
+
+    def by_bound(den, keys, values):
+        if dataset.levels:  # of the level itself: `Dataset.score` is told of no density
+            middles, addend = dataset.middles(np.arange(dataset.levels)), dataset.dim * np.log(dataset.scale)
+            result = variational_bound(den, dataset.middles(values), keys, times, eps=last_time(run, bound, dequantization), middles=middles)
+        else:
+            addend, result = 0.0, variational_bound(den, dataset.to_x(keys, values), keys, times)
+        zero = jnp.zeros_like(result.total)
+        rest = {"truncation": zero, "nfe": zero + times, "divergences": zero, "error": zero, "success": zero == 0}
+        return {"log_prob": addend - result.total, "stderr": result.stderr, **rest}
+
     def one_batch(keys, values, labels):
-        den, found = run.denoiser(labels if run.conditional else None), []
-        for i in range(draws):
-            data_keys, probe_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, i)), out_axes=1)(keys)  # noqa: B023
-            y, addend = draw(data_keys, values)
-            result = log_likelihood(den, y, key=probe_keys, eps=eps, **options)
-            found.append({**result._asdict(), "log_prob": result.log_prob + addend})
+        den, method = run.denoiser(labels if run.conditional else None), by_bound if bound == "variational" else by_flow
+        found = [method(den, jax.vmap(jax.random.fold_in, (0, None))(keys, i), values) for i in range(draws)]
         names = ("log_prob", "stderr", "truncation", "nfe", "divergences", "error", "success")
         return {name: jnp.stack([part[name] for part in found], 1) for name in names}
 
-    settings = {**run.description(), "seed": seed, "dequantization": dequantization, "draws": draws, **options}
+    method = {"times": times} if bound == "variational" else {"dequantization": dequantization, "draws": draws, **options}
+    settings = {**run.description(), "seed": seed, **method}
     kept, clock = Kept(folder and folder / f"likelihood_{split}.partial.npz", settings), time.perf_counter()
     first = len(kept)
     if 0 < first < n:
@@ -110,7 +127,7 @@ def score(
     if failed:
         raise ValueError(f"{failed} of {n} examples needed too many steps: loosen --rtol and --atol")
     log_prob = result["log_prob"].astype(np.float64)
-    best = log_prob.mean(1) if bound == "mean" else np.logaddexp.reduce(log_prob, 1) - np.log(draws)
+    best = np.logaddexp.reduce(log_prob, 1) - np.log(draws) if bound == "importance" else log_prob.mean(1)
     per_nat = dataset.dim * np.log(2) if dataset.levels else 1.0
     return {
         "score": dataset.score(best),
@@ -119,6 +136,12 @@ def score(
         "truncation": -result["truncation"].mean(1) / per_nat * (eps is None),
         **{name: result[name].mean(1) for name in ("nfe", "divergences", "error")},
     }
+
+
+def last_time(run: runs.Run, bound: str, dequantization: str) -> float:
+    """The time nearest to the data: where a bin is +-3 sigma for the variational bound of levels, else that of the dequantization or of the path."""
+    name = "truncated_normal" if bound == "variational" and run.dataset.levels else dequantization
+    return DEQUANTIZATIONS[name](run.dataset, run.network.sde).eps or run.network.sde.eps
 
 
 def summarize(run: runs.Run, result: dict[str, np.ndarray]) -> dict:
@@ -145,25 +168,28 @@ def main():
     dataset, sde = run.dataset, run.network.sde
     divergence = f.divergence if f.divergence != "auto" else "exact" if dataset.dim <= 16 else "hutchinson"
     options = {"divergence": divergence, "probes": f.probes, "noise": f.noise, "rtol": f.rtol, "atol": f.atol}
-    kind = {"dequantization": f.dequantization, "draws": f.draws, "bound": f.bound}
+    kind = {"bound": f.bound, "dequantization": f.dequantization if dataset.levels else "uniform", "draws": f.draws}
+    if f.bound == "variational":
+        method = {"bound": f.bound, "times": f.times, "decoder": "categorical" if dataset.levels else "Gaussian"}
+    else:
+        solver = "Adams-Bashforth 4 on 25 to 97 nodes, else Tsit5; Clenshaw-Curtis on 25 to 193 nodes"
+        truncation = "to add to the mean for data without the noise at eps, to first order"
+        method = {**(kind if dataset.levels else {"dequantization": "none"}), **options, "solver": solver, "truncation_means": truncation}
     folder = run.workdir / "eval"
     folder.mkdir(exist_ok=True)
     clock = time.perf_counter()
-    result = score(run, f.split, f.num, f.batch, f.seed, **kind, folder=folder, **options)
-    eps = DEQUANTIZATIONS[f.dequantization](dataset, sde).eps or sde.eps
+    result = score(run, f.split, f.num, f.batch, f.seed, **kind, times=f.times, folder=folder, **options)
+    eps = last_time(run, f.bound, kind["dequantization"])
     summary = {
         **run.description(),
         "split": f.split,
         **summarize(run, result),
         "space": f"x = (u - {dataset.shift:g}) / {dataset.scale:g}" + (f", u in levels 0 to {dataset.levels - 1}" if dataset.levels else ""),
         "levels": dataset.levels,
-        **(kind if dataset.levels else {"dequantization": "none"}),
+        **method,
         "class_conditional": run.conditional,
-        "solver": "Adams-Bashforth 4 on 25 to 97 nodes, else Tsit5; Clenshaw-Curtis on 25 to 193",
         "eps": eps,
         "noise_at_eps": float(sde.sigma(eps) / sde.alpha(eps)),
-        "truncation_means": "to add to the mean for data without the noise at eps, to first order",
-        **options,
         "seed": f.seed,
         "seconds": time.perf_counter() - clock,
     }
@@ -173,7 +199,8 @@ def main():
     np.savez(f"{name}.npz", index=np.arange(summary["n"]), **result)
     figure = plots.histogram({f.split: result["score"]}, dataset.unit, f"{name}.png")
     Path(f"{name}.partial.npz").unlink(missing_ok=True)
-    of_probes = "exact trace" if divergence == "exact" else f"± {summary['stderr_probes']:.4f} over {f.probes} probes"
+    drawn = f"{f.times} times" if f.bound == "variational" else "" if divergence == "exact" else f"{f.probes} probes"
+    of_probes = f"± {summary['stderr_probes']:.4f} over {drawn}" if drawn else "exact trace"
     of_draws = f", ± {summary['stderr_draws']:.4f} over {f.draws} draws" if np.isfinite(summary["stderr_draws"]) else ""
     print(
         f"{f.split}: {summary['mean']:.4f} {dataset.unit} ± {summary['stderr_examples']:.4f} over {summary['n']} examples, {of_probes}{of_draws}; "
@@ -187,7 +214,8 @@ if __name__ == "__main__":
     flags.DEFINE_enum("split", "test", ["train", "test"], "Data to score.")
     flags.DEFINE_enum("dequantization", "uniform", list(DEQUANTIZATIONS), "How levels become continuous data.")
     flags.DEFINE_integer("draws", 1, "Dequantizations of each example.")
-    flags.DEFINE_enum("bound", "mean", BOUNDS, "Mean over draws of log p/q, or importance: the log of the mean of p/q (exact trace only).")
+    flags.DEFINE_enum("bound", "mean", BOUNDS, "Mean over draws of log p/q; importance, the log of the mean of p/q (exact trace only); variational.")
+    flags.DEFINE_integer("times", 64, "variational: evaluations of each example, at random times.")
     flags.DEFINE_enum("divergence", "auto", ["auto", *DIVERGENCES], "auto: exact up to 16 dimensions, else hutchinson.")
     flags.DEFINE_integer("probes", 4, "Probes of each example (hutch++: three products each).")
     flags.DEFINE_enum("noise", "rademacher", ["rademacher", "gaussian"], "Law of the probes.")

@@ -2,6 +2,7 @@
 
 from samplers import grids, solvers
 from samplers.adaptive import Solution, encode, sample_adaptive, sample_sde
+from samplers.bound import VariationalBound, variational_bound
 from samplers.gits import gits
 from samplers.likelihood import LogLikelihood, log_likelihood
 from samplers.table import Row, Table, sample, stack
@@ -9,5 +10,5 @@ from samplers.thresholding import threshold
 
 __all__ = [
     "LogLikelihood", "Row", "Solution", "Table", "encode", "gits", "grids", "log_likelihood", "sample", "sample_adaptive", "sample_sde",
-    "solvers", "stack", "threshold",
+    "solvers", "stack", "threshold", "VariationalBound", "variational_bound",
 ]  # fmt: skip
