@@ -9,12 +9,14 @@ import json
 import os
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from sklearn.metrics import roc_auc_score
 
 from experiments import cli, plots, runs
 from experiments.dequantization import DEQUANTIZATIONS
@@ -138,6 +140,21 @@ def score(
     }
 
 
+STRANGERS = {  # out-of-distribution data of the same shape, from values [n, ...] and the highest level
+    "inverted": lambda rng, values, top: top - values,
+    "shuffled": lambda rng, values, top: rng.permuted(values.reshape(len(values), -1), axis=1).reshape(values.shape),
+    "noise": lambda rng, values, top: rng.integers(0, top + 1, values.shape).astype(values.dtype),
+}
+
+
+def stranger(run: runs.Run, name: str, seed: int) -> runs.Run:
+    """The run with other data, discrete, in the place of its own: "inverted", "shuffled" (pixels, in each example) or "noise" (uniform levels)."""
+    if not run.dataset.levels or name not in STRANGERS:
+        raise ValueError(f"--ood={name} of {run.dataset.name}: expected {', '.join(STRANGERS)}, and data of discrete levels")
+    other = lambda values: STRANGERS[name](np.random.default_rng(seed), values, run.dataset.levels - 1)
+    return replace(run, dataset=replace(run.dataset, name=name, values={split: other(v) for split, v in run.dataset.values.items()}))
+
+
 def last_time(run: runs.Run, bound: str, dequantization: str) -> float:
     """The time nearest to the data: where a bin is +-3 sigma for the variational bound of levels, else that of the dequantization or of the path."""
     name = "truncated_normal" if bound == "variational" and run.dataset.levels else dequantization
@@ -177,8 +194,16 @@ def main():
         method = {**(kind if dataset.levels else {"dequantization": "none"}), **options, "solver": solver, "truncation_means": truncation}
     folder = run.workdir / "eval"
     folder.mkdir(exist_ok=True)
+    others = {name: stranger(run, name, f.seed) for name in f.ood}
     clock = time.perf_counter()
     result = score(run, f.split, f.num, f.batch, f.seed, **kind, times=f.times, folder=folder, **options)
+    scores, ood = {f.split: result["score"]}, {}
+    for name, other in others.items():
+        found = score(other, f.split, f.num, f.batch, f.seed, **kind, times=f.times, **options)
+        scores[name] = found["score"]
+        known = np.repeat([0, 1], len(found["score"]))
+        auroc = float(roc_auc_score(known, np.concatenate([result["score"], found["score"]])))
+        ood[name] = {**summarize(run, found), "auroc": auroc}
     eps = last_time(run, f.bound, kind["dequantization"])
     summary = {
         **run.description(),
@@ -188,6 +213,7 @@ def main():
         "levels": dataset.levels,
         **method,
         "class_conditional": run.conditional,
+        **({"ood": ood} if ood else {}),
         "eps": eps,
         "noise_at_eps": float(sde.sigma(eps) / sde.alpha(eps)),
         "seed": f.seed,
@@ -197,7 +223,7 @@ def main():
     name = folder / f"likelihood_{f.split}"
     Path(f"{name}.json").write_text(json.dumps(finite, indent=1))
     np.savez(f"{name}.npz", index=np.arange(summary["n"]), **result)
-    figure = plots.histogram({f.split: result["score"]}, dataset.unit, f"{name}.png")
+    figure = plots.histogram(scores, dataset.unit, f"{name}.png")
     Path(f"{name}.partial.npz").unlink(missing_ok=True)
     drawn = f"{f.times} times" if f.bound == "variational" else "" if divergence == "exact" else f"{f.probes} probes"
     of_probes = f"± {summary['stderr_probes']:.4f} over {drawn}" if drawn else "exact trace"
@@ -206,6 +232,8 @@ def main():
         f"{f.split}: {summary['mean']:.4f} {dataset.unit} ± {summary['stderr_examples']:.4f} over {summary['n']} examples, {of_probes}{of_draws}; "
         f"{summary['nfe_mean']:.0f} evaluations each; {run.weights} weights of step {run.step}"
     )
+    for other, found in ood.items():
+        print(f"{other}: {found['mean']:.4f} {dataset.unit} ± {found['stderr_examples']:.4f}; AUROC against {f.split} {found['auroc']:.3f}")
     print(f"wrote {name}.json, .npz and {figure}")
 
 
@@ -219,6 +247,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("divergence", "auto", ["auto", *DIVERGENCES], "auto: exact up to 16 dimensions, else hutchinson.")
     flags.DEFINE_integer("probes", 4, "Probes of each example (hutch++: three products each).")
     flags.DEFINE_enum("noise", "rademacher", ["rademacher", "gaussian"], "Law of the probes.")
+    flags.DEFINE_list("ood", [], f"Other data to score as well, in the same histogram: {', '.join(STRANGERS)}.")
     flags.DEFINE_float("rtol", 1e-5, "Relative tolerance.")
     flags.DEFINE_float("atol", 1e-5, "Absolute tolerance.")
     flags.DEFINE_integer("num", 0, "Examples to score; 0 for all.")

@@ -57,7 +57,8 @@ def log_normal(u, sde: SDE, options: ConfigDict):
 
 
 def log_snr(u, sde: SDE, options: ConfigDict):
-    """log-SNR uniform on [low, high]: with weighting "noise", the continuous-time variational bound up to a factor (VDM, 2107.00630, eq. 18)."""
+    """log-SNR uniform on [low, high]: with weighting "noise", the continuous-time variational bound up to a factor (VDM, 2107.00630,
+    eq. 18), and the importance sampling of likelihood weighting (ScoreFlow, 2101.09258, section 4): g^2/sigma^2 dt = -2 d(log-SNR)."""
     return sde.time(options.high - u * (options.high - options.low))
 
 
