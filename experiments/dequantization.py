@@ -33,16 +33,24 @@ def uniform(dataset: Dataset, sde: SDE) -> Dequantization:
     return Dequantization(lambda keys, values: (dataset.to_x(keys, values), jnp.zeros(len(values))), None)
 
 
+def bin_time(dataset: Dataset, sde: SDE, tau: float = 3.0) -> float:
+    """The time at which alpha x +- tau sigma is the bin about its middle x; not above 0 where the path has no so little noise."""
+    return float(sde.time(np.log(2 * tau * dataset.scale)))
+
+
 def truncated_normal(dataset: Dataset, sde: SDE, tau: float = 3.0) -> Dequantization:
     """y = alpha x + sigma eps about the middle x of the bin, eps normal cut off at +-tau (i-DODE, 2305.03935, section 3.3): the data as the model
     was trained on it, at the time when alpha x +- tau sigma is the bin. The bins tile y, so that eps is no truncation of the model here.
 
-    Raises ValueError for data that are continuous.
+    Raises ValueError for data that are continuous, and for a path with no so little noise.
     """
     if not dataset.levels:
         raise ValueError(f"truncated-normal dequantization of {dataset.name}: its data are continuous; expected discrete levels")
-    half = 0.5 / dataset.scale
-    eps = float(sde.time(np.log(tau / half)))
+    eps = bin_time(dataset, sde, tau)
+    if not 0 < eps < sde.T:
+        raise ValueError(
+            f"truncated-normal dequantization: {sde} never has a sigma/alpha of a bin's half / {tau:g} = {0.5 / dataset.scale / tau:.2g}"
+        )
     alpha, sigma, inside = float(sde.alpha(eps)), float(sde.sigma(eps)), float(jax.scipy.special.erf(tau / np.sqrt(2)))
 
     def draw(keys, values):

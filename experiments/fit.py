@@ -50,6 +50,7 @@ def fit_predictor(
     """
     sde, every = den.sde, times
     start, times = amed.leave_prior(den, x_T, times)
+    steps = jax.tree.map(lambda c: jnp.asarray(c, x_T.dtype), amed.steps_of(sde, times, base, middles))
     log_snr = sde.log_snr(times)
     fine = np.concatenate([np.linspace(a, b, inserted + 1, endpoint=False) for a, b in zip(log_snr[:-1], log_snr[1:])])
     fine = np.append(sde.time(fine), times[-1])
@@ -58,7 +59,6 @@ def fit_predictor(
         fine = np.concatenate([np.linspace(*every[:2], 4 * (inserted + 1), endpoint=False), fine])
     x_0 = sample(den, x_T, fine, solvers.dpm_solver(2))
     teacher = jnp.stack([start / sde.alpha(times[0]), x_0 / sde.alpha(times[-1])])
-    steps = jax.tree.map(lambda c: jnp.asarray(c, x_T.dtype), amed.steps_of(sde, times, base, middles))
     params = StepPredictor(use_features=use_features).init(jax.random.key(seed), x_T[:1], jnp.zeros(1), jnp.zeros(1))
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))
 
@@ -115,7 +115,7 @@ def load(path: Path, names: list[str]) -> list[np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return [file[name] for name in names]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged, or not a fitted solver: fit it again with python -m experiments.fit") from None
+        raise ValueError(f"{path} is damaged, of another version, or not a fitted solver: fit it again with python -m experiments.fit") from None
 
 
 def statistics(path: Path) -> v3.Statistics:

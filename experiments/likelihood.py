@@ -1,10 +1,11 @@
 """Score a data split: python -m experiments.likelihood --workdir=runs/digits --split=test
 
 bits/dim of discrete data (a bound, by --dequantization and --draws), nats of continuous data, every example of the split, with the standard errors
-over examples, dequantization draws and probes kept apart. Writes eval/likelihood_<split>.json, .npz (by example index) and a histogram; each batch is
-kept at once, so that the same command goes on where it was interrupted.
+over examples, dequantization draws and probes kept apart. Writes eval/likelihood_<split>.json, .npz (by example index) and a histogram; each batch
+(but of --ood) is kept at once, so that the same command goes on where it was interrupted.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -19,27 +20,32 @@ from absl import flags
 from sklearn.metrics import roc_auc_score
 
 from experiments import cli, plots, runs
-from experiments.dequantization import DEQUANTIZATIONS
+from experiments.dequantization import DEQUANTIZATIONS, bin_time
 from samplers import log_likelihood, variational_bound
-from samplers.likelihood import DIVERGENCES
+from samplers.likelihood import DIVERGENCES, LEVELS, PATHS
 
 BOUNDS = ("mean", "importance", "variational")
 
 
 class Kept:
-    """Results of examples 0, 1, ... in a file that is rewritten after each batch, and is worth nothing to a run with other settings."""
+    """Results of examples 0, 1, ... in a file for each settings, STEM.<hash>.partial.npz, that is rewritten after each batch; None: in no file."""
 
-    def __init__(self, path: Path | None, settings: dict):
-        self.path, self.settings, self.results = path, json.dumps(settings, sort_keys=True, default=str), {}
-        if path is None or not path.exists():
+    def __init__(self, stem: Path | None):
+        self.stem, self.path, self.results = stem, None, {}
+
+    def open(self, settings: dict) -> None:
+        """Go on with what is kept of the same settings."""
+        self.results = {}
+        if self.stem is None:
             return
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                found = dict(file)
-            if str(found.pop("settings", "")) == self.settings:
-                self.results = found
-        except (ValueError, EOFError, zipfile.BadZipFile):
-            print(f"{path} is damaged: scoring from the first example")
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        self.path = Path(f"{self.stem}.{digest}.partial.npz")
+        if self.path.exists():
+            try:
+                with np.load(self.path, allow_pickle=False) as file:
+                    self.results = dict(file)
+            except (ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError):
+                print(f"{self.path} is damaged: scoring from the first example")
 
     def __len__(self) -> int:
         return len(next(iter(self.results.values()), ()))
@@ -48,8 +54,11 @@ class Kept:
         self.results = {k: np.concatenate([self.results[k], v]) for k, v in part.items()} if self.results else part
         if self.path is not None:
             new = self.path.with_suffix(".new.npz")
-            np.savez(new, settings=self.settings, **self.results)
+            np.savez(new, **self.results)
             os.replace(new, self.path)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
 
 
 def score(
@@ -62,33 +71,34 @@ def score(
     draws: int = 1,
     bound: str = "mean",
     times: int = 64,
-    folder: Path | None = None,
+    kept: Kept | None = None,
     progress=print,
     **options,
 ) -> dict[str, np.ndarray]:
-    """Scores of the first `num` examples (0: all), in bits/dim or nats: score [n]; stderr [n] of each over probes and stderr_draws [n] over draws,
-    NaN where they are unknown; truncation [n], what to add to the score for data without the noise at eps (0 for truncated_normal, to which it is no
-    error); and of `samplers.log_likelihood`, as means over draws, nfe, divergences and error (nats) [n].
+    """Scores of the first `num` examples (0: all), in bits/dim or nats: score [n]; stderr [n] of each over probes (variational: times), stderr_draws
+    [n] over draws with their probes, NaN where they are unknown; truncation [n], what to add to the score for data without the noise at eps (0 for
+    truncated_normal, to which it is no error); and, of each draw, nfe, divergences and error (nats) of `samplers.log_likelihood` [n].
 
     bound: "mean" of log p/q over `draws`; "importance", the log of the mean of p/q, which is nearer to log P; or "variational", that of
-    `samplers.variational_bound` by `times` evaluations, of the levels themselves (stderr is then over the times). folder: where results are kept
-    while they are computed. options: of `log_likelihood`. Raises ValueError for unknown names, for importance weights of an estimated trace or of one
-    draw, for failed solves.
+    `samplers.variational_bound` by `times` evaluations, of the levels themselves. kept: where results are kept while they are computed.
+    options: of `log_likelihood`. Raises ValueError for unknown names, for importance weights of an estimated trace or of one draw, for failed solves.
     """
-    dataset, exact = run.dataset, options.get("divergence", "exact") == "exact"
-    if split not in dataset.values:
-        raise ValueError(f"--split={split}: expected {' or '.join(dataset.values)}")
+    dataset, sde = run.dataset, run.network.sde
+    for flag, value, allowed in (("split", split, dataset.values), ("dequantization", dequantization, DEQUANTIZATIONS), ("bound", bound, BOUNDS)):
+        if value not in allowed:
+            raise ValueError(f"--{flag}={value}: expected {' or '.join(allowed)}")
     if num < 0:
         raise ValueError(f"--num={num}: expected 0 (all) or more")
-    if draws < 1 or (draws > 1 and not dataset.levels):
-        raise ValueError(f"--draws={draws}: expected at least 1, and no more for continuous data, which are not dequantized")
-    if bound == "importance" and not exact:
+    if draws < 1 or not dataset.levels and (draws > 1 or bound == "importance"):
+        raise ValueError(f"--bound={bound} --draws={draws} of {dataset.name}: expected at least 1 draw, and no more for continuous data")
+    if bound == "importance" and options.get("divergence", "exact") != "exact":
         raise ValueError("--bound=importance with an estimated trace: the logarithm of a mean makes bias of its noise; pass --divergence=exact")
     if bound == "importance" and draws == 1:
         raise ValueError("--bound=importance --draws=1: expected two or more draws to average")
     if bound == "variational" and draws > 1:
         raise ValueError(f"--bound=variational --draws={draws}: it has no dequantization to draw; give it more --times")
-    draw, eps = DEQUANTIZATIONS[dequantization](dataset, run.network.sde)
+    draw, eps = DEQUANTIZATIONS[dequantization](dataset, sde)
+    last = last_time(run, bound, dequantization)
     values, labels = dataset.values[split], dataset.labels[split]
     n = min(num or len(values), len(values))
 
@@ -101,11 +111,11 @@ def score(
     def by_bound(den, keys, values):
         if dataset.levels:  # of the level itself: `Dataset.score` is told of no density
             middles, addend = dataset.middles(np.arange(dataset.levels)), dataset.dim * np.log(dataset.scale)
-            result = variational_bound(den, dataset.middles(values), keys, times, eps=last_time(run, bound, dequantization), middles=middles)
+            result = variational_bound(den, dataset.middles(values), keys, times, eps=last, middles=middles)
         else:
             addend, result = 0.0, variational_bound(den, dataset.to_x(keys, values), keys, times)
         zero = jnp.zeros_like(result.total)
-        rest = {"truncation": zero, "nfe": zero + times, "divergences": zero, "error": zero, "success": zero == 0}
+        rest = {"truncation": zero, "nfe": zero + times, "divergences": zero, "error": zero, "success": jnp.isfinite(result.total)}
         return {"log_prob": addend - result.total, "stderr": result.stderr, **rest}
 
     def one_batch(keys, values, labels):
@@ -114,9 +124,9 @@ def score(
         names = ("log_prob", "stderr", "truncation", "nfe", "divergences", "error", "success")
         return {name: jnp.stack([part[name] for part in found], 1) for name in names}
 
-    method = {"times": times} if bound == "variational" else {"dequantization": dequantization, "draws": draws, **options}
-    settings = {**run.description(), "seed": seed, **method}
-    kept, clock = Kept(folder and folder / f"likelihood_{split}.partial.npz", settings), time.perf_counter()
+    chosen = {"times": times} if bound == "variational" else {"dequantization": dequantization, "draws": draws, **options}
+    kept, clock = Kept(None) if kept is None else kept, time.perf_counter()
+    kept.open({"weights": run.fingerprint(), "data": dataset.name, "split": split, "seed": seed, **chosen})
     first = len(kept)
     if 0 < first < n:
         progress(f"{first} examples were scored before", flush=True)
@@ -125,9 +135,10 @@ def score(
         spent, done = time.perf_counter() - clock, len(kept)
         progress(f"{done}/{n} examples, {spent:.0f} s, ETA {spent * (n - done) / (done - first):.0f} s", flush=True)
     result = {name: value[:n] for name, value in kept.results.items()}
-    failed = int(np.sum(~result["success"].all(1)))
-    if failed:
-        raise ValueError(f"{failed} of {n} examples needed too many steps: loosen --rtol and --atol")
+    failed = np.flatnonzero(~result["success"].all(1))
+    if len(failed):
+        few = ", ".join(map(str, failed[:8]))
+        raise ValueError(f"{len(failed)} of {n} examples ({few}{', ...' * (len(failed) > 8)}) are not finite, or need looser --rtol and --atol")
     log_prob = result["log_prob"].astype(np.float64)
     best = np.logaddexp.reduce(log_prob, 1) - np.log(draws) if bound == "importance" else log_prob.mean(1)
     per_nat = dataset.dim * np.log(2) if dataset.levels else 1.0
@@ -147,36 +158,47 @@ STRANGERS = {  # out-of-distribution data of the same shape, from values [n, ...
 }
 
 
-def stranger(run: runs.Run, name: str, seed: int) -> runs.Run:
+def stranger(run: runs.Run, split: str, name: str, seed: int) -> runs.Run:
     """The run with other data, discrete, in the place of its own: "inverted", "shuffled" (pixels, in each example) or "noise" (uniform levels)."""
     if not run.dataset.levels or name not in STRANGERS:
         raise ValueError(f"--ood={name} of {run.dataset.name}: expected {', '.join(STRANGERS)}, and data of discrete levels")
-    other = lambda values: STRANGERS[name](np.random.default_rng(seed), values, run.dataset.levels - 1)
-    return replace(run, dataset=replace(run.dataset, name=name, values={split: other(v) for split, v in run.dataset.values.items()}))
+    values = run.dataset.values
+    other = STRANGERS[name](np.random.default_rng(seed), values[split], run.dataset.levels - 1)
+    return replace(run, dataset=replace(run.dataset, name=name, values={**values, split: other}))
 
 
 def last_time(run: runs.Run, bound: str, dequantization: str) -> float:
     """The time nearest to the data: where a bin is +-3 sigma for the variational bound of levels, else that of the dequantization or of the path."""
-    name = "truncated_normal" if bound == "variational" and run.dataset.levels else dequantization
-    return DEQUANTIZATIONS[name](run.dataset, run.network.sde).eps or run.network.sde.eps
+    sde = run.network.sde
+    if bound == "variational":
+        return max(bin_time(run.dataset, sde), sde.eps) if run.dataset.levels else sde.eps
+    return DEQUANTIZATIONS[dequantization](run.dataset, sde).eps or sde.eps
 
 
 def summarize(run: runs.Run, result: dict[str, np.ndarray]) -> dict:
     """What is reported of `score`'s results, with its standard errors apart."""
     n = len(result["score"])
-    over = lambda stderr: float(np.sqrt(np.sum(stderr**2)) / n)
+    over = lambda variance: float(np.sqrt(np.maximum(np.sum(variance), 0)) / n)
+    of_probes = result["stderr"] ** 2
     return {
         "n": n,
         "unit": run.dataset.unit,
         "mean": float(result["score"].mean()),
         "stderr_examples": float(result["score"].std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"),
-        "stderr_draws": over(result["stderr_draws"]),
-        "stderr_probes": over(result["stderr"]),
+        "stderr_draws": over(result["stderr_draws"] ** 2 - np.nan_to_num(of_probes)),
+        "stderr_probes": over(of_probes),
         "truncation": float(result["truncation"].mean()),
         "nfe_mean": float(result["nfe"].mean()),
         "divergences_mean": float(result["divergences"].mean()),
         "quadrature_error_mean_nats": float(result["error"].mean()),
     }
+
+
+def finite(value):
+    """Without NaN, which JSON has not."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def main():
@@ -185,18 +207,20 @@ def main():
     dataset, sde = run.dataset, run.network.sde
     divergence = f.divergence if f.divergence != "auto" else "exact" if dataset.dim <= 16 else "hutchinson"
     options = {"divergence": divergence, "probes": f.probes, "noise": f.noise, "rtol": f.rtol, "atol": f.atol}
-    kind = {"bound": f.bound, "dequantization": f.dequantization if dataset.levels else "uniform", "draws": f.draws}
+    kind = {"bound": f.bound, "dequantization": f.dequantization, "draws": f.draws}
     if f.bound == "variational":
         method = {"bound": f.bound, "times": f.times, "decoder": "categorical" if dataset.levels else "Gaussian"}
     else:
-        solver = "Adams-Bashforth 4 on 25 to 97 nodes, else Tsit5; Clenshaw-Curtis on 25 to 193 nodes"
-        truncation = "to add to the mean for data without the noise at eps, to first order"
+        intervals = lambda levels: f"on {levels[0]} to {levels[-1]} intervals"
+        solver = f"Adams-Bashforth {intervals(PATHS)}, else Tsit5; Clenshaw-Curtis {intervals(LEVELS)}"
+        truncation = "to add to the mean for data without the noise at eps, to first order, if the score at eps is accurate"
         method = {**(kind if dataset.levels else {"dequantization": "none"}), **options, "solver": solver, "truncation_means": truncation}
     folder = run.workdir / "eval"
     folder.mkdir(exist_ok=True)
-    others = {name: stranger(run, name, f.seed) for name in f.ood}
+    kept = Kept(folder / f"likelihood_{f.split}")
+    others = {name: stranger(run, f.split, name, f.seed) for name in f.ood}
     clock = time.perf_counter()
-    result = score(run, f.split, f.num, f.batch, f.seed, **kind, times=f.times, folder=folder, **options)
+    result = score(run, f.split, f.num, f.batch, f.seed, **kind, times=f.times, kept=kept, **options)
     scores, ood = {f.split: result["score"]}, {}
     for name, other in others.items():
         found = score(other, f.split, f.num, f.batch, f.seed, **kind, times=f.times, **options)
@@ -219,12 +243,11 @@ def main():
         "seed": f.seed,
         "seconds": time.perf_counter() - clock,
     }
-    finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}  # JSON has no NaN
     name = folder / f"likelihood_{f.split}"
-    Path(f"{name}.json").write_text(json.dumps(finite, indent=1))
+    Path(f"{name}.json").write_text(json.dumps(finite(summary), indent=1, allow_nan=False))
     np.savez(f"{name}.npz", index=np.arange(summary["n"]), **result)
     figure = plots.histogram(scores, dataset.unit, f"{name}.png")
-    Path(f"{name}.partial.npz").unlink(missing_ok=True)
+    kept.remove()
     drawn = f"{f.times} times" if f.bound == "variational" else "" if divergence == "exact" else f"{f.probes} probes"
     of_probes = f"± {summary['stderr_probes']:.4f} over {drawn}" if drawn else "exact trace"
     of_draws = f", ± {summary['stderr_draws']:.4f} over {f.draws} draws" if np.isfinite(summary["stderr_draws"]) else ""

@@ -36,6 +36,10 @@ class Run:
     def conditional(self) -> bool:
         return bool(self.network.module.num_classes)
 
+    def fingerprint(self) -> str:
+        """What identifies the weights, on this machine."""
+        return f"{self.workdir.resolve()} {self.step} {self.weights} {(self.workdir / 'checkpoints' / str(self.step)).stat().st_mtime_ns}"
+
     def description(self) -> dict:
         """What every figure of this run is reported with."""
         return {"workdir": self.workdir.name, "data": self.dataset.name, "step": self.step, "weights": self.weights}
@@ -80,7 +84,7 @@ def in_batches(fn: Callable, n: int, batch: int, key, *arrays, start: int = 0) -
     if n < 1:
         raise ValueError(f"{n} examples: expected at least 1")
     devices = jax.device_count()
-    batch = min(batch, -(-n // devices) * devices)
+    batch = -(-min(batch, n) // devices) * devices
     for begin in range(start, n, batch):
         index = np.minimum(np.arange(begin, begin + batch), n - 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index))

@@ -21,7 +21,7 @@ from sde_lib.numerics import as_float, expand
 
 
 class VariationalBound(NamedTuple):
-    """In nats for each example [B], upper bounds of -log p: total = prior + decoder + diffusion; stderr of total over the random times."""
+    """In nats for each example [B], upper bounds of -log p: total = prior + decoder + diffusion; stderr of the last over its random times."""
 
     total: Float[Array, " b"]
     prior: Float[Array, " b"]
@@ -39,18 +39,21 @@ def variational_bound(
     eps: float | None = None,
     middles: Float[np.ndarray, " l"] | None = None,
 ) -> VariationalBound:
-    """The bound for x [B, ...], with `times` evaluations of the network an example: stratified log-SNRs, each with its own noise.
+    """The bound for x [B, ...], with `times` (even) evaluations of the network an example: stratified log-SNRs, each with its own noise.
 
     key: one, or one per example. steps: of the discrete bound; None: the continuous one. eps: of the last latent (default `den.sde.eps`).
     middles: for discrete data, the x of each level: the decoder is then the probability of the level of x given x_eps under equal weights of all
     (VDM, section 3.3), and the bound that of -log P(level); None: the Gaussian N(x_eps/alpha, (sigma/alpha)^2).
-    A path that begins at alpha = 0 is begun at alpha = 1e-3. Raises ValueError for less than two times or one step.
+    A path that begins at an alpha below 1e-3 is begun there. Raises ValueError for times that are not even, less than one step, and an
+    eps that leaves no path.
     """
-    if times < 2 or (steps is not None and steps < 1):
-        raise ValueError(f"times = {times}, steps = {steps}: expected two or more times, one or more steps")
+    if times < 2 or times % 2 or (steps is not None and steps < 1):
+        raise ValueError(f"times = {times}, steps = {steps}: expected an even number of times, one or more steps")
     sde, x = den.sde, as_float(x)
     least = np.log(MIN_ALPHA) - np.log(sde.sigma(sde.T))
     low, high = max(float(sde.log_snr(sde.T)), float(least)), float(sde.log_snr(check_eps(den, eps)))
+    if low >= high:
+        raise ValueError(f"eps = {eps}: its signal-to-noise ratio is no more than that of the prior")
     return _bound(den, x, example_keys(key, len(x)), low, high, None if middles is None else jnp.asarray(middles, x.dtype), times, steps)
 
 
@@ -76,7 +79,8 @@ def _bound(den, x, keys, low, high, middles, times, steps):
         return error * (span if steps is None else 0.5 * steps * jnp.expm1(2 * span / steps))
 
     parts = jax.lax.map(one, jnp.arange(times))
-    diffusion, stderr = parts.mean(0), parts.std(0, ddof=1) / jnp.sqrt(times)
+    diffusion = parts.mean(0)
+    stderr = jnp.sqrt(jnp.sum((parts[::2] - parts[1::2]) ** 2, 0)) / times  # of neighbouring strata, between which the integrand hardly changes
     t = sde.time(jnp.asarray(low, x.dtype))
     alpha, sigma, scale = sde.alpha(t), sde.sigma(t), sde.sigma(sde.T)
     prior = 0.5 * (_sum((alpha * x / scale) ** 2) + dim * ((sigma / scale) ** 2 - 1 - 2 * jnp.log(sigma / scale)))

@@ -48,11 +48,12 @@ DIVERGENCES = ("exact", "hutchinson", "hutch++")
 
 class LogLikelihood(NamedTuple):
     """log_prob: nats. latent: x_T, to the path's tolerance. nfe: evaluations of each example. stderr: standard error of log_prob over probes,
-    0 if the trace is exact, NaN if one probe leaves it unknown. success: False, with NaN results, where the path needed too many steps.
+    0 if the trace is exact, NaN if one probe leaves it unknown. success: False, with NaN results, where the path needed too many steps or the
+    network was not finite.
     divergences: those of the evaluations that had a divergence with them. error: of the quadrature, estimated, in nats (NaN where `adjoint`
     chose the coupled solve, whose tolerance covers both). truncation: log p_0(x) - log p_eps(x), what the noise at eps costs, to first order in
-    (sigma/alpha)^2 there: add it for the density without noise, where it is small. Its mean over data of the
-    model's own is of second order."""
+    (sigma/alpha)^2 there, and only where the score at eps is accurate (the error e of a predicted noise adds some -|e|^2/2): a statement of size, to
+    be added where it is small. Its mean over data of the model's own is of second order."""
 
     log_prob: Float[Array, " b"]
     latent: Float[Array, "b ..."]
@@ -335,6 +336,7 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
 
     whole = jnp.asarray(integral[-1], x.dtype)
     latent = radii[1] * (z_0 + span * jnp.tensordot(whole, slopes, 1))
+    success &= jnp.all(jnp.isfinite(change), -1)
     # at the first node the path's slope is 2 w v, and its defect 0
     truncation = first_order_truncation(ends[0], z_0, slopes[0] / (2 * w_0), table[0].mean(-1) / (2 * w_0), radii[0])
     return latent, change, path_nfe + used, success, used, error, truncation
@@ -379,11 +381,13 @@ def log_likelihood(
 ) -> LogLikelihood:
     """log p(x) in nats for each x [B, ...], with its own steps and nodes: no result depends on batch-mates.
 
-    divergence: "exact", at the cost of D Jacobian-vector products an evaluation, `chunk` of them at a time (memory: B x chunk activations);
+    divergence: "exact", at the cost of D Jacobian-vector products an evaluation, `chunk` of them at a time (memory: B x chunk activations, beside
+        some 300 numbers for each coordinate of x for the path);
         "hutchinson", unbiased, with `probes` fixed probes of law `noise` for each example, drawn from `key` (one, or one per example);
         "hutch++", unbiased, with 3 x probes products (see `trace_forms`).
-    rtol, atol: of the path, in the root mean square over x, by `solver`, an explicit Runge-Kutta method of diffrax; of the quadrature, whose
-        error is at most D atol + rtol |log p(x) - log p(x_T)| by its estimate, unless the finest of LEVELS leaves more (see `error`).
+    rtol, atol: of the quadrature, whose error is at most D atol + rtol |log p(z_0) - log p(z_T)| by its estimate, unless the finest of LEVELS leaves
+        more (see `error`); the path is right to PATH_ERROR times as much, in the root mean square over z, by Adams-Bashforth steps, or where these
+        fail to atol and rtol by `solver`, an explicit Runge-Kutta method of diffrax.
     eps: the time at which x is taken (default `den.sde.eps`); what is computed is the density of data noised by sigma(eps).
     adjoint: None, or a diffrax adjoint, e.g. `diffrax.RecursiveCheckpointAdjoint()`, for derivatives of log_prob in x and parameters in reverse
         mode: path and divergence are then solved together, at rtol and atol, in the root mean square over both.
@@ -395,6 +399,8 @@ def log_likelihood(
         raise ValueError(f"unknown divergence '{divergence}': expected {' or '.join(DIVERGENCES)}")
     if noise not in ("rademacher", "gaussian"):
         raise ValueError(f"unknown noise '{noise}': expected rademacher or gaussian")
+    if chunk < 1:
+        raise ValueError(f"chunk = {chunk}: expected at least 1")
     vectors = None
     if divergence != "exact":
         if key is None:
@@ -416,5 +422,6 @@ def log_likelihood(
         stderr = jnp.zeros_like(error)
     else:
         stderr = change.std(-1, ddof=1) / jnp.sqrt(n) if n > 1 else jnp.full_like(error, jnp.nan)
+    stderr = jnp.where(success, stderr, jnp.nan)
     log_prob = sde.prior_log_prob(latent) + change.mean(-1) + x[0].size * jnp.log(radii[1] / radii[0])
     return LogLikelihood(jnp.where(success, log_prob, jnp.nan), latent, nfe, stderr, success, used, error, truncation)

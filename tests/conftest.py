@@ -27,6 +27,11 @@ def pytest_configure(config):
         os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test begins first, or one worker waits for it at the end."""
+    items.sort(key=lambda item: item.name != "test_readme_commands_work_as_printed")
+
+
 def pytest_generate_tests(metafunc):
     own = [name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[0].replace(" ", "").split(",")]
     if "sde" in metafunc.fixturenames and "sde" not in own:

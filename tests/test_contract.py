@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samplers import encode, grids, log_likelihood, sample, sample_adaptive, solvers
-from sde_lib import EDM, OU, SDE, VE, VP, Cosine, Denoiser, GaussianMixture, Linear, SubVP, Trig
+from sde_lib import DDPM, EDM, OU, SDE, VE, VP, Cosine, Denoiser, GaussianMixture, Linear, SubVP, Trig
 
 MEANS, STDS, WEIGHTS = np.array([[-1.0, 0.0], [1.0, 0.5]]), np.array([0.2, 0.3]), np.array([1.0, 2.0])
 
@@ -19,11 +19,14 @@ def test_all_paths_are_there():
         assert sde.T > 0
 
 
-# every path in float32; in float64 a diffusion and a flow
-CASES = [(cls(), jnp.float32) for cls in SDE.__subclasses__()] + [(cls(), jnp.float64) for cls in (VP, Linear)]
+# every path in float32, in float64 a diffusion and a flow; the slow ones are those whose prior or time another one has
+FAST = (VP, VE, EDM, Linear, DDPM)
+CASES = [(cls, jnp.float32) for cls in SDE.__subclasses__()] + [(cls, jnp.float64) for cls in (VP, Linear)]
+fast = lambda cls, dtype: cls in FAST if dtype == jnp.float32 else cls is Linear
+CASES = [pytest.param(c(), d, marks=() if fast(c, d) else pytest.mark.slow, id=f"{c.__name__}-{d.__name__}") for c, d in CASES]
 
 
-@pytest.mark.parametrize("sde, dtype", CASES, ids=lambda v: type(v).__name__ if isinstance(v, SDE) else v.__name__)
+@pytest.mark.parametrize("sde, dtype", CASES)
 def test_interface(sde, dtype):
     """Shapes, precision and finiteness of everything that the contract names, in jit and out of it."""
     with jax.enable_x64(dtype == jnp.float64):

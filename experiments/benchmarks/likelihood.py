@@ -7,8 +7,8 @@ score_sde's way (2011.13456, appendix D.2): SciPy's RK45 at 1e-5 around jitted f
 flow_matching's way: torchdiffeq's dopri5 at 1e-5 on the same MLP in PyTorch, one step size for the whole batch, the divergence by reverse mode, from
     t = eps to T (if torchdiffeq is installed: pip install torch torchdiffeq).
 
-Errors are root mean squares over examples in nats: with the exact trace to the exact density at eps, or for networks to `log_likelihood` with a fine
-tolerance; with one probe too, so that both have the probe's own error.
+Errors are root mean squares over examples in nats: with the exact trace to the exact density at eps, or for networks to the coupled solve with a
+fine tolerance; with one probe too, so that both have the probe's own error.
 """
 
 import importlib.util
@@ -156,7 +156,7 @@ def main():
         run = runs.load_run(f.workdir)
         den, batch = run.denoiser(), few or 8
         x = run.dataset.to_x(jax.random.split(jax.random.key(0), batch), run.dataset.values["test"][:batch])
-        truth = log_likelihood(den, x, rtol=1e-5, atol=1e-5).log_prob
+        truth = log_likelihood(den, x, rtol=1e-5, atol=1e-5, adjoint=diffrax.ForwardMode()).log_prob
         both(f"{run.dataset.name} model / score_sde", den, x, partial(by_scipy, den), truth, 1e-3, min(repeats, 3))
     report(rows, f.out, "likelihood")
 

@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from experiments import runs
 from experiments.data import Dataset
-from experiments.likelihood import score, summarize
+from experiments.likelihood import Kept, score, summarize
 
 
 def levels_of(dataset: Dataset, split: str) -> np.ndarray:
@@ -28,7 +28,7 @@ def gaussian_bits(dataset: Dataset, by_class: bool, draws: int = 16) -> np.ndarr
     fits = []
     for group in groups:
         u = np.concatenate([dequantized(train[group]) for _ in range(draws)])
-        # a class has few more images than pixels: a little of the dequantization's variance keeps its covariance well-conditioned
+        # a class has few more images than pixels: a variance of half a level^2 more keeps its covariance well-conditioned
         fits.append((np.log(group.mean()), stats.multivariate_normal(u.mean(0), np.cov(u.T) + (0.5 if by_class else 0) * np.eye(u.shape[1]))))
     log_p = lambda u: special.logsumexp([w + fit.logpdf(u) for w, fit in fits], 0)
     return -np.mean([log_p(dequantized(test)) for _ in range(draws)], 0) / (dataset.dim * np.log(2))
@@ -57,13 +57,21 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
         rows[-1] |= {name: finite(value) for name, value in rest.items()}
 
     def baseline(name, bits):
-        row(name, len(bits), bits.mean(), bits.std() / np.sqrt(len(bits)))
+        row(name, len(bits), bits.mean(), bits.std(ddof=1) / np.sqrt(len(bits)))
 
     def bound(name, num, **options):
         options = {"progress": lambda *_, **__: None, **options}
-        kept = summarize(trained, score(trained, "test", 2 if quick else num, 2 if quick else 180, 0, **options))
-        row(f"the model, {name}", kept["n"], kept["mean"], kept["stderr_examples"], kept["stderr_draws"], kept["stderr_probes"], kept["nfe_mean"])
-        return kept
+        found = summarize(trained, score(trained, "test", 2 if quick else num, 2 if quick else 180, 0, **options))
+        row(
+            f"the model, {name}",
+            found["n"],
+            found["mean"],
+            found["stderr_examples"],
+            found["stderr_draws"],
+            found["stderr_probes"],
+            found["nfe_mean"],
+        )
+        return found
 
     baseline("uniform", np.full(len(dataset.values["test"]), np.log2(dataset.levels)))
     baseline("Gaussian", gaussian_bits(dataset, False))
@@ -76,9 +84,10 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     gaussian = bound("uniform, 2 Gaussian probes", 0, **estimated, noise="gaussian", rtol=1e-3, atol=1e-3)
     bound("variational, 64 times", 0, bound="variational")
     bound("truncated normal, 2 probes", 0, dequantization="truncated_normal", **estimated, rtol=1e-3, atol=1e-3)
-    exact = {"divergence": "exact", "draws": 2 if quick else 4, "rtol": 1e-3, "atol": 1e-3, "folder": out}  # computed once, kept for the second
+    kept = Kept(out / "exact")
+    exact = {"divergence": "exact", "draws": 2 if quick else 4, "rtol": 1e-3, "atol": 1e-3, "kept": kept}  # computed once
     mean, importance = (bound(f"exact trace, {exact['draws']} draws, {name}", 32, bound=name, **exact) for name in ("mean", "importance"))
-    (out / "likelihood_test.partial.npz").unlink()
+    kept.remove()
     variance = (gaussian["stderr_probes"] / first["stderr_probes"]) ** 2
     good = first["mean"] + 3 * first["stderr_examples"] < floor and abs(first["mean"] - again["mean"]) < 0.005 and importance["mean"] < mean["mean"]
     return rows, quick or (good and variance >= 4)

@@ -38,8 +38,8 @@ def row(problem: str, gm: GaussianMixture, sde, n: int, tolerance: float, eps: f
 
 
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
-    """Rows, and whether they are within the bounds: 8 gaussians 1e-4 nats at 1e-5 and 5e-6 at 1e-7, Gaussians 0.001 bits/dim at eps = 1e-5 (of the
-    noise at eps too)."""
+    """Rows, and whether they are within the bounds: 8 gaussians 1e-4 nats at 1e-5 and 5e-6 at 1e-7, Gaussians 0.001 bits/dim at eps = 1e-5, and 0.002
+    with what the noise at eps adds."""
     n, gate, rows = 4 if quick else 256, {}, []
     exact = {"divergence": "exact"}
     for tolerance in (1e-2,) if quick else (1e-2, 1e-3, 1e-4, 1e-5):

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from experiments.data import Dataset
-from experiments.likelihood import score, summarize
+from experiments.likelihood import Kept, score, summarize
 from sde_lib import GaussianMixture, Linear
 
 N, OPTIONS = 512, {"rtol": 1e-3, "atol": 1e-3}
@@ -21,7 +21,7 @@ def gaussian_of_levels(n: int = N) -> tuple[SimpleNamespace, float]:
     labels = {"train": np.zeros(n, np.int32), "test": np.zeros(n, np.int32)}
     data = Dataset("levels", {"train": values, "test": values}, labels, shift=8.5, scale=8.5, levels=17)
     den = GaussianMixture(np.zeros((1, 1)), np.array([1 / 8.5])).denoiser(Linear())
-    run = SimpleNamespace(dataset=data, conditional=False, denoiser=lambda label: den, network=SimpleNamespace(sde=Linear()), description=dict)
+    run = SimpleNamespace(dataset=data, conditional=False, denoiser=lambda label: den, network=SimpleNamespace(sde=Linear()), fingerprint=str)
     p = np.diff(stats.norm.cdf(np.arange(18), 8.5, 1.0))
     return run, float(-np.sum(p[p > 0] * np.log2(p[p > 0])))
 
@@ -51,16 +51,27 @@ def test_an_interrupted_score_goes_on(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score(run, "test", 0, 16, 0, folder=tmp_path, progress=interrupt, **OPTIONS)
+        score(run, "test", 0, 16, 0, kept=Kept(tmp_path / "a"), progress=interrupt, **OPTIONS)
     said = []
-    again = score(run, "test", 0, 40, 0, folder=tmp_path, progress=lambda line, **_: said.append(line), **OPTIONS)
+    again = score(run, "test", 0, 40, 0, kept=Kept(tmp_path / "a"), progress=lambda line, **_: said.append(line), **OPTIONS)
     assert said[0] == "16 examples were scored before" and len(said) == 2
     for name, value in whole.items():
         np.testing.assert_allclose(again[name], value, rtol=1e-5, atol=2e-6)
-    score(run, "test", 0, 40, 1, folder=tmp_path, progress=lambda line, **_: said.append(line), **OPTIONS)
+    score(run, "test", 0, 40, 1, kept=Kept(tmp_path / "a"), progress=lambda line, **_: said.append(line), **OPTIONS)
     assert len(said) == 3
-    (tmp_path / "likelihood_test.partial.npz").write_bytes(b"damaged")
-    np.testing.assert_array_equal(score(run, "test", 0, 40, 0, folder=tmp_path, progress=lambda *_, **__: None, **OPTIONS)["score"], whole["score"])
+    assert len(list(tmp_path.iterdir())) == 2
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"damaged")
+    np.testing.assert_array_equal(
+        score(run, "test", 0, 40, 0, kept=Kept(tmp_path / "a"), progress=lambda *_, **__: None, **OPTIONS)["score"], whole["score"]
+    )
+
+
+def test_the_variational_bound_of_levels():
+    """Above the entropy, and known to .02: the model is of u, not of middles, which costs 0.06 bits as the uniform bound does, and more."""
+    run, entropy = gaussian_of_levels()
+    found = summarize(run, score(run, "test", 0, N, 0, bound="variational", times=128, progress=lambda *_, **__: None))
+    assert found["mean"] > entropy - 3 * found["stderr_probes"] and found["stderr_probes"] < 0.03 and found["nfe_mean"] == 128
 
 
 def test_mistakes_are_named():
@@ -71,6 +82,9 @@ def test_mistakes_are_named():
         ({"bound": "importance", "draws": 4, "divergence": "hutchinson"}, "pass --divergence=exact"),
     ):
         with pytest.raises(ValueError, match=words):
+            score(run, "test", 0, 4, 0, **options)
+    for options in ({"bound": "means"}, {"dequantization": "none"}):
+        with pytest.raises(ValueError, match="expected"):
             score(run, "test", 0, 4, 0, **options)
     run.dataset = replace(run.dataset, levels=0)
     with pytest.raises(ValueError, match="are continuous"):

@@ -68,6 +68,7 @@ def test_derivatives_by_an_adjoint(x64):
     np.testing.assert_allclose(jax.grad(mean)(jnp.asarray(1.0)), quotient, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_hutch_pp():
     """With as many probes as dimensions Hutch++ is exact; with fewer unbiased: 64 points, 4 standard errors."""
     rng = np.random.default_rng(0)
@@ -160,7 +161,8 @@ def test_published_gaussian_table():
         assert 0 <= truncation <= 0.0014 and entropy == pytest.approx({1.0: 2.04953, 0.1: -1.26889, 0.01: -4.59693}.get(s, entropy), abs=0.01)
 
 
-@pytest.mark.parametrize("path", [VP(), pytest.param(Linear(), marks=pytest.mark.slow)], ids=["VP", "Linear"])
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [VP(), Linear()], ids=["VP", "Linear"])
 def test_truncation_at_eps(path, x64):
     """What the noise at eps = 1e-3 costs is known to 1 %, by either solve."""
     gm = GaussianMixture(0.8 * RING, np.full(8, 0.15))

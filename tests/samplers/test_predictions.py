@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from samplers import grids, log_likelihood, sample_adaptive, sample_sde
-from sde_lib import SDE, VP, Denoiser, GaussianMixture
+from sde_lib import PLANE, SDE, VP, Denoiser, GaussianMixture
 
 GM = GaussianMixture([[-0.8, 0.1], [0.5, 0.4]], [0.3, 0.2], [1.0, 2.0])
 
 
-SLOW = [pytest.param(cls(), marks=pytest.mark.slow) for cls in SDE.__subclasses__() if cls is not VP]
+CASES = [(cls, kind) for cls in SDE.__subclasses__() for kind in PLANE]
+fast = lambda cls, kind: cls is VP and kind in ("noise", "data", "velocity")
+CASES = [pytest.param(c(), k, marks=() if fast(c, k) else pytest.mark.slow, id=f"{c.__name__}-{k}") for c, k in CASES]
 
 
-@pytest.mark.parametrize("path", [VP(), *SLOW], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("path, kind", CASES)
 def test_every_prediction(path, kind):
     """From the exact prediction of `kind`: the flow, the reverse SDE on the same noise and log p, as from the oracle's own denoiser, in float32.
 
