@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samplers import encode, grids, log_likelihood, sample, sample_adaptive, solvers
-from sde_lib import DDPM, EDM, OU, SDE, VE, VP, Cosine, Denoiser, GaussianMixture, Linear, SubVP, Trig
+from sde_lib import EDM, OU, SDE, VE, VP, Cosine, Denoiser, GaussianMixture, Linear, SubVP, Trig
 
 MEANS, STDS, WEIGHTS = np.array([[-1.0, 0.0], [1.0, 0.5]]), np.array([0.2, 0.3]), np.array([1.0, 2.0])
 
@@ -20,7 +20,7 @@ def test_all_paths_are_there():
 
 
 # every path in float32, in float64 a diffusion and a flow; the slow ones are those whose prior or time another one has
-FAST = (VP, VE, EDM, Linear, DDPM)
+FAST = (VP, VE, EDM, Linear)
 CASES = [(cls, jnp.float32) for cls in SDE.__subclasses__()] + [(cls, jnp.float64) for cls in (VP, Linear)]
 fast = lambda cls, dtype: cls in FAST if dtype == jnp.float32 else cls is Linear
 CASES = [pytest.param(c(), d, marks=() if fast(c, d) else pytest.mark.slow, id=f"{c.__name__}-{d.__name__}") for c, d in CASES]
