@@ -159,8 +159,7 @@ def main():
     elif f.solver == "gits":
         np.savez(path, times=gits(den, x_T, f.steps - 1))
     else:
-        times, middles = amed.every_second(getattr(grids, f.grid), sde, f.steps - 1)
-        middles = middles if f.solver == "amed_plugin" else None  # DPM-Solver-2 is of order 2 for the geometric ones alone
+        times, middles = amed.every_second(getattr(grids, f.grid), sde, f.steps - 1, BASES[f.solver])
         params, losses = fit_predictor(den, x_T, times, BASES[f.solver], middles, f.iterations, f.train_batch, seed=f.seed)
         save_params(path, params, times, middles)
         print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")

@@ -97,7 +97,7 @@ def score(
         raise ValueError("--bound=importance --draws=1: expected two or more draws to average")
     if bound == "variational" and draws > 1:
         raise ValueError(f"--bound=variational --draws={draws}: it has no dequantization to draw; give it more --times")
-    draw, eps = DEQUANTIZATIONS[dequantization](dataset, sde)
+    draw, own = DEQUANTIZATIONS[dequantization](dataset, sde)
     last = last_time(run, bound, dequantization)
     values, labels = dataset.values[split], dataset.labels[split]
     n = min(num or len(values), len(values))
@@ -105,7 +105,7 @@ def score(
     def by_flow(den, keys, values):
         data_keys, probe_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         y, addend = draw(data_keys, values)
-        result = log_likelihood(den, y, key=probe_keys, eps=eps, **options)
+        result = log_likelihood(den, y, key=probe_keys, eps=last, **options)
         return {**result._asdict(), "log_prob": result.log_prob + addend}
 
     def by_bound(den, keys, values):
@@ -113,7 +113,7 @@ def score(
             middles, addend = dataset.middles(np.arange(dataset.levels)), dataset.dim * np.log(dataset.scale)
             result = variational_bound(den, dataset.middles(values), keys, times, eps=last, middles=middles)
         else:
-            addend, result = 0.0, variational_bound(den, dataset.to_x(keys, values), keys, times)
+            addend, result = 0.0, variational_bound(den, dataset.to_x(keys, values), keys, times, eps=last)
         zero = jnp.zeros_like(result.total)
         rest = {"truncation": zero, "nfe": zero + times, "divergences": zero, "error": zero, "success": jnp.isfinite(result.total)}
         return {"log_prob": addend - result.total, "stderr": result.stderr, **rest}
@@ -146,7 +146,7 @@ def score(
         "score": dataset.score(best),
         "stderr": np.sqrt(np.mean(result["stderr"] ** 2, 1) / draws) / per_nat,
         "stderr_draws": (log_prob.std(1, ddof=1) / np.sqrt(draws) if draws > 1 and bound == "mean" else np.full(n, np.nan)) / per_nat,
-        "truncation": -result["truncation"].mean(1) / per_nat * (eps is None),
+        "truncation": -result["truncation"].mean(1) / per_nat * (own is None),
         **{name: result[name].mean(1) for name in ("nfe", "divergences", "error")},
     }
 
@@ -217,17 +217,18 @@ def main():
         method = {**(kind if dataset.levels else {"dequantization": "none"}), **options, "solver": solver, "truncation_means": truncation}
     folder = run.workdir / "eval"
     folder.mkdir(exist_ok=True)
-    kept = Kept(folder / f"likelihood_{f.split}")
-    others = {name: stranger(run, f.split, name, f.seed) for name in f.ood}
+    name = folder / f"likelihood_{f.split}"
+    kept = Kept(name)
+    others = {other: stranger(run, f.split, other, f.seed) for other in f.ood}
     clock = time.perf_counter()
     result = score(run, f.split, f.num, f.batch, f.seed, **kind, times=f.times, kept=kept, **options)
     scores, ood = {f.split: result["score"]}, {}
-    for name, other in others.items():
-        found = score(other, f.split, f.num, f.batch, f.seed, **kind, times=f.times, **options)
-        scores[name] = found["score"]
+    for other, strange in others.items():
+        found = score(strange, f.split, f.num, f.batch, f.seed, **kind, times=f.times, **options)
+        scores[other] = found["score"]
         known = np.repeat([0, 1], len(found["score"]))
         auroc = float(roc_auc_score(known, np.concatenate([result["score"], found["score"]])))
-        ood[name] = {**summarize(run, found), "auroc": auroc}
+        ood[other] = {**summarize(run, found), "auroc": auroc}
     eps = last_time(run, f.bound, kind["dequantization"])
     summary = {
         **run.description(),
@@ -243,7 +244,6 @@ def main():
         "seed": f.seed,
         "seconds": time.perf_counter() - clock,
     }
-    name = folder / f"likelihood_{f.split}"
     Path(f"{name}.json").write_text(json.dumps(finite(summary), indent=1, allow_nan=False))
     np.savez(f"{name}.npz", index=np.arange(summary["n"]), **result)
     figure = plots.histogram(scores, dataset.unit, f"{name}.png")

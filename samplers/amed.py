@@ -94,14 +94,17 @@ def follow(den: Denoiser, y, rows: Steps, predictor: Predictor | None, base: str
     return jax.lax.scan(one, (y, jnp.zeros((3, *y.shape), y.dtype)), rows)[0][0]
 
 
-def every_second(grid: Callable, sde: SDE, steps: int) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+def every_second(grid: Callable, sde: SDE, steps: int, base: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"] | None]:
     """The times of so many steps, and the middles of all but one from alpha = 0: every second one of a grid of `samplers.grids` with a step for
-    every evaluation, and those between. The plain plugin is then iPNDM on that grid."""
+    every evaluation, and those between, with which the plain plugin is iPNDM on that grid. None for the "midpoint" base: DPM-Solver-2 is of order 2
+    with the geometric middles alone."""
     if sde.alpha(sde.T) > 0:
         fine = grid(sde, 2 * steps)
-        return fine[::2], fine[1::2]
-    fine = grid(sde, 2 * steps - 1)
-    return np.append(fine[0], fine[1::2]), fine[2::2]
+        times, middles = fine[::2], fine[1::2]
+    else:
+        fine = grid(sde, 2 * steps - 1)
+        times, middles = np.append(fine[0], fine[1::2]), fine[2::2]
+    return times, middles if base == "ipndm" else None
 
 
 def leave_prior(den: Denoiser, x, times: np.ndarray):

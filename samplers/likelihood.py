@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.polynomial import chebyshev
 
 from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode
-from samplers.solvers.steps import gauss_legendre
+from samplers.solvers.steps import gauss_legendre, lagrange
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
 from sde_lib.numerics import as_float, expand, namespace
@@ -163,8 +163,7 @@ def adams_weights(points: np.ndarray, count: int) -> Float[np.ndarray, "n+1 coun
     weights = np.zeros((len(points), count))
     for i, step in enumerate(np.diff(points)):
         last = points[max(0, i + 1 - count) : i + 1]
-        basis = [np.prod([(points[i] + step * theta - other) / (own - other) for other in last if other != own], 0) for own in last]
-        weights[i, -len(last) :] = [step * np.sum(weight * polynomial) for polynomial in basis]
+        weights[i, -len(last) :] = step * np.sum(weight * lagrange(last, points[i] + step * theta), 1)
     return weights
 
 
@@ -287,6 +286,8 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
     slopes, path_nfe, success = smooth_path(den, z_0, w, rtol, atol, solver)
 
     # the divergence, for the examples that need a level
+    n_forms = 1 if kind == "exact" else probes.shape[-1 - x.ndim]
+    tangents = min(chunk, dim) if kind == "exact" else n_forms
     fine = w(nodes(LEVELS[-1]))
     values, integral = (jnp.asarray(m, x.dtype) for m in interpolation(PATHS[-1], nodes(LEVELS[-1])))
 
@@ -311,8 +312,6 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
 
         return over_active(active, fill, table, 4)
 
-    tangents = min(chunk, dim) if kind == "exact" else probes.shape[-1 - x.ndim]
-    n_forms = 1 if kind == "exact" else probes.shape[-1 - x.ndim]
     rules, blocks, first = (jnp.asarray(c) for c in quadrature_plan())
     rules = rules.astype(x.dtype)
 

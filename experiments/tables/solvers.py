@@ -114,8 +114,7 @@ def fitted_to_mixture(gm, den, x_T, exact, quick: bool) -> dict[str, dict[int, f
         result["DPM-Solver++(2M) on GITS"][n] = distance(sample(den, x_T, times, solvers.dpm_solver_pp()), exact)
     for n in (6,) if quick else (6, 8, 10):
         for name, base in (("AMED-Solver", "midpoint"), ("AMED-Plugin on iPNDM", "ipndm")):
-            times, middles = amed.every_second(grids.quadratic, sde, n // 2)
-            middles = middles if base == "ipndm" else None
+            times, middles = amed.every_second(grids.quadratic, sde, n // 2, base)
             params, _ = fit.fit_predictor(den, pool, times, base, middles, iterations=2 if quick else 200)
             result[name][n] = distance(amed.amed(den, x_T, times, fit.predictor(params), base, middles), exact)
     return result

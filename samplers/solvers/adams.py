@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from samplers.solvers.steps import check, final_order, first_order, gauss_legendre, leave_prior, ratio
+from samplers.solvers.steps import check, final_order, first_order, gauss_legendre, lagrange, leave_prior, ratio
 from samplers.table import Row, Solver
 from sde_lib.sde import SDE
 
@@ -40,9 +40,7 @@ def adams_weights(sde: SDE, times: np.ndarray, i: int, count: int, variable: str
         weight = weight * s * np.log(end / start)
     else:
         s, weight = start * (1 - theta), -weight * start
-    others = lambda j: np.delete(nodes, j)
-    lagrange = [np.prod((u(s)[:, None] - others(j)) / (nodes[j] - others(j)), 1) for j in range(count)]
-    return sde.alpha(times[i + 1]) * np.array([np.sum(weight * polynomial) for polynomial in lagrange])
+    return sde.alpha(times[i + 1]) * np.sum(weight * lagrange(nodes, u(s)), 1)
 
 
 def adams_bashforth(count: int, variable: str | Callable, lower_order_final: bool | float = False) -> Solver:

@@ -43,6 +43,11 @@ def gauss_legendre(n: int):
     return 0.5 * (x + 1), 0.5 * w
 
 
+def lagrange(nodes: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Lagrange's polynomials of nodes [n] at x [m], [n, m]."""
+    return np.array([np.prod((x[:, None] - np.delete(nodes, j)) / (node - np.delete(nodes, j)), 1) for j, node in enumerate(nodes)])
+
+
 def phi(k: int, z: float) -> float:
     """phi_k(z) = int_0^1 e^((1-u) z) u^(k-1)/(k-1)! du: phi_1 = (e^z - 1)/z, phi_{k+1} = (phi_k - 1/k!)/z, without their cancellation."""
     u, w = gauss_legendre(64)

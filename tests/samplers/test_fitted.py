@@ -75,7 +75,7 @@ def test_amed_without_a_predictor_is_its_base(base, x64):
 def test_the_plain_plugin_is_ipndm_on_every_grid(sde, x64):
     """With the middles of a grid, from alpha = 0 too (DDIM's step, then an odd number of others)."""
     x, den = np.random.default_rng(1).normal(size=(4, 8)), MIXTURE.denoiser(sde)
-    times, middles = amed.every_second(grids.cosine, sde, 3)
+    times, middles = amed.every_second(grids.cosine, sde, 3, "ipndm")
     grid = grids.cosine(sde, amed.evaluations(sde, times))
     np.testing.assert_allclose(np.sort(np.concatenate([times, middles]))[::-1], grid)
     want = sample(den, x, grid, solvers.ipndm())
