@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.model = options("MLP", [getattr(models, name) for name in models.__all__])
 
     config.objective = ConfigDict()
+    config.objective.loss = "regression"  # or variational: VDM's bound with a learned schedule, from time.high to time.low at the start
     config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
     config.objective.weighting = "own"  # own, likelihood, or the prediction that the error is measured in
     # experiments.objectives.TIME_SAMPLERS; mean and std of logit_normal and log_normal, low and high of log_snr

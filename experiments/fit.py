@@ -7,7 +7,6 @@ on the grid of so many steps. gits: the times of a grid of so many steps. Writes
 
 import functools
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +18,13 @@ from absl import flags
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from experiments import cli, runs
+from experiments import arrays, cli, runs
 from models.amed import StepPredictor
 from samplers import amed, gits, grids, sample, solvers
 from samplers.solvers import v3
 from sde_lib import Denoiser
 
+COMMAND = "python -m experiments.fit"
 FITTED = ("dpm_solver_v3", "amed", "amed_plugin", "gits")
 BASES = {"amed": "midpoint", "amed_plugin": "ipndm"}
 
@@ -92,35 +92,21 @@ def _apply(use_features: bool):
     return StepPredictor(use_features=use_features).apply
 
 
-def save_params(path: Path, params, times, middles=None) -> None:
-    """Parameters by their flat names, and the times and middles (none: empty) that they were fitted on."""
-    leaves = {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in jax.tree.leaves_with_path(params)}
-    np.savez(path, times=times, middles=[] if middles is None else middles, **leaves)
-
-
-def load_params(path: Path, shape: tuple[int, ...]):
-    """Parameters, times and middles of `save_params`, for examples of `shape`."""
+def load_predictor(path: Path, shape: tuple[int, ...]):
+    """Parameters of a `StepPredictor`, times and middles (None: none) of a file, for examples of `shape`."""
     like = jax.eval_shape(lambda: StepPredictor().init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1)))
-    names, treedef = jax.tree.flatten_with_path(like)
-    times, middles, *leaves = load(path, ["times", "middles", *(jax.tree_util.keystr(name) for name, _ in names)])
-    for leaf, (_, expected) in zip(leaves, names):
-        if leaf.shape != expected.shape:
-            raise ValueError(f"{path} was fitted to examples of another shape than {shape}: fit it again")
-    return jax.tree.unflatten(treedef, leaves), times, middles if len(middles) else None
+    params, (times, middles) = arrays.load_params(path, like, ["times", "middles"], COMMAND)
+    return params, times, middles if len(middles) else None
 
 
-def load(path: Path, names: list[str]) -> list[np.ndarray]:
-    """Arrays of a file that this module wrote. Raises ValueError if it is damaged, or is another."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged, of another version, or not a fitted solver: fit it again with python -m experiments.fit") from None
+def load_times(path: Path) -> np.ndarray:
+    """The times of a GITS grid in a file."""
+    return arrays.load(path, ["times"], COMMAND)[0]
 
 
 def statistics(path: Path) -> v3.Statistics:
     """The statistics of DPM-Solver-v3 in a file."""
-    return v3.Statistics(*load(path, ["log_snr", "l", "s", "b"]))
+    return v3.Statistics(*arrays.load(path, ["log_snr", "l", "s", "b"], COMMAND))
 
 
 def file_of(workdir: str | Path, solver: str, steps: int) -> Path:
@@ -161,7 +147,7 @@ def main():
     else:
         times, middles = amed.every_second(getattr(grids, f.grid), sde, f.steps - 1, BASES[f.solver])
         params, losses = fit_predictor(den, x_T, times, BASES[f.solver], middles, f.iterations, f.train_batch, seed=f.seed)
-        save_params(path, params, times, middles)
+        arrays.save(path, params, times=times, middles=[] if middles is None else middles)
         print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")
     print(f"fitted {f.solver} in {time.perf_counter() - clock:.0f} s")
     print(f"wrote {path}")

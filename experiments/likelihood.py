@@ -83,7 +83,7 @@ def score(
     `samplers.variational_bound` by `times` evaluations, of the levels themselves. kept: where results are kept while they are computed.
     options: of `log_likelihood`. Raises ValueError for unknown names, for importance weights of an estimated trace or of one draw, for failed solves.
     """
-    dataset, sde = run.dataset, run.network.sde
+    dataset = run.dataset
     for flag, value, allowed in (("split", split, dataset.values), ("dequantization", dequantization, DEQUANTIZATIONS), ("bound", bound, BOUNDS)):
         if value not in allowed:
             raise ValueError(f"--{flag}={value}: expected {' or '.join(allowed)}")
@@ -97,8 +97,8 @@ def score(
         raise ValueError("--bound=importance --draws=1: expected two or more draws to average")
     if bound == "variational" and draws > 1:
         raise ValueError(f"--bound=variational --draws={draws}: it has no dequantization to draw; give it more --times")
-    draw, own = DEQUANTIZATIONS[dequantization](dataset, sde)
-    last = last_time(run, bound, dequantization)
+    draw, own, about = DEQUANTIZATIONS[dequantization](run)
+    last, start = last_time(run, bound, dequantization), run.network.ends(run.params)[1]
     values, labels = dataset.values[split], dataset.labels[split]
     n = min(num or len(values), len(values))
 
@@ -111,9 +111,9 @@ def score(
     def by_bound(den, keys, values):
         if dataset.levels:  # of the level itself: `Dataset.score` is told of no density
             middles, addend = dataset.middles(np.arange(dataset.levels)), dataset.dim * np.log(dataset.scale)
-            result = variational_bound(den, dataset.middles(values), keys, times, eps=last, middles=middles)
+            result = variational_bound(den, dataset.middles(values), keys, times, None, last, start, middles)
         else:
-            addend, result = 0.0, variational_bound(den, dataset.to_x(keys, values), keys, times, eps=last)
+            addend, result = 0.0, variational_bound(den, dataset.to_x(keys, values), keys, times, None, last, start)
         zero = jnp.zeros_like(result.total)
         rest = {"truncation": zero, "nfe": zero + times, "divergences": zero, "error": zero, "success": jnp.isfinite(result.total)}
         return {"log_prob": addend - result.total, "stderr": result.stderr, **rest}
@@ -124,7 +124,7 @@ def score(
         names = ("log_prob", "stderr", "truncation", "nfe", "divergences", "error", "success")
         return {name: jnp.stack([part[name] for part in found], 1) for name in names}
 
-    chosen = {"times": times} if bound == "variational" else {"dequantization": dequantization, "draws": draws, **options}
+    chosen = {"times": times} if bound == "variational" else {"dequantization": dequantization, **about, "draws": draws, **options}
     kept, clock = Kept(None) if kept is None else kept, time.perf_counter()
     kept.open({"weights": run.fingerprint(), "data": dataset.name, "split": split, "seed": seed, **chosen})
     first = len(kept)
@@ -168,11 +168,12 @@ def stranger(run: runs.Run, split: str, name: str, seed: int) -> runs.Run:
 
 
 def last_time(run: runs.Run, bound: str, dequantization: str) -> float:
-    """The time nearest to the data: where a bin is +-3 sigma for the variational bound of levels, else that of the dequantization or of the path."""
-    sde = run.network.sde
+    """The time nearest to the data: that of the dequantization, or the first that the model was trained on; for the variational bound of levels one
+    where a bin is +-3 sigma, unless the model has learned its own."""
+    first = run.network.ends(run.params)[0]
     if bound == "variational":
-        return max(bin_time(run.dataset, sde), sde.eps) if run.dataset.levels else sde.eps
-    return DEQUANTIZATIONS[dequantization](run.dataset, sde).eps or sde.eps
+        return first if run.network.schedule or not run.dataset.levels else max(bin_time(run.dataset, run.network.sde), first)
+    return DEQUANTIZATIONS[dequantization](run).eps or first
 
 
 def summarize(run: runs.Run, result: dict[str, np.ndarray]) -> dict:
@@ -214,7 +215,8 @@ def main():
         intervals = lambda levels: f"on {levels[0]} to {levels[-1]} intervals"
         solver = f"Adams-Bashforth {intervals(PATHS)}, else Tsit5; Clenshaw-Curtis {intervals(LEVELS)}"
         truncation = "to add to the mean for data without the noise at eps, to first order, if the score at eps is accurate"
-        method = {**(kind if dataset.levels else {"dequantization": "none"}), **options, "solver": solver, "truncation_means": truncation}
+        about = DEQUANTIZATIONS[f.dequantization](run).about
+        method = {**({**kind, **about} if dataset.levels else {"dequantization": "none"}), **options, "solver": solver, "truncation_means": truncation}
     folder = run.workdir / "eval"
     folder.mkdir(exist_ok=True)
     name = folder / f"likelihood_{f.split}"

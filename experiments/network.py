@@ -5,13 +5,16 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 import models
 import sde_lib
 from experiments.cli import build
+from models.schedule import Schedule
 from sde_lib import SDE, Denoiser
+from sde_lib.denoiser import MIN_ALPHA
 from sde_lib.numerics import expand
 
 
@@ -33,6 +36,7 @@ class Network:
     """A module on a path: (params, x [B, ...], t [B], label [B]) -> the prediction F of `kind`. Hashable, hence static under jit.
 
     The module sees x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance, and the time by `clock` (a name in `CLOCKS`), about 0 to 1.
+    schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"].
     """
 
     module: nn.Module
@@ -40,17 +44,29 @@ class Network:
     kind: str
     sigma_data: float
     clock: str
+    schedule: Schedule | None = None
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None):
         """F [B, ...]. example: [B] global indices and dropout_key, in training only."""
         variance = (self.sde.alpha(t) * self.sigma_data) ** 2 + self.sde.sigma(t) ** 2
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        return self.module.apply({"params": params}, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs)
+        own = {"params": {name: value for name, value in params.items() if name != "schedule"}}
+        return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs)
 
     def init(self, key, shape: tuple[int, ...]):
         """Parameters for examples of `shape`."""
         x, t = jnp.zeros((1, *shape)), jnp.ones(1)
-        return self.module.init(key, x, t, None)["params"]
+        params = self.module.init(key, x, t, None)["params"]
+        if self.schedule is not None:
+            params = {**params, "schedule": self.schedule.init(jax.random.fold_in(key, 1), t)["params"]}
+        return params
+
+    def ends(self, params) -> tuple[float, float]:
+        """The times nearest to the data and to the prior that the model was trained on."""
+        if self.schedule is None:
+            return self.sde.eps, self.sde.T
+        first, last = (float(self.sde.time(end)) for end in np.asarray(params["schedule"]["ends"]))
+        return first, last
 
     def denoiser(self, params, label: Int[Array, " b"] | None = None) -> Denoiser:
         """The Denoiser of these parameters, conditioned on labels [B] if given."""
@@ -71,4 +87,11 @@ def from_config(config: ConfigDict, num_classes: int) -> Network:
         raise ValueError(f"config.objective.kind = '{objective.kind}': expected one of {', '.join(sde_lib.PLANE)}")
     if objective.clock not in CLOCKS:
         raise ValueError(f"config.objective.clock = '{objective.clock}': expected one of {', '.join(CLOCKS)}")
-    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock)
+    schedule = None
+    if objective.loss == "variational":
+        if sde.alpha(sde.T) > MIN_ALPHA or sde.sigma(0.0) > 0:
+            raise ValueError(f"config.objective.loss = 'variational' learns the ends of the path: {sde} has its own; expected Linear, Cosine or Trig")
+        schedule = Schedule(objective.time.high, objective.time.low)
+    elif objective.loss != "regression":
+        raise ValueError(f"config.objective.loss = '{objective.loss}': expected regression or variational")
+    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule)

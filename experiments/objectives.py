@@ -1,6 +1,6 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
-The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane:
+The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; for "variational" see `experiments.vdm`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from experiments import vdm
 from sde_lib import PLANE, SDE, Denoiser, plane_point
+from sde_lib.noise import normal
 from sde_lib.numerics import expand
 
 # --- weightings: w(t), given the denoiser -----------------------------------------------------------------------------------------
@@ -78,7 +80,7 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 
 
 def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
-    """The weighted squared error of each example, [B], in float32.
+    """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bits_bound`), [B], in float32.
 
     batch: value [B, ...] raw, label [B], position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
@@ -88,20 +90,25 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     data_key, noise_key, dropout_key, offset_key = jax.random.split(key, 4)
     each = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
     data_keys, noise_keys = each(data_key), each(noise_key)
-    x0 = dataset.to_x(data_keys, batch["value"])
     u = low_discrepancy(batch["position"], jax.random.bits(offset_key))
-    t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
-    last = network.sde.T if network.sde.alpha(network.sde.T) > 0 else network.sde.T - network.sde.eps  # drift and diffusion are infinite at alpha = 0
-    t = jnp.clip(t, network.sde.eps, last)
-    x_t, noise = network.sde.perturb(noise_keys, x0, t)
-
     label, classes = None, network.module.num_classes
     if classes:
         label_keys = each(jax.random.fold_in(key, 4))
         hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(label_keys)
         label = jnp.where(hidden, classes, batch["label"])
-    fn = lambda x, t: network(params, x, t, label, batch["position"], dropout_key)
-    den = Denoiser(fn, network.sde, network.kind, network.sigma_data)
+    fn = jax.tree_util.Partial(network, params, example=batch["position"], dropout_key=dropout_key)
+    den = Denoiser(fn, network.sde, network.kind, network.sigma_data, label)
+
+    if network.schedule is not None:
+        x0 = dataset.middles(batch["value"]) if dataset.levels else dataset.to_x(data_keys, batch["value"])
+        noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
+        return vdm.bits_bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
+
+    x0 = dataset.to_x(data_keys, batch["value"])
+    t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
+    last = network.sde.T if network.sde.alpha(network.sde.T) > 0 else network.sde.T - network.sde.eps  # drift and diffusion are infinite at alpha = 0
+    t = jnp.clip(t, network.sde.eps, last)
+    x_t, noise = network.sde.perturb(noise_keys, x0, t)
     c, d = plane_point(network.sde, network.kind, t, network.sigma_data)
     error = den.raw(x_t, t) - expand(c, x0) * x0 - expand(d, x0) * noise
     return weighting(objective.weighting, den, x0, t) * jnp.mean(error**2, range(1, error.ndim))

@@ -104,7 +104,7 @@ def sampler(
             return check(solution).x, solution.nfe, None
 
     elif solver in fit.BASES:
-        params, times, middles = fit.load_params(fit.fitted(workdir, solver, steps), shape)
+        params, times, middles = fit.load_predictor(fit.fitted(workdir, solver, steps), shape)
         nfe = amed.evaluations(sde, times) + 1
 
         def integrate(den, x_T, keys):
@@ -112,7 +112,7 @@ def sampler(
             return denoise(den, x), np.full(len(x), nfe), None
 
     else:
-        times = fit.load(fit.fitted(workdir, GITS, steps), ["times"])[0] if grid == GITS else getattr(grids, grid)(sde, steps - 1)
+        times = fit.load_times(fit.fitted(workdir, GITS, steps)) if grid == GITS else getattr(grids, grid)(sde, steps - 1)
         if solver == REVERSE_SDE:
 
             def integrate(den, x_T, keys):

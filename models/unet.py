@@ -21,6 +21,18 @@ def conv(channels: int, kernel: int = 3, zero: bool = False, **options):
     return nn.Conv(channels, (kernel, kernel), kernel_init=init, **options)
 
 
+def space_to_depth(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h/p w/p p*p*c"]:
+    """Each patch x patch square as one pixel of as many more channels."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // patch, patch, w // patch, patch, c).swapaxes(2, 3).reshape(b, h // patch, w // patch, patch**2 * c)
+
+
+def depth_to_space(x: Float[Array, "b h w p*p*c"], patch: int) -> Float[Array, "b h*p w*p c"]:
+    """The inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h, w, patch, patch, c // patch**2).swapaxes(2, 3).reshape(b, h * patch, w * patch, c // patch**2)
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, conv; norm, scale and shift by the condition, SiLU, dropout, conv (zero at the start); plus a skip."""
 
@@ -54,7 +66,8 @@ class UNet(nn.Module):
     """A U-Net with skip connections between equal resolutions.
 
     channels: of the first level; multipliers: of each level, each half the resolution of the one before; blocks: residual blocks a level;
-    attention: the resolutions (heights) with attention; dropout; num_classes: as in `Conditioning`; frequencies: of `fourier_features` of x.
+    attention: the resolutions (heights) with attention; dropout; num_classes: as in `Conditioning`; frequencies: of `fourier_features` of x;
+    patch: the first level sees squares of so many pixels as one.
 
     x: [B, H, W, C] -> [B, H, W, C]; t: [B], about 0 to 1; label: [B]; example: [B] global indices, given in training only, turn dropout on.
     Raises ValueError if H or W cannot be halved often enough.
@@ -67,15 +80,16 @@ class UNet(nn.Module):
     dropout: float = 0.0
     num_classes: int = 0
     frequencies: tuple[float, ...] = ()
+    patch: int = 1
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], t: Float[Array, " b"], label=None, example: Int[Array, " b"] | None = None
     ) -> Float[Array, "b h w c"]:
-        halvings = 2 ** (len(self.multipliers) - 1)
+        halvings = self.patch * 2 ** (len(self.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] % halvings or x.shape[2] % halvings:
             raise ValueError(f"images of shape {x.shape}: this U-Net expects [B, H, W, C] with H and W divisible by {halvings}")
-        heights = [x.shape[1] >> level for level in range(len(self.multipliers))]
+        heights = [x.shape[1] // self.patch >> level for level in range(len(self.multipliers))]
         if not set(self.attention) <= set(heights):
             raise ValueError(f"attention at {self.attention}: this U-Net has the resolutions {', '.join(map(str, heights))}")
         condition = Conditioning(4 * self.channels, self.num_classes)(t, label)
@@ -84,7 +98,7 @@ class UNet(nn.Module):
             h = ResBlock(width, self.dropout)(h, condition, example)
             return Attention()(h) if h.shape[1] in self.attention else h
 
-        h = conv(self.channels)(fourier_features(x, self.frequencies))
+        h = conv(self.channels)(space_to_depth(fourier_features(x, self.frequencies), self.patch))
         skips = [h]
         for level, multiplier in enumerate(self.multipliers):
             if level:
@@ -105,4 +119,4 @@ class UNet(nn.Module):
             if level:
                 h = jnp.repeat(jnp.repeat(h, 2, 1), 2, 2)
                 h = conv(h.shape[-1])(h)
-        return conv(x.shape[-1], zero=True)(nn.silu(norm(h)))
+        return depth_to_space(conv(x.shape[-1] * self.patch**2, zero=True)(nn.silu(norm(h))), self.patch)

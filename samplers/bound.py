@@ -37,23 +37,26 @@ def variational_bound(
     times: int = 64,
     steps: int | None = None,
     eps: float | None = None,
+    start: float | None = None,
     middles: Float[np.ndarray, " l"] | None = None,
 ) -> VariationalBound:
     """The bound for x [B, ...], with `times` (even) evaluations of the network an example: stratified log-SNRs, each with its own noise.
 
     key: one, or one per example. steps: of the discrete bound; None: the continuous one. eps: of the last latent (default `den.sde.eps`).
-    middles: for discrete data, the x of each level: the decoder is then the probability of the level of x given x_eps under equal weights of all
-    (VDM, section 3.3), and the bound that of -log P(level); None: the Gaussian N(x_eps/alpha, (sigma/alpha)^2).
-    A path that begins at an alpha below 1e-3 is begun there. Raises ValueError for times that are not even, less than one step, and an
-    eps that leaves no path.
+    start: the time of the first latent (default T, or where alpha is 1e-3 on a path that ends below). middles: for discrete data, the x of each
+    level: the decoder is then that of `levels_left`, and the bound that of -log P(level); None: the Gaussian N(x_eps/alpha, (sigma/alpha)^2).
+    Raises ValueError for times that are not even, less than one step, and ends between which there is no path.
     """
+    if not isinstance(den, Denoiser):
+        raise ValueError(f"variational_bound of a {type(den).__name__}: expected a sde_lib.Denoiser (of a flow map: D(x, t, t))")
     if times < 2 or times % 2 or (steps is not None and steps < 1):
         raise ValueError(f"times = {times}, steps = {steps}: expected an even number of times, one or more steps")
     sde, x = den.sde, as_float(x)
     least = np.log(MIN_ALPHA) - np.log(sde.sigma(sde.T))
-    low, high = max(float(sde.log_snr(sde.T)), float(least)), float(sde.log_snr(check_eps(den, eps)))
+    low = max(float(sde.log_snr(sde.T if start is None else start)), float(least))
+    high = float(sde.log_snr(check_eps(den, eps)))
     if low >= high:
-        raise ValueError(f"eps = {eps}: its signal-to-noise ratio is no more than that of the prior")
+        raise ValueError(f"eps = {eps}, start = {start}: expected a signal-to-noise ratio that is higher at eps than at the start")
     return _bound(den, x, example_keys(key, len(x)), low, high, None if middles is None else jnp.asarray(middles, x.dtype), times, steps)
 
 
@@ -61,9 +64,36 @@ def _sum(a):
     return jnp.sum(a.reshape(len(a), -1), -1)
 
 
+def noise_error(den: Denoiser, x: Float[Array, "b ..."], noise: Float[Array, "b ..."], log_snr: Float[Array, " b"]) -> Float[Array, " b"]:
+    """|eps - eps_hat|^2 at log-SNRs [B]: minus the derivative of the bound in them (VDM, eq. 17)."""
+    t = den.sde.time(log_snr)
+    return _sum((noise - den.noise(expand(den.sde.alpha(t), x) * x + expand(den.sde.sigma(t), x) * noise, t)) ** 2)
+
+
+def prior_kl(sde, x: Float[Array, "b ..."], log_snr) -> Float[Array, " b"]:
+    """KL(q(x_t | x) || prior) in nats, at the t of log_snr []."""
+    t = sde.time(jnp.asarray(log_snr, x.dtype))
+    scale = sde.sigma(sde.T)
+    alpha, ratio = sde.alpha(t), sde.sigma(t) / scale
+    return 0.5 * (_sum((alpha * x / scale) ** 2) + x[0].size * (ratio**2 - 1 - 2 * jnp.log(ratio)))
+
+
+def levels_left(x: Float[Array, "b ..."], noise: Float[Array, "b ..."], middles: Float[Array, " l"], log_snr) -> Float[Array, " b"]:
+    """-log P(level of x | x_t) in nats, at log_snr [], where all levels are given equal weights (VDM, section 3.3). x: on the middles [L]."""
+    std = jnp.exp(-jnp.asarray(log_snr, x.dtype))  # sigma/alpha
+    logits = -0.5 * (((x + std * noise)[..., None] - middles) / std) ** 2
+    level = jnp.argmin(jnp.abs(x[..., None] - middles), -1)
+    return -_sum(jnp.take_along_axis(jax.nn.log_softmax(logits, -1), level[..., None], -1)[..., 0])
+
+
+def gaussian_left(x: Float[Array, "b ..."], log_snr) -> Float[Array, " b"]:
+    """-E log N(x; x_t/alpha, (sigma/alpha)^2) in nats, at log_snr []."""
+    return jnp.full(len(x), x[0].size * (0.5 * jnp.log(2 * jnp.pi) - log_snr + 0.5))
+
+
 @jax.jit(static_argnames=("times", "steps"))
 def _bound(den, x, keys, low, high, middles, times, steps):
-    sde, dim, span = den.sde, x[0].size, high - low
+    span = high - low
     time_keys, noise_keys, last_keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(keys)
     offsets = jax.vmap(lambda k: jax.random.uniform(k, (times,), x.dtype))(time_keys)
     u = (jnp.arange(times) + offsets) / times  # one in each of equal strata
@@ -72,24 +102,15 @@ def _bound(den, x, keys, low, high, middles, times, steps):
         """-log p's part of one random time."""
         noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), x.shape[1:], x.dtype))(noise_keys)
         here = u[:, i] if steps is None else jnp.floor(u[:, i] * steps) / steps
-        lam = low + span * here
-        t = sde.time(lam)
-        error = _sum((noise - den.noise(expand(sde.alpha(t), x) * x + expand(sde.sigma(t), x) * noise, t)) ** 2)
         # steps (SNR(s) - SNR(t))/2 |x - D|^2, where |x - D|^2 = error/SNR(t)
-        return error * (span if steps is None else 0.5 * steps * jnp.expm1(2 * span / steps))
+        return noise_error(den, x, noise, low + span * here) * (span if steps is None else 0.5 * steps * jnp.expm1(2 * span / steps))
 
     parts = jax.lax.map(one, jnp.arange(times))
     diffusion = parts.mean(0)
     stderr = jnp.sqrt(jnp.sum((parts[::2] - parts[1::2]) ** 2, 0)) / times  # of neighbouring strata, between which the integrand hardly changes
-    t = sde.time(jnp.asarray(low, x.dtype))
-    alpha, sigma, scale = sde.alpha(t), sde.sigma(t), sde.sigma(sde.T)
-    prior = 0.5 * (_sum((alpha * x / scale) ** 2) + dim * ((sigma / scale) ** 2 - 1 - 2 * jnp.log(sigma / scale)))
-    std = jnp.asarray(jnp.exp(-high), x.dtype)  # sigma/alpha at eps
+    prior = prior_kl(den.sde, x, low)
     if middles is None:
-        decoder = jnp.full(len(x), dim * (0.5 * jnp.log(2 * jnp.pi) + jnp.log(std) + 0.5))
+        decoder = gaussian_left(x, high)
     else:
-        noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(last_keys)
-        logits = -0.5 * (((x + std * noise)[..., None] - middles) / std) ** 2
-        level = jnp.argmin(jnp.abs(x[..., None] - middles), -1)
-        decoder = -_sum(jnp.take_along_axis(jax.nn.log_softmax(logits, -1), level[..., None], -1)[..., 0])
+        decoder = levels_left(x, jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(last_keys), middles, high)
     return VariationalBound(prior + decoder + diffusion, prior, decoder, diffusion, stderr)

@@ -128,12 +128,12 @@ def fitted_to_model(run, den, x_T, exact) -> dict[str, dict[int, float]]:
         for name, method in v3_and_plain(fit.statistics(folder / "dpm_solver_v3.npz")).items():
             result[name] = {n: distance(sample(den, x_T, grids.log_snr(sde, n), method), exact) for n in MODEL_NFES}
     for file in sorted(folder.glob("gits_*.npz")):
-        times = fit.load(file, ["times"])[0]
+        times = fit.load_times(file)
         for name, solver in (("iPNDM-4 on GITS", solvers.ipndm()), ("DPM-Solver++(2M) on GITS", solvers.dpm_solver_pp())):
             result.setdefault(name, {})[len(times) - 1] = distance(sample(den, x_T, times, solver), exact)
     for solver, name in (("amed", "AMED-Solver"), ("amed_plugin", "AMED-Plugin on iPNDM")):
         for file in sorted(folder.glob(f"{solver}_[0-9]*.npz")):
-            params, times, middles = fit.load_params(file, run.dataset.shape)
+            params, times, middles = fit.load_predictor(file, run.dataset.shape)
             nfe = amed.evaluations(sde, times)
             x = amed.amed(den, x_T, times, fit.predictor(params), fit.BASES[solver], middles)
             result.setdefault(name, {})[min(n for n in MODEL_NFES if n >= nfe)] = distance(x, exact)

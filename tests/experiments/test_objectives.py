@@ -23,6 +23,7 @@ class Exact:
     sde: SDE
     kind: str
     sigma_data: float = 0.5
+    schedule: None = None
     module = SimpleNamespace(num_classes=0)
 
     def __call__(self, params, x, t, label=None, example=None, dropout_key=None):
@@ -67,7 +68,7 @@ def test_flow_matching_regresses_on_noise_minus_data():
     """On the linear path a network that outputs 0 has the loss |eps - x_0|^2 (2210.02747, eq. 9; data at t = 0 here)."""
     net = SimpleNamespace(sde=Linear(), kind="velocity", sigma_data=1.0, module=Exact.module)
     zero = lambda *args: jnp.zeros_like(args[1])
-    net = type("Zero", (), {**net.__dict__, "__call__": lambda self, *a: zero(*a)})()
+    net = type("Zero", (), {**net.__dict__, "schedule": None, "__call__": lambda self, params, x, t, **_: zero(params, x, t)})()
     b = batch(100_000)
     loss = objectives.loss(net, None, NORMAL, objective(), jax.random.PRNGKey(0), b)
     assert float(loss.mean()) == pytest.approx(1.25, abs=4 * 1.25 * np.sqrt(2 / 1e5))

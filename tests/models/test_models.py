@@ -6,7 +6,9 @@ import pytest
 
 import models
 from models.dropout import Dropout
+from models.dequantizer import Dequantizer
 from models.embeddings import fourier_features, sinusoidal
+from models.unet import depth_to_space, space_to_depth
 
 IMAGE = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
 SMALL = {
@@ -39,6 +41,34 @@ def test_network(name):
     for other in ((2 * IMAGE, t, label), (IMAGE, t + 0.05, label), (IMAGE, t, (label + 1) % 3)):
         assert np.all(jnp.abs(apply(*other) - y).max((1, 2, 3)) > 1e-4)
     np.testing.assert_allclose(apply(IMAGE[1:2], t[1:2], label[1:2]), y[1:2], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 1), (2, 5), (2, 1)])
+def test_dequantizer_is_a_density_on_the_unit_cube(shape):
+    """log q(u | x) is minus the log-determinant of the Jacobian of u in uniform noise; with new parameters q is uniform."""
+    net, key = Dequantizer(width=8, layers=3), jax.random.key(0)
+    x, e = jax.random.normal(key, shape), jax.random.uniform(key, shape, minval=0.01, maxval=0.99)
+    params = jax.jit(net.init)(key, x, e)
+    u, log_q = net.apply(params, x, e)
+    np.testing.assert_allclose(u, e, atol=1e-5)
+    np.testing.assert_allclose(log_q, 0, atol=1e-4)
+    params = lively(params)
+    u, log_q = net.apply(params, x, e)
+    assert np.all((u > 0) & (u < 1)) and np.all(jnp.abs(u - e).reshape(2, -1).max(1) > 1e-3)
+    one = lambda x, e: net.apply(params, x[None], e.reshape(1, *shape[1:]))[0].ravel()
+    for i in range(2):
+        jacobian = jax.jacfwd(one, 1)(x[i], e[i].ravel())
+        np.testing.assert_allclose(log_q[i], -np.linalg.slogdet(jacobian)[1], rtol=1e-3, atol=1e-3)
+
+
+def test_patches_of_a_unet():
+    """Space to depth and back is the identity, and a U-Net on patches keeps its shape."""
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    np.testing.assert_array_equal(depth_to_space(space_to_depth(x, 2), 2), x)
+    np.testing.assert_array_equal(space_to_depth(x, 2)[0, 0, 0], x[0, :2, :2].ravel())
+    net = models.UNet(**SMALL["UNet"] | {"patch": 2, "attention": (2,)})
+    params = lively(jax.jit(net.init)(jax.random.key(1), IMAGE, jnp.ones(4)))
+    assert jax.jit(net.apply)(params, IMAGE, jnp.ones(4)).shape == IMAGE.shape
 
 
 def test_no_label_is_a_label_of_its_own():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import fit
+from experiments import arrays, fit
 from samplers import amed, gits, grids, sample, solvers, threshold
 from samplers.solvers import v3
 from sde_lib import EDM, VP, Denoiser, GaussianMixture, Linear, Trig
@@ -122,13 +122,13 @@ def test_fits_survive_their_files(tmp_path):
     for name in ("log_snr", "l", "s", "b"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(statistics, name))
     params, _ = fit.fit_predictor(MIXTURE.denoiser(VP()), jnp.ones((4, 8)), grids.karras(VP(), 2), "midpoint", iterations=1)
-    fit.save_params(tmp_path / "b.npz", params, grids.karras(VP(), 2))
-    again, times, middles = fit.load_params(tmp_path / "b.npz", (8,))
+    arrays.save(tmp_path / "b.npz", params, times=grids.karras(VP(), 2), middles=[])
+    again, times, middles = fit.load_predictor(tmp_path / "b.npz", (8,))
     assert middles is None
     np.testing.assert_array_equal(times, grids.karras(VP(), 2))
     jax.tree.map(np.testing.assert_array_equal, params, again)
     with pytest.raises(ValueError, match="another shape"):
-        fit.load_params(tmp_path / "b.npz", (3,))
+        fit.load_predictor(tmp_path / "b.npz", (3,))
     for content in (b"", (tmp_path / "b.npz").read_bytes()[:200], b"garbage"):
         (tmp_path / "c.npz").write_bytes(content)
         with pytest.raises(ValueError, match="is damaged"):
