@@ -25,7 +25,7 @@ def get_config(name: str = "paper"):
         config.objective.kind = "v"
         config.objective.time.low = -5.0
         config.optim.update(learning_rate=3e-3, schedule="cosine", ema=0.99)
-        config.training.update(batch=64, steps=900, log_every=50, checkpoint_every=300)
+        config.training.update(batch=64, steps=800, log_every=50, checkpoint_every=200)
     elif name != "paper":
         raise ValueError(f"configs/vdm.py:{name}: expected paper or small")
     return config

@@ -14,7 +14,6 @@ which maximises the bound on the training split and writes WORKDIR/dequantizatio
 import hashlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax

@@ -2,7 +2,7 @@
 
 bits/dim of discrete data (a bound, by --dequantization and --draws), nats of continuous data, every example of the split, with the standard errors
 over examples, dequantization draws and probes kept apart. Writes eval/likelihood_<split>.json, .npz (by example index) and a histogram; each batch
-(but of --ood) is kept at once, so that the same command goes on where it was interrupted.
+is kept at once, so that the same command goes on where it was interrupted.
 """
 
 import hashlib
@@ -206,6 +206,10 @@ def main():
     f = flags.FLAGS
     run = runs.from_flags()
     dataset, sde = run.dataset, run.network.sde
+    foreign = ("dequantization", "divergence", "probes", "noise", "rtol", "atol") if f.bound == "variational" else ("times",)
+    for name in foreign:
+        if f[name].present:
+            raise ValueError(f"--{name} means nothing with --bound={f.bound}: leave it out")
     divergence = f.divergence if f.divergence != "auto" else "exact" if dataset.dim <= 16 else "hutchinson"
     options = {"divergence": divergence, "probes": f.probes, "noise": f.noise, "rtol": f.rtol, "atol": f.atol}
     kind = {"bound": f.bound, "dequantization": f.dequantization, "draws": f.draws}
@@ -214,19 +218,24 @@ def main():
     else:
         intervals = lambda levels: f"on {levels[0]} to {levels[-1]} intervals"
         solver = f"Adams-Bashforth {intervals(PATHS)}, else Tsit5; Clenshaw-Curtis {intervals(LEVELS)}"
-        truncation = "to add to the mean for data without the noise at eps, to first order, if the score at eps is accurate"
+        truncation = "to add to the mean for data without the noise at eps, to first order, if the score there is accurate"
         about = DEQUANTIZATIONS[f.dequantization](run).about
-        method = {**({**kind, **about} if dataset.levels else {"dequantization": "none"}), **options, "solver": solver, "truncation_means": truncation}
+        method = {
+            **({**kind, **about} if dataset.levels else {"dequantization": "none"}),
+            **options,
+            "solver": solver,
+            "truncation_means": truncation,
+        }
     folder = run.workdir / "eval"
     folder.mkdir(exist_ok=True)
     name = folder / f"likelihood_{f.split}"
-    kept = Kept(name)
+    kept = {which: Kept(name) for which in (f.split, *f.ood)}
     others = {other: stranger(run, f.split, other, f.seed) for other in f.ood}
     clock = time.perf_counter()
-    result = score(run, f.split, f.num, f.batch, f.seed, **kind, times=f.times, kept=kept, **options)
+    result = score(run, f.split, f.num, f.batch, f.seed, **kind, times=f.times, kept=kept[f.split], **options)
     scores, ood = {f.split: result["score"]}, {}
     for other, strange in others.items():
-        found = score(strange, f.split, f.num, f.batch, f.seed, **kind, times=f.times, **options)
+        found = score(strange, f.split, f.num, f.batch, f.seed, **kind, times=f.times, kept=kept[other], **options)
         scores[other] = found["score"]
         known = np.repeat([0, 1], len(found["score"]))
         auroc = float(roc_auc_score(known, np.concatenate([result["score"], found["score"]])))
@@ -249,9 +258,11 @@ def main():
     Path(f"{name}.json").write_text(json.dumps(finite(summary), indent=1, allow_nan=False))
     np.savez(f"{name}.npz", index=np.arange(summary["n"]), **result)
     figure = plots.histogram(scores, dataset.unit, f"{name}.png")
-    kept.remove()
+    for file in kept.values():
+        file.remove()
     drawn = f"{f.times} times" if f.bound == "variational" else "" if divergence == "exact" else f"{f.probes} probes"
-    of_probes = f"± {summary['stderr_probes']:.4f} over {drawn}" if drawn else "exact trace"
+    of_probes = f"± {summary['stderr_probes']:.4f} over {drawn}" if np.isfinite(summary["stderr_probes"]) else "± unknown by one probe"
+    of_probes = of_probes if drawn else "exact trace"
     of_draws = f", ± {summary['stderr_draws']:.4f} over {f.draws} draws" if np.isfinite(summary["stderr_draws"]) else ""
     print(
         f"{f.split}: {summary['mean']:.4f} {dataset.unit} ± {summary['stderr_examples']:.4f} over {summary['n']} examples, {of_probes}{of_draws}; "

@@ -80,7 +80,7 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 
 
 def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
-    """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bits_bound`), [B], in float32.
+    """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bound`), [B], in float32.
 
     batch: value [B, ...] raw, label [B], position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
@@ -102,7 +102,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     if network.schedule is not None:
         x0 = dataset.middles(batch["value"]) if dataset.levels else dataset.to_x(data_keys, batch["value"])
         noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
-        return vdm.bits_bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
+        return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
     x0 = dataset.to_x(data_keys, batch["value"])
     t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)

@@ -21,7 +21,8 @@ from sde_lib import Denoiser
 
 def least_variance(fn: Callable) -> Callable:
     """fn(rest, schedule) -> [B], with the derivative of fn^2 in `schedule`, arrays [B], whose mean is that of the variance if fn's mean does not
-    depend on them. One backward pass serves both. rest: all that fn depends on, a pytree."""
+    depend on them. One backward pass serves both. rest: all that fn depends on, a pytree. fn should be of order 1, or these derivatives outweigh
+    the others."""
     wrapped = jax.custom_vjp(fn)
 
     def forward(rest, schedule):
@@ -38,14 +39,14 @@ def least_variance(fn: Callable) -> Callable:
 
 
 def diffusion(rest, schedule):
-    """The bound's last term at one random log-SNR, [B]; schedule: s(u) and s'(u) [B] of `models.schedule.Schedule`."""
+    """The bound's last term at one random log-SNR, in nats for each dimension, [B]; schedule: s(u) and s'(u) [B] of `models.schedule.Schedule`."""
     den, ends, x, noise = rest
     come, slope = schedule
     span = ends[1] - ends[0]
-    return -span * slope * noise_error(den, x, noise, ends[0] + span * come)
+    return -span * slope * noise_error(den, x, noise, ends[0] + span * come) / x[0].size
 
 
-def bits_bound(module: Schedule, params, den: Denoiser, dataset, x: Float[Array, "b ..."], u: Float[Array, " b"], noise, last_noise):
+def bound(module: Schedule, params, den: Denoiser, dataset, x: Float[Array, "b ..."], u: Float[Array, " b"], noise, last_noise):
     """The bound of each example at one random log-SNR, in bits/dim of discrete data or nats of continuous data for each dimension, [B].
 
     params: of the schedule. x: on the middles of the levels where these are discrete. u: uniform in (0, 1). noise, last_noise: normal.
@@ -56,5 +57,5 @@ def bits_bound(module: Schedule, params, den: Denoiser, dataset, x: Float[Array,
         decoder = levels_left(x, last_noise, dataset.middles(np.arange(dataset.levels)), ends[0])
     else:
         decoder = gaussian_left(x, ends[0])
-    total = (prior_kl(den.sde, x, ends[1]) + decoder + least_variance(diffusion)((den, ends, x, noise), schedule)) / x[0].size
+    total = least_variance(diffusion)((den, ends, x, noise), schedule) + (prior_kl(den.sde, x, ends[1]) + decoder) / x[0].size
     return total / np.log(2) if dataset.levels else total + np.log(dataset.scale)

@@ -24,21 +24,10 @@ from scipy import integrate
 
 from experiments import cli, runs
 from experiments.benchmarks.timing import medians, report
+from experiments.problems import eight_gaussians, turned_mixture
 from models import MLP
 from samplers import log_likelihood
 from sde_lib import Denoiser, GaussianMixture, Linear
-
-
-def eight_gaussians() -> GaussianMixture:
-    angles = np.arange(8) * np.pi / 4
-    return GaussianMixture(0.8 * np.stack([np.cos(angles), np.sin(angles)], -1), np.full(8, 0.15))
-
-
-def mixture(dim: int = 64) -> GaussianMixture:
-    rng = np.random.default_rng(0)
-    turns = np.stack([np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(5)])
-    return GaussianMixture(0.7 * rng.normal(size=(5, dim)), rng.uniform(0.1, 0.5, (5, dim)), eigenvectors=turns)
-
 
 drift = jax.jit(lambda den, x, t: den.velocity(x, t))
 
@@ -142,7 +131,7 @@ def main():
         for exact in (True, False):
             rows.append(measure(name, den, x, theirs, truth, exact, tolerance if exact else 1e-2, repeats))
 
-    for gm, name, batch, tolerance in ((eight_gaussians(), "8 gaussians", 512, 2e-3), (mixture(), "64-D mixture", 64, 1e-3)):
+    for gm, name, batch, tolerance in ((eight_gaussians(), "8 gaussians", 512, 2e-3), (turned_mixture(64, 0.5), "64-D mixture", 64, 1e-2)):
         den, x = gm.denoiser(Linear()), gm.sample(jax.random.key(0), few or batch)
         both(f"{name} / score_sde", den, x, partial(by_scipy, den), gm.marginal_log_prob(Linear(), x, Linear().eps), tolerance)
     if importlib.util.find_spec("torchdiffeq"):

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import fit, plots, runs
+from experiments.problems import turned_mixture
 from samplers import amed, gits, grids, sample, solvers
 from samplers.solvers import v3
 from samplers.table import execute, pad
-from sde_lib import VP, GaussianMixture
+from sde_lib import VP
 
 GRIDS = ("log_snr", "karras", "uniform", "quadratic")
 NFES = (3, 5, 6, 8, 10, 15, 20, 50)
@@ -85,9 +86,7 @@ def distance(x, exact) -> float:
 
 def problem():
     """Denoiser, starts and exact ends of the mixture."""
-    rng = np.random.default_rng(0)
-    turns = np.stack([np.linalg.qr(rng.normal(size=(8, 8)))[0] for _ in range(5)])
-    gm = GaussianMixture(0.7 * rng.normal(size=(5, 8)), rng.uniform(0.1, 0.4, (5, 8)), eigenvectors=turns)
+    gm = turned_mixture(8, 0.4)
     den = gm.denoiser(VP())
     x_T = VP().prior_sample(jax.random.key(0), (256, 8))
     return gm, den, x_T, sample(den, x_T, grids.log_snr(VP(), 400), solvers.rk4("log_snr"))

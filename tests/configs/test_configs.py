@@ -10,24 +10,25 @@ from experiments import data, network, state
 from experiments.train import train
 
 FOLDER = Path(__file__).parents[2] / "configs"
-NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
+NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default")) + ["vdm:small"]
 # as the README and the docstrings say
-PARAMETERS = {"digits": 767_297, "toy": 134_000, "fashion": 1_757_000}
+PARAMETERS = {"digits": 767_297, "toy": 134_000, "density": 165_000, "fashion": 1_757_000, "vdm": 31_000_000, "vdm:small": 710_000}
 
 
 def get_config(name):
+    name, *argument = name.split(":")
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert "python -m experiments.train" in module.__doc__, "the docstring gives the command"
-    return module.get_config()
+    return module.get_config(*argument)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config(name, tmp_path, monkeypatch):
     config = get_config(name)
     assert name in PARAMETERS
-    if name == "fashion" and not data.FASHION_FOLDER.is_dir():
+    if config.data.name == "fashion_mnist" and not data.FASHION_FOLDER.is_dir():
         use_small_fashion(monkeypatch)
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes)

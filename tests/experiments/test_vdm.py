@@ -70,7 +70,7 @@ def test_derivatives_are_those_of_the_mean_and_of_the_square():
 
 
 def test_a_trained_schedule_has_less_variance_and_the_same_mean():
-    """With r = E error^2 at a log-SNR, and error^2 / r of chi-square law, the estimate's least variance is 2 (\int r)^2 (s' in proportion to r), and
+    r"""With r = E error^2 at a log-SNR, and error^2 / r of chi-square law, the estimate's least variance is 2 (\int r)^2 (s' in proportion to r), and
     that of even log-SNRs 30 \int r^2 - (\int r)^2. 200 steps of Adam on the schedule's interior leave half of the excess; the mean stays."""
     log_snr = np.linspace(-5, 5, 2001)
     alpha2 = 1 / (1 + np.exp(-2 * log_snr))

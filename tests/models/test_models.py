@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import models
-from models.dropout import Dropout
 from models.dequantizer import Dequantizer
+from models.dropout import Dropout
 from models.embeddings import fourier_features, sinusoidal
 from models.unet import depth_to_space, space_to_depth
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samplers import log_likelihood, sample_adaptive
+from samplers import log_likelihood, sample_adaptive, variational_bound
 from sde_lib import EDM, SDE, VP, Cosine, Denoiser, GaussianMixture, Linear
 
 RING = np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], -1)
@@ -52,6 +52,22 @@ def test_a_network_whose_score_is_none(path, kind):
     ours, coupled = log_likelihood(den, x), log_likelihood(den, x, rtol=1e-6, atol=1e-6, adjoint=diffrax.ForwardMode())
     np.testing.assert_allclose(ours.log_prob, coupled.log_prob, atol=2e-3)
     np.testing.assert_allclose(ours.latent, coupled.latent, atol=2e-4)
+
+
+def test_loose_estimates_march_once():
+    """An estimated divergence at a loose tolerance: path and divergence on the same 13 or 25 nodes, an evaluation each, within the tolerance of the
+    coupled solve at 1e-6. The network's Jacobian is diagonal: one Rademacher probe is exact."""
+    den = Denoiser(lambda x, t: jnp.sin(x) * jnp.cos(t)[:, None], VP(), "noise")
+    x = jax.random.normal(jax.random.key(0), (8, 20))
+    want = log_likelihood(den, x, rtol=1e-6, atol=1e-6, adjoint=diffrax.ForwardMode())
+    for tolerance, nodes in ((2e-2, 13), (1e-3, 25)):
+        found = log_likelihood(den, x, "hutchinson", jax.random.key(1), tolerance, tolerance, probes=1)
+        assert np.all(found.nfe == nodes) and np.all(found.divergences == nodes)
+        np.testing.assert_allclose(found.log_prob, want.log_prob, atol=20 * tolerance)
+        np.testing.assert_allclose(found.latent, want.latent, atol=10 * tolerance)
+        np.testing.assert_allclose(found.truncation, want.truncation, atol=1e-3, rtol=1e-2)
+    tight = log_likelihood(den, x, "hutchinson", jax.random.key(1), probes=1)
+    assert np.all(tight.nfe > tight.divergences)
 
 
 @pytest.mark.slow
@@ -228,6 +244,13 @@ def test_each_example_keeps_its_condition_on_later_levels(x64):
     assert len(np.unique(result.divergences)) > 1 and len(np.unique(result.nfe - result.divergences)) > 2
     want = gm.marginal_log_prob(path, x + shift - path.alpha(1e-5) * shift, path.eps)
     np.testing.assert_allclose(result.log_prob, want, atol=5e-5)
+
+
+def test_only_denoisers_have_a_likelihood():
+    """A few-step map, or any other function, is refused by name."""
+    for fn in (log_likelihood, variational_bound):
+        with pytest.raises(ValueError, match="expected a sde_lib.Denoiser"):
+            fn(lambda x, t, s: x, jnp.ones((1, 2)), key=jax.random.key(0))
 
 
 def test_mistakes_are_named():

@@ -1,0 +1,18 @@
+"""Gaussian mixtures on which solvers and likelihoods are measured: their scores, flows and densities are exact."""
+
+import numpy as np
+
+from experiments.toy import ring
+from sde_lib import GaussianMixture
+
+
+def eight_gaussians() -> GaussianMixture:
+    """In 2-D: radius 0.8, standard deviation 0.15."""
+    return GaussianMixture(ring(0.8), np.full(8, 0.15))
+
+
+def turned_mixture(dim: int, widest: float) -> GaussianMixture:
+    """Five Gaussians in `dim` dimensions, each with axes of its own and standard deviations from 0.1 to `widest` along them."""
+    rng = np.random.default_rng(0)
+    turns = np.stack([np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(5)])
+    return GaussianMixture(0.7 * rng.normal(size=(5, dim)), rng.uniform(0.1, widest, (5, dim)), eigenvectors=turns)
