@@ -13,6 +13,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from configs import default
+
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the full traceback of an error instead of one line.")
 
 
@@ -126,12 +128,18 @@ class StopSignal:
         return bool(self.name)
 
 
+def filled(values: Mapping, defaults: Mapping) -> dict:
+    """Nested `values`, and `defaults` where they have none."""
+    both = lambda a, b: filled(a, b) if isinstance(a, Mapping) and isinstance(b, Mapping) else a
+    return {**defaults, **{key: both(value, defaults.get(key)) for key, value in values.items()}}
+
+
 def load_config(workdir: str) -> ConfigDict:
-    """The config that a run was trained with. Raises FileNotFoundError if `workdir` holds none."""
+    """The config that a run was trained with, and the defaults of keys that are newer than it. Raises FileNotFoundError if `workdir` holds none."""
     file = Path(workdir) / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"no {file}: expected a --workdir made by `python -m experiments.train`")
     try:
-        return ConfigDict(json.loads(file.read_text()))
+        return ConfigDict(filled(json.loads(file.read_text()), default.get_config().to_dict()))
     except ValueError as error:
         raise ValueError(f"{file} is not readable JSON ({error})") from None

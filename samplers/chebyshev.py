@@ -12,16 +12,17 @@ def nodes(n: int) -> Float[np.ndarray, " n+1"]:
     return 0.5 * (1 - np.cos(np.pi * np.arange(n + 1) / n))
 
 
-def interpolation(n: int, points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices [len(points), n + 1] from values at `nodes(n)` to the polynomial through them, its derivative, and its integral from 0, at points."""
+def interpolation(n: int, points) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices [len(points), n + 1] from values at `nodes(n)` to the polynomial through them, and to its integral from 0, at points."""
     inverse = np.linalg.inv(chebyshev.chebvander(2 * nodes(n) - 1, n))
-    at_points = lambda series: np.stack([chebyshev.chebval(2 * points - 1, series(c)) for c in inverse.T], 1)
-    return at_points(lambda c: c), 2 * at_points(chebyshev.chebder), 0.5 * at_points(lambda c: chebyshev.chebint(c, lbnd=-1))
+    values = chebyshev.chebvander(2 * points - 1, n) @ inverse
+    integral = 0.5 * np.stack([chebyshev.chebval(2 * points - 1, chebyshev.chebint(c, lbnd=-1)) for c in inverse.T], 1)
+    return values, integral
 
 
 def clenshaw_curtis(n: int) -> Float[np.ndarray, " n+1"]:
     """Weights of `nodes(n)` on [0, 1]."""
-    return interpolation(n, np.ones(1))[2][0]
+    return interpolation(n, np.ones(1))[1][0]
 
 
 def adams_weights(points: np.ndarray, count: int) -> Float[np.ndarray, "n+1 count"]:
@@ -35,22 +36,20 @@ def adams_weights(points: np.ndarray, count: int) -> Float[np.ndarray, "n+1 coun
 
 
 def path_plan(levels: tuple[int, ...], count: int = 4):
-    """For each of `levels`, filled up to the size N + 1 of the last: its nodes [N + 1]; `adams_weights` [N + 1, count]; matrices [N + 1, N + 1] from
-    values at its nodes to values at the last level's, from values to derivatives at its nodes, and from slopes at its nodes to what their exact
-    integral differs from the steps'."""
+    """For each of `levels`, filled up to the size N + 1 of the last: its nodes [N + 1]; `adams_weights` [N + 1, count]; and matrices [N + 1, N + 1]
+    from slopes at its nodes to slopes at the last level's, and to what their exact integral at its nodes differs from the steps'."""
     most = levels[-1]
     points, weights = np.ones((len(levels), most + 1)), np.zeros((len(levels), most + 1, count))
-    finest, derivative, defect = np.zeros((3, len(levels), most + 1, most + 1))
+    finest, defect = np.zeros((2, len(levels), most + 1, most + 1))
     for level, n in enumerate(levels):
         own = slice(n + 1)
         points[level, own], weights[level, own] = nodes(n), adams_weights(nodes(n), count)
         steps = np.zeros((n + 1, n + count))
         for i in range(n):
             steps[i + 1 :, i : i + count] += weights[level, i]
-        _, derivative[level, own, own], integral = interpolation(n, nodes(n))
         finest[level, :, own] = interpolation(n, nodes(most))[0]
-        defect[level, own, own] = integral - steps[:, count - 1 :]
-    return points, weights, finest, derivative, defect
+        defect[level, own, own] = interpolation(n, nodes(n))[1] - steps[:, count - 1 :]
+    return points, weights, finest, defect
 
 
 def quadrature_plan(levels: tuple[int, ...]):

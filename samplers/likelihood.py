@@ -21,7 +21,6 @@ It is the density of x at t = eps: of the data noised by sigma(eps). With the ne
 div v = a D + b tr(dF/dz) with only the trace of its Jacobian to compute or to estimate (`trace_forms`).
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -38,11 +37,9 @@ from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
 from sde_lib.numerics import as_float, expand, namespace
 
-PATHS = (12, 24, 48, 96)  # intervals of the path
-ROUGHNESS = 1e3  # N^4 times the error that a march of N intervals is expected to have; measured on mixtures and on networks
-MERGED = 2  # so many of the first of PATHS, which are those of LEVELS too, are marched with the divergence
+PATHS = (24, 48, 96)  # intervals of the path
 PATH_ERROR = 10.0  # tolerances of log p that the path may be off: it counts only times the relative error of the score
-LEVELS = (12, 24, 48, 96, 192)  # intervals of the quadrature; the first estimate of its error uses 3 and 6, which are nested in 12
+LEVELS = (12, 24, 48, 96, 192)  # intervals of the quadrature; estimates of its error use a half and a quarter of them too
 VECTORS = 1024  # examples x nodes x tangents that are evaluated at once, where there are fewer examples x tangents: what a cache holds
 
 DIVERGENCES = ("exact", "hutchinson", "hutch++")
@@ -162,95 +159,43 @@ def over_active(active: Bool[Array, " b"], fn, state, parts: int):
     return jax.lax.cond(jnp.any(active), loop, lambda state: state, state)  # without the condition XLA computes a part of a loop that does not run
 
 
-class March(NamedTuple):
-    """What Adams-Bashforth steps of one level found at its nodes, filled up to n + 1. z: [n + 1, b, ...]; slopes: dz/dw of the flow there; forms:
-    estimates of div v [n + 1, b, k]; k = 0 without."""
-
-    z: Float[Array, "n+1 b ..."]
-    slopes: Float[Array, "n+1 b ..."]
-    forms: Float[Array, "n+1 b k"]
-
-
-def march(field: Callable, z, w, n, weights, n_forms: int = 0) -> March:
-    """Steps of `weights` from z [b, ...] at w[0] to nodes w of which the first n + 1 are visited. field: (phi, z) -> v and forms [b, n_forms]."""
-    size, count = weights.shape
+def march(den: Denoiser, z, w, n, weights):
+    """Slopes dz/dw [len(w), b, ...] at nodes w of which the first n + 1 are visited, by Adams-Bashforth steps of `weights` from z at w[0]."""
+    count = weights.shape[1]
 
     def step(i, carry):
-        z, found = carry
-        v, forms = field(w[i] ** 2, z)
-        found = March(found.z.at[i].set(z), found.slopes.at[i + count - 1].set(2 * w[i] * v), found.forms.at[i].set(forms))
-        return z + jnp.tensordot(weights[i], jax.lax.dynamic_slice_in_dim(found.slopes, i, count), 1), found
+        z, slopes = carry
+        slopes = slopes.at[i + count - 1].set(2 * w[i] * velocity(den, w[i] ** 2, z))
+        return z + jnp.tensordot(weights[i], jax.lax.dynamic_slice_in_dim(slopes, i, count), 1), slopes
 
-    room = lambda n, *shape: jnp.zeros((n, *shape), z.dtype)
-    start = March(room(size, *z.shape), room(size + count - 1, *z.shape), room(size, len(z), n_forms))
-    found = jax.lax.fori_loop(0, n + 1, step, (z, start))[1]
-    return found._replace(slopes=found.slopes[count - 1 :])
+    return jax.lax.fori_loop(0, n + 1, step, (z, jnp.zeros((len(w) + count - 1, *z.shape), z.dtype)))[1][count - 1 :]
 
 
-def where(active: Bool[Array, " b"], new: Float[Array, "n b ..."], old: Float[Array, "n b ..."]):
-    """new for the active examples, old for the others."""
-    return jnp.where(active.reshape(-1, *(1,) * (new.ndim - 2)), new, old)
+def smooth_path(den: Denoiser, z_0, w, rtol, atol, solver):
+    """Slopes dz/dw of a path for each z_0 [B, ...], at the nodes of the last of PATHS [N + 1, B, ...]; evaluations [B] and success [B].
 
-
-@eqx.filter_jit
-def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
-    batch, dim, most = len(x), x[0].size, PATHS[-1]
-    w_0, w_T = jnp.sqrt(ends[0]), jnp.sqrt(ends[1])
-    span = w_T - w_0
-    w = lambda y: w_0 + span * jnp.asarray(y, x.dtype)
-    z_0 = x / radii[0]
-    points, weights, finest, derivative, defect = (jnp.asarray(c, x.dtype) for c in path_plan(PATHS))
-    weights, intervals = span * weights, jnp.asarray(PATHS)
-    n_forms = 1 if kind == "exact" else probes.shape[-1 - x.ndim]
-    tangents = min(chunk, dim) if kind == "exact" else n_forms
-    vectors_of = lambda rows: None if probes is None else probes[..., rows, *(slice(None),) * (x.ndim - 1)]
-
-    # 1. the path, of each example on the first level that is fine enough
-    tolerance = PATH_ERROR * (atol + rtol)  # z is of order 1
-    expected = ROUGHNESS / np.array(PATHS[:-1]) ** 4
-    level = jnp.maximum(jnp.sum(expected > tolerance), kind == "exact")  # exact: a path of 12 intervals would save too little of the cost
+    w: from [0, 1]. Levels whose error is expected to be too large are left out."""
+    dtype, batch = z_0.dtype, len(z_0)
+    points, weights, finest, defect = (jnp.asarray(c, dtype) for c in path_plan(PATHS))
+    span, tolerance = w(1.0) - w(0.0), PATH_ERROR * (atol + rtol)  # z is of order 1
+    expected = 3e-3 * (PATHS[0] / np.array(PATHS[:-1])) ** 4  # measured on mixtures and on networks
     rms = lambda e: jnp.sqrt(jnp.max(jnp.mean(e.reshape(*e.shape[:2], -1) ** 2, -1), 0))
-    off = lambda k, slopes: rms(span * jnp.tensordot(defect[k][:, : len(slopes)], slopes, 1))  # of the Picard iterate from the steps
+    chosen = lambda active, new, old: jnp.where(active.reshape(-1, *(1,) * (z_0.ndim - 1)), new, old)
 
-    def integrand(w, z, slope, v, forms):
-        """(div v - score . (dz/dphi - v)) dphi/dw of examples at one node."""
-        cos, sin = jnp.cos(w**2), jnp.sin(w**2)
-        score = -(sin * z + cos * v) / sin
-        return 2 * w * forms - jnp.sum((score * (slope - 2 * w * v)).reshape(len(z), -1), -1)[:, None]
-
-    # estimated divergences at loose tolerances: path and divergence in one march, whose points are the path's
-    merged, size = (level < MERGED) & (kind != "exact"), PATHS[MERGED - 1] + 1
-
-    def together():
-        here = w(points[level, :size])
-        field = lambda phi, z: divergence_forms(den, phi, z, probes, kind, chunk)
-        found = march(field, z_0, here, intervals[level], weights[level, :size], n_forms)
-        slopes = jnp.tensordot(derivative[level, :size, :size], found.z, 1) / span
-        v = found.slopes / (2 * here.reshape(-1, *(1,) * x.ndim))
-        seen = jax.vmap(integrand)(here, found.z, slopes, v, found.forms)
-        good = off(level, found.slopes) <= tolerance
-        return jnp.tensordot(finest[level][:, :size], slopes, 1), good, seen, v[0], found.forms[0].mean(-1)
-
-    empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(together))
-    slopes, marched, seen, v_0, divergence_0 = jax.lax.cond(merged, together, lambda: empty)
-    seen = where(marched, seen, 0.0)
-    path_nfe = jnp.where(merged, intervals[level] + 1, jnp.zeros(batch, int))
-
-    def next_path(state):
+    def level(state):
         k, active, slopes, nfe = state
 
         def fill(rows, state):
             slopes, error = state
-            some = rows_of(den, rows)
-            found = march(lambda phi, z: (velocity(some, phi, z), jnp.zeros((len(z), 0), x.dtype)), z_0[rows], w(points[k]), intervals[k], weights[k])
-            new = where(active[rows], jnp.tensordot(finest[k], found.slopes, 1), slopes[:, rows])
-            return slopes.at[:, rows].set(new), error.at[rows].set(off(k, found.slopes))
+            found = march(rows_of(den, rows), z_0[rows], w(points[k]), jnp.asarray(PATHS)[k], span * weights[k])
+            new = chosen(active[rows], jnp.tensordot(finest[k], found, 1), slopes[:, rows])
+            return slopes.at[:, rows].set(new), error.at[rows].set(rms(span * jnp.tensordot(defect[k], found, 1)))
 
-        slopes, error = over_active(active, fill, (slopes, jnp.zeros(batch, x.dtype)), 2)
-        return k + 1, active & ~(error <= tolerance), slopes, nfe + jnp.where(active, intervals[k] + 1, 0)
+        slopes, error = over_active(active, fill, (slopes, jnp.zeros(batch, dtype)), 2)
+        return k + 1, active & ~(error <= tolerance), slopes, nfe + jnp.where(active, jnp.asarray(PATHS)[k] + 1, 0)
 
-    unfinished = lambda state: (state[0] < len(PATHS)) & jnp.any(state[1])
-    _, active, slopes, path_nfe = jax.lax.while_loop(unfinished, next_path, (level + merged, ~marched, slopes, path_nfe))
+    start = (jnp.sum(expected > tolerance), jnp.ones(batch, bool), jnp.zeros((PATHS[-1] + 1, *z_0.shape), dtype), jnp.zeros(batch, int))
+    _, active, slopes, nfe = jax.lax.while_loop(lambda state: (state[0] < len(PATHS)) & jnp.any(state[1]), level, start)
 
     def adaptive(rows, state):
         slopes, nfe, success = state
@@ -259,40 +204,60 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
         one = lambda den, z: solve_ode(field(den), z, here[0] ** 2, here[-1] ** 2, rtol, atol, solver, diffrax.ForwardMode(), here**2)
         z, steps, good = per_example(some, one, z_0[rows])
         found = by_rows(lambda row: 2 * row[0] * velocity(some, row[0] ** 2, row[1]), (here, jnp.moveaxis(z, 1, 0)), len(rows))
-        slopes = slopes.at[:, rows].set(where(active[rows], found, slopes[:, rows]))
+        slopes = slopes.at[:, rows].set(chosen(active[rows], found, slopes[:, rows]))
         return slopes, nfe.at[rows].set(steps + len(here)), success.at[rows].set(good | ~active[rows])
 
     slopes, more, success = over_active(active, adaptive, (slopes, jnp.zeros(batch, int), jnp.ones(batch, bool)), 8)
-    path_nfe += jnp.where(active, more, 0)
+    return slopes, nfe + jnp.where(active, more, 0), success
 
-    # 2. the divergence along it, of each example on as many nodes as it needs
+
+@eqx.filter_jit
+def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
+    batch, dim = len(x), x[0].size
+    w_0, w_T = jnp.sqrt(ends[0]), jnp.sqrt(ends[1])
+    span = w_T - w_0
+    w = lambda y: w_0 + span * jnp.asarray(y, x.dtype)
+    z_0 = x / radii[0]
+    slopes, path_nfe, success = smooth_path(den, z_0, w, rtol, atol, solver)
+
+    # the divergence, for the examples that need a level
+    n_forms = 1 if kind == "exact" else probes.shape[-1 - x.ndim]
+    tangents = min(chunk, dim) if kind == "exact" else n_forms
     fine = w(nodes(LEVELS[-1]))
-    values, _, integral = (jnp.asarray(m, x.dtype) for m in interpolation(most, nodes(LEVELS[-1])))
-    rules, blocks, first = (jnp.asarray(c) for c in quadrature_plan(LEVELS))
-    rules = rules.astype(x.dtype)
+    values, integral = (jnp.asarray(m, x.dtype) for m in interpolation(PATHS[-1], nodes(LEVELS[-1])))
+
+    def integrand(row):
+        """(div v - score . (dz/dphi - v)) dphi/dw of rows of examples at one node."""
+        w, z, slope, den, probes = row
+        v, forms = divergence_forms(den, w**2, z, probes, kind, chunk)
+        cos, sin = jnp.cos(w**2), jnp.sin(w**2)
+        score = -(sin * z + cos * v) / sin
+        return 2 * w * forms - jnp.sum((score * (slope - 2 * w * v)).reshape(len(z), -1), -1)[:, None]
+
+    # the estimate of the first level is the least sure: it serves where the probes' noise is larger by far
+    begin = 1 if kind == "exact" else 0
 
     def evaluate(indices, active, table):
         """The table of integrands [nodes, B, n] with those of the active examples filled in at some nodes."""
 
         def fill(rows, table):
-            some, vectors = rows_of(den, rows), vectors_of(rows)
-
-            def one(row):
-                w, z, slope = row
-                return integrand(w, z, slope, *divergence_forms(some, w**2, z, vectors, kind, chunk))
-
+            some = rows_of(den, rows)
+            vectors = None if probes is None else probes[..., rows, *(slice(None),) * (x.ndim - 1)]
             of_nodes = lambda matrix: jnp.tensordot(matrix[indices], slopes[:, rows], 1)
-            found = by_rows(one, (fine[indices], z_0[rows] + span * of_nodes(integral), of_nodes(values)), len(rows) * tangents)
-            return table.at[indices[:, None], rows].set(where(active[rows], found, table[indices[:, None], rows]))
+            path = z_0[rows] + span * of_nodes(integral)
+            found = by_rows(lambda row: integrand((*row, some, vectors)), (fine[indices], path, of_nodes(values)), len(rows) * tangents)
+            return table.at[indices[:, None], rows].set(found)
 
         return over_active(active, fill, table, 4)
 
-    def up_to(first, last, active, table):
-        return jax.lax.fori_loop(first, last, lambda i, table: evaluate(blocks[i], active, table), table)
+    rules, blocks, first = (jnp.asarray(c) for c in quadrature_plan(LEVELS))
+    rules = rules.astype(x.dtype)
 
-    def next_rule(state):
-        """The integral so far of all examples that still need a level, the estimate of its error, and the next level's nodes."""
+    def level(state):
+        """One level for all examples that still need it: their integral so far, and the estimate of its error."""
         k, active, table, change, error, used = state
+        new = jnp.where(k == begin, 0, first[k])
+        table = jax.lax.fori_loop(new, first[k + 1], lambda i, table: evaluate(blocks[i], active, table), table)
         quarter, half, best = (span * jnp.tensordot(rules[k + i], table, 1) for i in range(3))
         last, before = jnp.abs(jnp.mean(best - half, -1)), jnp.abs(jnp.mean(half - quarter, -1))
         # these rules converge geometrically; a change that is small by chance is not taken for more than a factor of 64
@@ -301,25 +266,18 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
         used = jnp.where(active, jnp.asarray(LEVELS)[k] + 1, used)
         rounding = 8 * jnp.finfo(x.dtype).eps * span * jnp.tensordot(rules[k + 2], jnp.abs(table), 1).mean(-1)
         active &= estimate > jnp.maximum(dim * atol + rtol * jnp.abs(best.mean(-1)), rounding)
-        table = up_to(first[k + 1], first[jnp.minimum(k + 2, len(LEVELS))], active, table)
         return k + 1, active, table, change, error, used
 
-    rule = jnp.minimum(level, MERGED - 1)
-    places = jnp.minimum(jnp.arange(size), intervals[rule]) * (LEVELS[-1] // intervals[rule])  # what fills up the last level is 0 in `seen`
-    table = up_to(0, first[rule + 1], success & ~marched, jnp.zeros((LEVELS[-1] + 1, batch, n_forms), x.dtype).at[places].add(seen))
-    nothing = jnp.zeros(batch, x.dtype)
-    start = (rule, success, table, jnp.zeros((batch, n_forms), x.dtype), nothing + jnp.nan, jnp.zeros(batch, int))
-    unfinished = lambda state: (state[0] < len(LEVELS)) & jnp.any(state[1])
-    _, _, table, change, error, used = jax.lax.while_loop(unfinished, next_rule, start)
+    table, change = jnp.zeros((LEVELS[-1] + 1, batch, n_forms), x.dtype), jnp.zeros((batch, n_forms), x.dtype)
+    start = (begin, success, table, change, jnp.full(batch, jnp.nan, x.dtype), jnp.zeros(batch, int))
+    _, _, table, change, error, used = jax.lax.while_loop(lambda state: (state[0] < len(LEVELS)) & jnp.any(state[1]), level, start)
 
-    divergences = jnp.where(merged & ~marched, intervals[level] + 1, 0) + used
-    nfe = path_nfe + used - jnp.where(marched, intervals[level] + 1, 0)
-    latent = radii[1] * (z_0 + span * jnp.tensordot(integral[-1], slopes, 1))
+    whole = jnp.asarray(integral[-1], x.dtype)
+    latent = radii[1] * (z_0 + span * jnp.tensordot(whole, slopes, 1))
     success &= jnp.all(jnp.isfinite(change), -1)
-    # a path that was not marched has at its first node the slope 2 w v, and no defect
-    v_0, divergence_0 = where(marched, v_0[None], slopes[:1] / (2 * w_0))[0], jnp.where(marched, divergence_0, table[0].mean(-1) / (2 * w_0))
-    truncation = first_order_truncation(ends[0], z_0, v_0, divergence_0, radii[0])
-    return latent, change, nfe, success, divergences, error, truncation
+    # at the first node the path's slope is 2 w v, and its defect 0
+    truncation = first_order_truncation(ends[0], z_0, slopes[0] / (2 * w_0), table[0].mean(-1) / (2 * w_0), radii[0])
+    return latent, change, path_nfe + used, success, used, error, truncation
 
 
 # --- the coupled solve, which has derivatives ---------------------------------------------------------------------------------------------

@@ -133,6 +133,11 @@ def test_a_run_keeps_its_config(tmp_path):
     config.objective.kind = "noise"
     with pytest.raises(ValueError, match="trained with objective.kind = velocity, not noise"):
         train(config, tmp_path)
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["objective"]["loss"]  # a key that came later has its default
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert runs.load_run(tmp_path).config.objective.loss == "regression"
+    train(small_config(steps=2), tmp_path)
 
 
 def test_ema_and_loss(tmp_path):

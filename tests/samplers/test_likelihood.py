@@ -54,20 +54,16 @@ def test_a_network_whose_score_is_none(path, kind):
     np.testing.assert_allclose(ours.latent, coupled.latent, atol=2e-4)
 
 
-def test_loose_estimates_march_once():
-    """An estimated divergence at a loose tolerance: path and divergence on the same 13 or 25 nodes, an evaluation each, within the tolerance of the
-    coupled solve at 1e-6. The network's Jacobian is diagonal: one Rademacher probe is exact."""
-    den = Denoiser(lambda x, t: jnp.sin(x) * jnp.cos(t)[:, None], VP(), "noise")
-    x = jax.random.normal(jax.random.key(0), (8, 20))
-    want = log_likelihood(den, x, rtol=1e-6, atol=1e-6, adjoint=diffrax.ForwardMode())
-    for tolerance, nodes in ((2e-2, 13), (1e-3, 25)):
-        found = log_likelihood(den, x, "hutchinson", jax.random.key(1), tolerance, tolerance, probes=1)
-        assert np.all(found.nfe == nodes) and np.all(found.divergences == nodes)
-        np.testing.assert_allclose(found.log_prob, want.log_prob, atol=20 * tolerance)
-        np.testing.assert_allclose(found.latent, want.latent, atol=10 * tolerance)
-        np.testing.assert_allclose(found.truncation, want.truncation, atol=1e-3, rtol=1e-2)
-    tight = log_likelihood(den, x, "hutchinson", jax.random.key(1), probes=1)
-    assert np.all(tight.nfe > tight.divergences)
+def test_loose_estimates_need_few_divergences():
+    """An estimated divergence at 1e-2: fewer than 20 nodes on average, and off from the same probes' coupled solve at 1e-5 by less than D atol in the
+    root mean square. An exact one begins with 25."""
+    x, den, keys = GM.sample(jax.random.key(0), 64), GM.denoiser(Linear()), jax.random.split(jax.random.key(1), 64)
+    options = {"divergence": "hutchinson", "key": keys, "probes": 1}
+    found = log_likelihood(den, x, rtol=1e-2, atol=1e-2, **options)
+    want = log_likelihood(den, x, adjoint=diffrax.ForwardMode(), **options)
+    assert found.divergences.mean() < 20 and found.divergences.min() == 13
+    assert jnp.sqrt(jnp.mean((found.log_prob - want.log_prob) ** 2)) < 0.02
+    assert log_likelihood(den, x, rtol=1e-2, atol=1e-2).divergences.min() == 25
 
 
 @pytest.mark.slow
@@ -163,7 +159,7 @@ def test_variance_of_the_probes(noise):
 
 def test_published_gaussian_table():
     """Bits/dim of N(0, s^2 I), d = 784, VP, rtol 1e-5: s = 1: 2.04953, s = 0.1: -1.26889, s = 0.01: -4.59693 (tables_and_likelihood.md, point 3),
-    to 2e-4 of the density at eps; what eps adds to the bits is at most 0.0014, at s = 0.004.
+    to 2e-4 of the density at eps; what eps = 1e-5 adds to the bits is at most 0.0014, at s = 0.004, where from eps = 1e-6 all is within 0.001.
 
     One Rademacher probe is exact on isotropic data. The table's draw is its own: ours is compared with the exact density of the same x.
     """
@@ -173,6 +169,9 @@ def test_published_gaussian_table():
         result = log_likelihood(gm.denoiser(VP()), x, "hutchinson", jax.random.key(1), probes=1)
         bits = lambda log_prob: -np.asarray(log_prob, np.float64) / (784 * np.log(2))
         np.testing.assert_allclose(bits(result.log_prob), bits(gm.marginal_log_prob(VP(), x, VP().eps)), atol=2e-4)
+        if s == 0.004:
+            nearer = log_likelihood(gm.denoiser(VP()), x, "hutchinson", jax.random.key(1), probes=1, eps=1e-6)
+            np.testing.assert_allclose(bits(nearer.log_prob), bits(gm.log_prob(x)), atol=1e-3)
         # E[-log p_eps(x)] of x without noise, beside the entropy of the data
         ratio = s**2 / float((VP().alpha(1e-5) * s) ** 2 + VP().sigma(1e-5) ** 2)
         truncation = 0.5 / np.log(2) * (ratio - 1 - np.log(ratio))
