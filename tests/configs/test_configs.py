@@ -10,9 +10,10 @@ from experiments import data, network, state
 from experiments.train import train
 
 FOLDER = Path(__file__).parents[2] / "configs"
-NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default")) + ["vdm:small"]
+NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default")) + ["vdm:small", "vdm:digits"]
 # as the README and the docstrings say
-PARAMETERS = {"digits": 767_297, "toy": 134_000, "density": 234_000, "fashion": 1_757_000, "vdm": 35_100_000, "vdm:small": 710_000}
+PARAMETERS = {"digits": 767_297, "toy": 134_000, "density": 234_000, "fashion": 1_757_000}
+PARAMETERS |= {"vdm": 35_100_000, "vdm:small": 710_000, "vdm:digits": 773_000}
 
 
 def get_config(name):

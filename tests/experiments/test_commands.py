@@ -29,6 +29,7 @@ SHORT = {
     "experiments.train": ["--config.training.steps=2", "--config.training.batch=8"],
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
     "experiments.fit": ["--steps=3", "--examples=8", "--knots=3", "--iterations=1", "--train_batch=4"],
+    "experiments.dequantization": ["--steps=2", "--batch=8"],
     "experiments.likelihood": ["--num=3", "--rtol=0.1", "--atol=0.1", "--batch=8"],
     "experiments.evaluate": ["--groups=2", "--limit=20", "--steps=3", "--batch=8"],
     "experiments.tables": ["--quick"],
@@ -62,7 +63,7 @@ def execute(commands, tmp_path):
         words = shlex.split(command.replace("runs/", f"{tmp_path}/"))
         if words[2] == "experiments.tables" or "benchmarks" in words[2]:
             words.append(f"--out={tmp_path / words[2]}")
-        narrow = ["--config.model.channels=8", "--config.model.attention=()"] if "--config=configs/digits.py" in words else []
+        narrow = ["--config.model.channels=8", "--config.model.attention=()"] if "configs/digits.py" in command or ":digits" in command else []
         done = run(*words, *SHORT[words[2]], *narrow)
         assert done.returncode == 0, (command, done.stderr[-3000:])
         for written in re.findall(r"wrote (\S+?)[,\s]", done.stdout + " "):
