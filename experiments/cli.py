@@ -1,6 +1,7 @@
 """What all commands share: flags, configs by name, and errors that end in one line."""
 
 import difflib
+import importlib.util
 import inspect
 import json
 import re
@@ -12,8 +13,6 @@ from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
-
-from configs import default
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the full traceback of an error instead of one line.")
 
@@ -54,6 +53,10 @@ def parse(argv):
     for file in files:
         if not Path(file[1]).is_file():
             fail(f"{file[0]}: no such file")
+        try:
+            runpy.run_path(file[1])["get_config"](*filter(None, [file[2]]))
+        except ValueError as error:
+            fail(f"{file[0]}: {error}")
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -84,12 +87,11 @@ def fail(message: str) -> None:
 
 def check_import() -> None:
     """Refuse to run with another project's top-level package (a `models/` in the current folder) in the place of ours."""
-    import models
-
     ours = Path(__file__).resolve().parent.parent
-    theirs = Path(next(iter(models.__path__))).resolve().parent
-    if theirs != ours:
-        raise ValueError(f"the folder {theirs / 'models'} hides this project's package `models`: run from another folder")
+    for name in ("configs", "models"):
+        theirs = Path(next(iter(importlib.util.find_spec(name).submodule_search_locations))).resolve()
+        if theirs.parent != ours:
+            raise ValueError(f"the folder {theirs} hides this project's package `{name}`: run from another folder")
 
 
 def build(module, options: Mapping, what: str, names):
@@ -139,7 +141,12 @@ def load_config(workdir: str) -> ConfigDict:
     file = Path(workdir) / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"no {file}: expected a --workdir made by `python -m experiments.train`")
+    from configs import default  # not before `check_import`
+
     try:
-        return ConfigDict(filled(json.loads(file.read_text()), default.get_config().to_dict()))
+        values = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not readable JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is no config: expected a JSON object")
+    return ConfigDict(filled(values, default.get_config().to_dict()))

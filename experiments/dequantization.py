@@ -14,6 +14,7 @@ which maximises the bound on the training split and writes WORKDIR/dequantizatio
 import hashlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -101,14 +102,21 @@ def variational(run: runs.Run) -> Dequantization:
         raise FileNotFoundError(f"no {path}: fit it with {COMMAND} --workdir={run.workdir}")
     example = jnp.zeros((1, *run.dataset.shape))
     like = jax.eval_shape(lambda: Dequantizer().init(jax.random.key(0), example, example))
-    params, _ = arrays.load_params(path, like, [], COMMAND)
+    params, (fitted_to,) = arrays.load_params(path, like, ["fitted_to"], COMMAND)
 
     @jax.jit
     def draw(keys, values):
         y, log_q = from_flow(run.dataset, params, keys, values)
         return y, -log_q
 
-    return Dequantization(draw, None, {"flow": hashlib.sha256(path.read_bytes()).hexdigest()[:12]})
+    return Dequantization(draw, None, {"flow": hashlib.sha256(path.read_bytes()).hexdigest()[:12], "flow_fitted_to": str(fitted_to)})
+
+
+def save(run: runs.Run, params) -> Path:
+    """Write the flow's parameters to where `variational` finds them, with the weights that they were fitted to."""
+    path = run.workdir / "dequantization.npz"
+    arrays.save(path, params, fitted_to=f"{run.weights} weights of step {run.step}")
+    return path
 
 
 DEQUANTIZATIONS = {"uniform": uniform, "truncated_normal": truncated_normal, "variational": variational}
@@ -147,28 +155,28 @@ def fit(run: runs.Run, steps: int = 1000, batch: int = 64, learning_rate: float 
         den = run.denoiser(jnp.asarray(part["label"]) if run.conditional else None)
         params, state, log_q = update(den, params, state, part)
         if k % log_every == 0 or k == steps:
-            if not np.isfinite(log_q):
+            if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((log_q, params))):
                 raise FloatingPointError(f"the flow is not finite at step {k}: try a lower --learning_rate than {learning_rate:g}")
             left = (time.perf_counter() - clock) / k * (steps - k)
-            progress(f"step {k}/{steps}  {float(log_q) / (dataset.dim * np.log(2)):.4f} bits/dim of log q  ETA {left:.0f} s", flush=True)
+            progress(f"step {k}/{steps}  log2 q {float(log_q) / (dataset.dim * np.log(2)):.4f} a dimension  ETA {left:.0f} s", flush=True)
     return params
 
 
 def main():
     f = flags.FLAGS
-    for name in ("steps", "batch"):
+    for name in ("steps", "train_batch"):
         if f[name].value < 1:
             raise ValueError(f"--{name}={f[name].value}: expected at least 1")
+    if not 0 < f.learning_rate < np.inf:
+        raise ValueError(f"--learning_rate={f.learning_rate}: expected above 0")
     run = runs.from_flags()
-    params = fit(run, f.steps, f.batch, f.learning_rate, f.seed)
-    path = run.workdir / "dequantization.npz"
-    arrays.save(path, params)
-    print(f"wrote {path}: experiments.likelihood --workdir={run.workdir} --dequantization=variational uses it")
+    path = save(run, fit(run, f.steps, f.train_batch, f.learning_rate, f.seed))
+    print(f"wrote {path}, which experiments.likelihood --dequantization=variational uses")
 
 
 if __name__ == "__main__":
     runs.define_flags()
     flags.DEFINE_integer("steps", 1000, "Updates of the flow.")
     flags.DEFINE_float("learning_rate", 2e-3, "At the start; it falls to zero.")
-    flags.FLAGS.set_default("batch", 64)
+    flags.DEFINE_integer("train_batch", 64, "Examples an update.")
     cli.run(main)

@@ -105,7 +105,7 @@ def score(
     def by_flow(den, keys, values):
         data_keys, probe_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         y, addend = draw(data_keys, values)
-        result = log_likelihood(den, y, key=probe_keys, eps=last, **options)
+        result = log_likelihood(den, y, key=probe_keys, eps=last, start=start, **options)
         return {**result._asdict(), "log_prob": result.log_prob + addend}
 
     def by_bound(den, keys, values):
@@ -125,6 +125,7 @@ def score(
         return {name: jnp.stack([part[name] for part in found], 1) for name in names}
 
     chosen = {"times": times} if bound == "variational" else {"dequantization": dequantization, **about, "draws": draws, **options}
+    chosen |= {"ends": (last, start), "method": (PATHS, LEVELS)}
     kept, clock = Kept(None) if kept is None else kept, time.perf_counter()
     kept.open({"weights": run.fingerprint(), "data": dataset.name, "split": split, "seed": seed, **chosen})
     first = len(kept)
@@ -211,7 +212,11 @@ def main():
         if f[name].present:
             raise ValueError(f"--{name} means nothing with --bound={f.bound}: leave it out")
     divergence = f.divergence if f.divergence != "auto" else "exact" if dataset.dim <= 16 else "hutchinson"
-    options = {"divergence": divergence, "probes": f.probes, "noise": f.noise, "rtol": f.rtol, "atol": f.atol}
+    options = {"divergence": divergence, "rtol": f.rtol, "atol": f.atol}
+    if divergence != "exact":
+        options |= {"probes": f.probes, "noise": f.noise}
+    elif f["probes"].present or f["noise"].present:
+        raise ValueError("--probes and --noise mean nothing with an exact trace: leave them out, or pass --divergence=hutchinson")
     kind = {"bound": f.bound, "dequantization": f.dequantization, "draws": f.draws}
     if f.bound == "variational":
         method = {"bound": f.bound, "times": f.times, "decoder": "categorical" if dataset.levels else "Gaussian"}

@@ -91,6 +91,12 @@ def from_config(config: ConfigDict, num_classes: int) -> Network:
     if objective.loss == "variational":
         if sde.alpha(sde.T) > MIN_ALPHA or sde.sigma(0.0) > 0:
             raise ValueError(f"config.objective.loss = 'variational' learns the ends of the path: {sde} has its own; expected Linear, Cosine or Trig")
+        if objective.weighting != "own" or objective.time.name != "uniform":
+            raise ValueError(
+                "config.objective.loss = 'variational' has its own weighting and times: leave objective.weighting and objective.time.name out"
+            )
+        if objective.time.high <= objective.time.low:
+            raise ValueError(f"config.objective.time.high = {objective.time.high}: expected more than time.low = {objective.time.low}")
         schedule = Schedule(objective.time.high, objective.time.low)
     elif objective.loss != "regression":
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected regression or variational")

@@ -37,7 +37,9 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
         rate = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, o.warmup, max(config.training.steps, o.warmup + 1))
     else:
         raise ValueError(f"config.optim.schedule = '{o.schedule}': expected constant or cosine")
-    decay = [optax.add_decayed_weights(o.weight_decay)] if o.weight_decay else []
+    # a schedule's ends are no weights
+    own = (lambda params: {name: name != "schedule" for name in params}) if config.objective.loss == "variational" else None
+    decay = [optax.add_decayed_weights(o.weight_decay, own)] if o.weight_decay else []
     return optax.chain(
         optax.clip_by_global_norm(o.clip), optax.scale_by_adam(o.beta1, o.beta2, o.epsilon), *decay, optax.scale_by_learning_rate(rate)
     )

@@ -52,7 +52,7 @@ def bound(module: Schedule, params, den: Denoiser, dataset, x: Float[Array, "b .
     params: of the schedule. x: on the middles of the levels where these are discrete. u: uniform in (0, 1). noise, last_noise: normal.
     """
     ends = params["ends"]
-    schedule = jax.jvp(lambda u: module.apply({"params": params}, u)[1], (u,), (jnp.ones_like(u),))
+    schedule = jax.jvp(lambda u: module.apply({"params": params}, u), (u,), (jnp.ones_like(u),))
     if dataset.levels:
         decoder = levels_left(x, last_noise, dataset.middles(np.arange(dataset.levels)), ends[0])
     else:

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 class Schedule(nn.Module):
     """How far the log-SNR has come from its first value to its last at u in [0, 1]: a monotone network s with s(0) = 0, s(1) = 1.
 
-    Called with u [B] it returns (ends [2], s [B]); the log-SNR is ends[0] + (ends[1] - ends[0]) s. The ends are parameters too, `first` (near the
-    data) and `last` at the start, where s is nearly linear. VDM's gamma is -2 x log-SNR; it begins at -13.3 and 5.
+    Called with u [B] it returns s [B]; the log-SNR is ends[0] + (ends[1] - ends[0]) s, where `ends` [2] is a parameter too: `first` (near the data)
+    and `last` at the start, when s is nearly linear. VDM's gamma is -2 x log-SNR; it begins at -13.3 and 5.
     """
 
     first: float
@@ -17,8 +17,8 @@ class Schedule(nn.Module):
     width: int = 1024
 
     @nn.compact
-    def __call__(self, u: Float[Array, " b"]) -> tuple[Float[Array, " 2"], Float[Array, " b"]]:
-        ends = self.param("ends", lambda key: jnp.array([self.first, self.last]))
+    def __call__(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
+        self.param("ends", lambda key: jnp.array([self.first, self.last]))
         normal = nn.initializers.normal(1.0)
         slope = self.param("slope", nn.initializers.ones, ())
         inner = self.param("inner", normal, (self.width,))
@@ -31,4 +31,4 @@ class Schedule(nn.Module):
             return jnp.abs(slope) * u + jnp.mean(jnp.abs(outer) * bent, -1)
 
         low, high = rising(jnp.array([0.0, 1.0], u.dtype))
-        return ends, (rising(u) - low) / (high - low)
+        return (rising(u) - low) / (high - low)

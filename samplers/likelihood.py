@@ -234,8 +234,8 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
         score = -(sin * z + cos * v) / sin
         return 2 * w * forms - jnp.sum((score * (slope - 2 * w * v)).reshape(len(z), -1), -1)[:, None]
 
-    # the estimate of the first level is the least sure: it serves where the probes' noise is larger by far
-    begin = 1 if kind == "exact" else 0
+    # the estimate of the first level is the least sure: it serves loose tolerances, where the probes' noise is larger by far
+    begin = jnp.where((kind == "hutchinson") & (rtol + atol > 0.01), 0, 1)
 
     def evaluate(indices, active, table):
         """The table of integrands [nodes, B, n] with those of the active examples filled in at some nodes."""
@@ -313,6 +313,7 @@ def log_likelihood(
     probes: int = 4,
     noise: Literal["rademacher", "gaussian"] = "rademacher",
     eps: float | None = None,
+    start: float | None = None,
     solver=diffrax.Tsit5(),
     chunk: int = 64,
     adjoint: diffrax.AbstractAdjoint | None = None,
@@ -327,6 +328,7 @@ def log_likelihood(
         more (see `error`); the path is right to PATH_ERROR times as much, in the root mean square over z, by Adams-Bashforth steps, or where these
         fail to atol and rtol by `solver`, an explicit Runge-Kutta method of diffrax.
     eps: the time at which x is taken (default `den.sde.eps`); what is computed is the density of data noised by sigma(eps).
+    start: the time at which x is distributed as the prior (default T; earlier for a model that was trained up to there).
     adjoint: None, or a diffrax adjoint, e.g. `diffrax.RecursiveCheckpointAdjoint()`, for derivatives of log_prob in x and parameters in reverse
         mode: path and divergence are then solved together, at rtol and atol, in the root mean square over both.
     Raises ValueError for unknown options, impossible tolerances and a missing key.
@@ -352,9 +354,11 @@ def log_likelihood(
         draw = jax.random.rademacher if noise == "rademacher" else jax.random.normal
         shape = (probes, *x.shape[1:]) if divergence == "hutchinson" else (2, probes, *x.shape[1:])
         vectors = jax.vmap(lambda k: draw(k, shape, x.dtype), out_axes=-x.ndim)(example_keys(key, x.shape[0]))
-    sde, t = den.sde, check_eps(den, eps)
-    ends = tuple(jnp.asarray(angle(sde, s), x.dtype) for s in (t, sde.T))
-    radii = tuple(jnp.asarray(radius(sde, s), x.dtype) for s in (t, sde.T))
+    sde, times = den.sde, (check_eps(den, eps), den.sde.T if start is None else start)
+    if not times[0] < times[1] <= sde.T:
+        raise ValueError(f"eps = {times[0]}, start = {start}: expected eps < start <= T = {sde.T}")
+    ends = tuple(jnp.asarray(angle(sde, t), x.dtype) for t in times)
+    radii = tuple(jnp.asarray(radius(sde, t), x.dtype) for t in times)
     arguments = (den, x, vectors, ends, radii, jnp.asarray(rtol, x.dtype), jnp.asarray(atol, x.dtype), solver, divergence, chunk)
     latent, change, nfe, success, used, error, truncation = _decoupled(*arguments) if adjoint is None else _coupled(*arguments, adjoint)
     n = change.shape[-1]

@@ -10,7 +10,6 @@ import io
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from configs import density
 from experiments import runs
@@ -40,12 +39,12 @@ def integral(run: runs.Run, side: int) -> float:
 
 def trained(name: str, out, quick: bool) -> runs.Run:
     """The run of OUT/name, after its training."""
-    config: ConfigDict = density.get_config(name)
+    config, folder = density.get_config(name), out / (f"{name}_quick" if quick else name)
     if quick:
         config.training.update(steps=2, batch=8)
     with contextlib.redirect_stdout(io.StringIO()) if quick else contextlib.nullcontext():
-        train(config, out / name)
-    return runs.load_run(out / name)
+        train(config, folder)
+    return runs.load_run(folder)
 
 
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:

@@ -22,13 +22,13 @@ from experiments.train import train
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     """Rows, and whether the Gaussian is the published 6.461 +- 0.011, the variational bound below the published 4.588 of independent pixels by three
     standard errors, and both bounds below independent pixels on the same images by three standard errors of the difference."""
-    config = vdm.get_config("small")
+    config, folder = vdm.get_config("small"), out / ("quick" if quick else "run")
     if quick:
         config.training.update(steps=2, batch=8)
         config.model.channels = 8
     with contextlib.redirect_stdout(io.StringIO()) if quick else contextlib.nullcontext():
-        train(config, out / "run")
-    model = runs.load_run(out / "run")
+        train(config, folder)
+    model = runs.load_run(folder)
     dataset, rows = model.dataset, []
 
     def row(name, images, bits, error, over_probes=None, evaluations=None):

@@ -25,7 +25,7 @@ def get_config(name):
     return module.get_config(*argument)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if ":" in n else n for n in NAMES])
 def test_config(name, tmp_path, monkeypatch):
     config = get_config(name)
     assert name in PARAMETERS

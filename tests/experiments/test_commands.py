@@ -29,7 +29,7 @@ SHORT = {
     "experiments.train": ["--config.training.steps=2", "--config.training.batch=8"],
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
     "experiments.fit": ["--steps=3", "--examples=8", "--knots=3", "--iterations=1", "--train_batch=4"],
-    "experiments.dequantization": ["--steps=2", "--batch=8"],
+    "experiments.dequantization": ["--steps=2", "--train_batch=8"],
     "experiments.likelihood": ["--num=3", "--rtol=0.1", "--atol=0.1", "--batch=8"],
     "experiments.evaluate": ["--groups=2", "--limit=20", "--steps=3", "--batch=8"],
     "experiments.tables": ["--quick"],
@@ -84,6 +84,7 @@ def execute(commands, tmp_path):
         ("experiments.fit --workdir={0}/nothing --solver=gits", "expected a --workdir made by"),
         ("experiments.likelihood --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.evaluate --workdir={0}/nothing extra", "unexpected argument 'extra'"),
+        ("experiments.train --config=configs/vdm.py:tiny --workdir={0}", "configs/vdm.py:tiny: expected paper, small or digits"),
         ("experiments.tables --table=nothing", "expected one of"),
     ],
 )  # fmt: skip

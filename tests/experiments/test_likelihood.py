@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from configs import default
-from experiments import arrays, network, parallel, state
+from experiments import network, parallel, state
 from experiments.data import Dataset, batches
-from experiments.dequantization import fit
+from experiments.dequantization import fit, save
 from experiments.likelihood import Kept, score, summarize
 from samplers import log_likelihood
 from sde_lib import GaussianMixture, Linear
@@ -27,7 +27,9 @@ def gaussian_of_levels(n: int = N, mean: float = 8.5, std: float = 1.0) -> tuple
     labels = {"train": np.zeros(n, np.int32), "test": np.zeros(n, np.int32)}
     data = Dataset("levels", {"train": values, "test": values}, labels, shift=8.5, scale=8.5, levels=17)
     den = GaussianMixture(np.full((1, 1), (mean - 8.5) / 8.5), np.array([std / 8.5])).denoiser(Linear())
-    run = SimpleNamespace(dataset=data, conditional=False, denoiser=lambda label: den, network=NETWORK, fingerprint=str, params=None)
+    run = SimpleNamespace(
+        weights="ema", step=0, dataset=data, conditional=False, denoiser=lambda label: den, network=NETWORK, fingerprint=str, params=None
+    )
     p = np.diff(stats.norm.cdf(np.arange(18), mean, std))
     return run, float(-np.sum(p[p > 0] * np.log2(p[p > 0])))
 
@@ -60,7 +62,7 @@ def test_variational_dequantization_closes_the_gap(tmp_path):
         bits(dequantization="variational")
     for steps, low, high in ((1, 1.50, 1.53), (500, entropy - 0.005, entropy + 0.027)):
         params = fit(run, steps=steps, learning_rate=1e-2 if steps > 1 else 1e-9, progress=lambda *_, **__: None)
-        arrays.save(tmp_path / "dequantization.npz", params)
+        save(run, params)
         assert low < bits(dequantization="variational") < high
     assert entropy - 0.005 < bits(dequantization="variational", bound="importance") < entropy + 0.01
     (tmp_path / "dequantization.npz").write_bytes(b"damaged")
