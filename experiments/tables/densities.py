@@ -2,7 +2,7 @@
 
 8 gaussians and checkerboard of FFJORD (1810.01367), trained here if OUT has no run of them yet. Nats of the first 10,000 test points, by the exact
 trace at 1e-3, with the standard error over points; "above the entropy" is their mean of log p - log p_model, whose standard error is smaller, as
-the true density of each point is known; "integral" is that of the model's density over a grid, [-5, 5]^2.
+the true density of each point is known; "integral" is that of the model's density over a grid, [-7, 7]^2.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ def true_log_prob(name: str, points) -> np.ndarray:
 
 
 def integral(run: runs.Run, side: int) -> float:
-    """Of the model's density over [-5, 5]^2, by midpoints of cells that end where the checkerboard's squares do."""
-    line = (np.arange(side) + 0.5) * 10 / side - 5
+    """Of the model's density over [-7, 7]^2, by midpoints of cells that end where the checkerboard's squares do."""
+    line = (np.arange(side) + 0.5) * 14 / side - 7
     grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2).astype(np.float32)
     x = (grid - run.dataset.shift) / run.dataset.scale
     options = {"rtol": 1e-3, "atol": 1e-3}
     log_p = runs.gather(runs.in_batches(lambda keys, x: log_likelihood(run.denoiser(), x, **options).log_prob, len(x), 4096, jax.random.key(0), x))
-    return float(np.exp(np.asarray(log_p, np.float64)).sum() * (10 / side / run.dataset.scale) ** 2)
+    return float(np.exp(np.asarray(log_p, np.float64)).sum() * (14 / side / run.dataset.scale) ** 2)
 
 
 def trained(name: str, out, quick: bool) -> runs.Run:
@@ -59,7 +59,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
             "data": name, "parameters": sum(a.size for a in jax.tree.leaves(model.params)), "steps": model.step, "entropy": float(entropy),
             "nats": float(result["score"].mean()), "standard error": float(result["score"].std(ddof=1) / np.sqrt(n)),
             "above the entropy": float(gap.mean()), "its standard error": float(gap.std(ddof=1) / np.sqrt(n)),
-            "integral": integral(model, 10 if quick else 200), "evaluations": float(result["nfe"].mean()),
+            "integral": integral(model, 14 if quick else 280), "evaluations": float(result["nfe"].mean()),
         }  # fmt: skip
         rows.append(row)
         near = abs(row["nats"] - entropy) <= BOUND[name] and row["above the entropy"] > -3 * row["its standard error"]
