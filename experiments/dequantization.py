@@ -59,7 +59,7 @@ def truncated_normal(run: runs.Run, tau: float = 3.0) -> Dequantization:
     """y = alpha x + sigma eps about the middle x of the bin, eps normal cut off at +-tau (i-DODE, 2305.03935, section 3.3): the data as the model
     was trained on it, at the time when alpha x +- tau sigma is the bin. The bins tile y, so that eps is no truncation of the model here.
 
-    Raises ValueError for data that are continuous, and for a path with no so little noise.
+    Raises ValueError for data that are continuous, and for a path, or a learned schedule, with no so little noise.
     """
     dataset, sde = run.dataset, run.network.sde
     check_levels(dataset, "truncated-normal")
@@ -67,6 +67,11 @@ def truncated_normal(run: runs.Run, tau: float = 3.0) -> Dequantization:
     if not 0 < eps < sde.T:
         raise ValueError(
             f"truncated-normal dequantization: {sde} never has a sigma/alpha of a bin's half / {tau:g} = {0.5 / dataset.scale / tau:.2g}"
+        )
+    if run.network.schedule is not None and eps < run.network.ends(run.params)[0]:
+        raise ValueError(
+            f"truncated-normal dequantization: a bin is +-{tau:g} sigma at log-SNR {sde.log_snr(eps):.2f}, but the model's schedule has learned to "
+            f"begin at {sde.log_snr(run.network.ends(run.params)[0]):.2f}: pass --dequantization=uniform or --bound=variational"
         )
     alpha, sigma, inside = float(sde.alpha(eps)), float(sde.sigma(eps)), float(jax.scipy.special.erf(tau / np.sqrt(2)))
 
