@@ -273,6 +273,9 @@ def main():
         f"{f.split}: {summary['mean']:.4f} {dataset.unit} ± {summary['stderr_examples']:.4f} over {summary['n']} examples, {of_probes}{of_draws}; "
         f"{summary['nfe_mean']:.0f} evaluations each; {run.weights} weights of step {run.step}"
     )
+    error, wanted = summary["quadrature_error_mean_nats"], dataset.dim * (f.atol + f.rtol)
+    if f.bound != "variational" and error > wanted:
+        print(f"not converged: a quadrature error of {error:.3g} nats is left where the tolerances ask for {wanted:.3g}: a network rough in time")
     for other, found in ood.items():
         print(f"{other}: {found['mean']:.4f} {dataset.unit} ± {found['stderr_examples']:.4f}; AUROC against {f.split} {found['auroc']:.3f}")
     print(f"wrote {name}.json, .npz and {figure}")
