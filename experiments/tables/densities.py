@@ -5,17 +5,14 @@ trace at 1e-3, with the standard error over points; "above the entropy" is their
 the true density of each point is known; "integral" is that of the model's density over a grid, [-7, 7]^2.
 """
 
-import contextlib
-import io
-
 import jax
 import numpy as np
 
 from configs import density
 from experiments import runs
 from experiments.likelihood import score
+from experiments.tables._training import trained
 from experiments.toy import eight_gaussians_mixture
-from experiments.train import train
 from samplers import log_likelihood
 
 ENTROPY = {"8gaussians": 2.838, "checkerboard": np.log(32)}
@@ -37,21 +34,11 @@ def integral(run: runs.Run, side: int) -> float:
     return float(np.exp(np.asarray(log_p, np.float64)).sum() * (14 / side / run.dataset.scale) ** 2)
 
 
-def trained(name: str, out, quick: bool) -> runs.Run:
-    """The run of OUT/name, after its training."""
-    config, folder = density.get_config(name), out / (f"{name}_quick" if quick else name)
-    if quick:
-        config.training.update(steps=2, batch=8)
-    with contextlib.redirect_stdout(io.StringIO()) if quick else contextlib.nullcontext():
-        train(config, folder)
-    return runs.load_run(folder)
-
-
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     """Rows, and whether each density is within its bound of the entropy, never better by more than 3 standard errors, and of integral 1 +- 0.001."""
     rows, passed = [], True
     for name, entropy in ENTROPY.items():
-        model = trained(name, out, quick)
+        model = trained(density.get_config(name), out / name, quick)
         n = 8 if quick else 10_000
         result = score(model, "test", n, n if quick else 2500, 0, divergence="exact", rtol=1e-3, atol=1e-3, progress=lambda *_, **__: None)
         gap = result["score"] + true_log_prob(name, model.dataset.values["test"][:n])
