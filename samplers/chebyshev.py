@@ -36,19 +36,20 @@ def adams_weights(points: np.ndarray, count: int) -> Float[np.ndarray, "n+1 coun
 
 
 def path_plan(levels: tuple[int, ...], count: int = 4):
-    """For each of `levels`, filled up to the size N + 1 of the last: its nodes [N + 1]; `adams_weights` [N + 1, count]; and matrices [N + 1, N + 1]
-    from slopes at its nodes to slopes at the last level's, and to what their exact integral at its nodes differs from the steps'."""
+    """For each of `levels`, filled up to the size N + 1 of the last: its nodes [N + 1]; `adams_weights` [N + 1, count]. And, in lists, matrices from
+    slopes at its own n + 1 nodes to slopes at the last level's [N + 1, n + 1], and to what their exact integral at its nodes differs from the
+    steps' [n + 1, n + 1]."""
     most = levels[-1]
     points, weights = np.ones((len(levels), most + 1)), np.zeros((len(levels), most + 1, count))
-    finest, defect = np.zeros((2, len(levels), most + 1, most + 1))
+    finest, defect = [], []
     for level, n in enumerate(levels):
         own = slice(n + 1)
         points[level, own], weights[level, own] = nodes(n), adams_weights(nodes(n), count)
         steps = np.zeros((n + 1, n + count))
         for i in range(n):
             steps[i + 1 :, i : i + count] += weights[level, i]
-        finest[level, :, own] = interpolation(n, nodes(most))[0]
-        defect[level, own, own] = interpolation(n, nodes(n))[1] - steps[:, count - 1 :]
+        finest.append(interpolation(n, nodes(most))[0])
+        defect.append(interpolation(n, nodes(n))[1] - steps[:, count - 1 :])
     return points, weights, finest, defect
 
 

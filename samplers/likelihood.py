@@ -22,6 +22,7 @@ div v = a D + b tr(dF/dz) with only the trace of its Jacobian to compute or to e
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import diffrax
@@ -37,9 +38,11 @@ from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
 from sde_lib.numerics import as_float, expand, namespace
 
-PATHS = (24, 48, 96)  # intervals of the path
+PATHS = (12, 24, 48, 96)  # intervals of the path
+PATH_ERRORS = (0.1, 3e-3, 2e-4)  # of all but the last, in the root mean square over z, as measured on mixtures and on networks
 PATH_ERROR = 10.0  # tolerances of log p that the path may be off: it counts only times the relative error of the score
 LEVELS = (12, 24, 48, 96, 192)  # intervals of the quadrature; estimates of its error use a half and a quarter of them too
+NUMBERS = 2048  # coordinates: fewer are computed at once as fast as a part of them
 VECTORS = 1024  # examples x nodes x tangents that are evaluated at once, where there are fewer examples x tangents: what a cache holds
 
 DIVERGENCES = ("exact", "hutchinson", "hutch++")
@@ -135,13 +138,35 @@ def trace_forms(jvp, probes, z, kind: str, chunk: int):
     return products(form, back(q)).sum(0)[:, None] + products(form, rest).T
 
 
+def summary(sde, latent, change, nfe, success, divergences, error, truncation, radii, exact: bool) -> LogLikelihood:
+    """The result, from change [B, n]: estimates of the integral of div v."""
+    n, dim = change.shape[-1], latent[0].size
+    probed = change.std(-1, ddof=1) / n**0.5 if n > 1 else jnp.full_like(error, jnp.nan)
+    stderr = jnp.where(success, jnp.zeros_like(error) if exact else probed, jnp.nan)
+    log_prob = sde.prior_log_prob(latent) + change.mean(-1) + dim * jnp.log(radii[1] / radii[0])
+    return LogLikelihood(jnp.where(success, log_prob, jnp.nan), latent, nfe, stderr, success, divergences, error, truncation)
+
+
+@partial(jax.jit, static_argnames=("shape", "noise"))
+def drawn(key, x, shape: tuple[int, ...], noise: str):
+    """Probes [*shape, B, ...] for x [B, ...], each example's from its own key."""
+    draw = jax.random.rademacher if noise == "rademacher" else jax.random.normal
+    return jax.vmap(lambda k: draw(k, (*shape, *x.shape[1:]), x.dtype), out_axes=len(shape))(example_keys(key, len(x)))
+
+
 # --- the decoupled solve --------------------------------------------------------------------------------------------------------------
 
 
-def by_rows(fn, xs, vectors: int):
-    """fn over the first axis of xs, each of which has so many vectors, as many at once as make `VECTORS`, and leave no remainder."""
-    n = len(jax.tree.leaves(xs)[0])
-    return jax.lax.map(fn, xs, batch_size=max(k for k in range(1, n + 1) if n % k == 0 and (k == 1 or k * vectors <= VECTORS)))
+def by_nodes(fn, w: Float[Array, " n"], xs, tangents: int):
+    """fn(w, *xs, of) of all examples at all nodes, [n, b, ...], for xs of [n, b, ...]: nodes are joined to batches of no more than `VECTORS` examples
+    x tangents, without remainder, in which `of` says which example each is."""
+    n, b = xs[0].shape[:2]
+    size = max(k for k in range(1, n + 1) if n % k == 0 and (k == 1 or k * b * tangents <= VECTORS))
+    join = lambda a: a.reshape(n // size, size * b, *a.shape[2:])
+    of = jnp.tile(jnp.arange(b), size)
+    w = w if size == 1 else join(jnp.broadcast_to(w[:, None], (n, b)))
+    found = jax.lax.map(lambda row: fn(*row, of), (w, *map(join, xs)))
+    return found.reshape(n, b, *found.shape[2:])
 
 
 def rows_of(den: Denoiser, rows) -> Denoiser:
@@ -149,13 +174,14 @@ def rows_of(den: Denoiser, rows) -> Denoiser:
     return replace(den, cond=jax.tree.map(lambda c: c[rows], den.cond))
 
 
-def over_active(active: Bool[Array, " b"], fn, state, parts: int):
+def over_active(active: Bool[Array, " b"], fn, state, parts: int, dim: int):
     """state = fn(rows, state) for the active examples, in chunks of about B/parts that are filled up with others, so that none pays for another's
-    needs. fn may see an example twice."""
-    size = min(len(active), max(32, -(-len(active) // parts)))
+    needs. fn may see an example twice. Chunks of fewer than `NUMBERS` coordinates are not worth it."""
+    size = max(32, -(-NUMBERS // dim), -(-len(active) // parts))
     order = jnp.argsort(~active, stable=True)
     one = lambda i, state: fn(jax.lax.dynamic_slice(order, (i * size,), (size,)), state)
-    loop = lambda state: jax.lax.fori_loop(0, -(-jnp.sum(active) // size), one, state)
+    some = lambda state: jax.lax.fori_loop(0, -(-jnp.sum(active) // size), one, state)
+    loop = some if size < len(active) else lambda state: fn(slice(None), state)
     return jax.lax.cond(jnp.any(active), loop, lambda state: state, state)  # without the condition XLA computes a part of a loop that does not run
 
 
@@ -171,15 +197,18 @@ def march(den: Denoiser, z, w, n, weights):
     return jax.lax.fori_loop(0, n + 1, step, (z, jnp.zeros((len(w) + count - 1, *z.shape), z.dtype)))[1][count - 1 :]
 
 
-def smooth_path(den: Denoiser, z_0, w, rtol, atol, solver):
+def smooth_path(den: Denoiser, z_0, w, rtol, atol, solver, least):
     """Slopes dz/dw of a path for each z_0 [B, ...], at the nodes of the last of PATHS [N + 1, B, ...]; evaluations [B] and success [B].
 
-    w: from [0, 1]. Levels whose error is expected to be too large are left out."""
+    w: from [0, 1]. Levels below `least`, and those whose error is expected to be too large, are left out."""
     dtype, batch = z_0.dtype, len(z_0)
-    points, weights, finest, defect = (jnp.asarray(c, dtype) for c in path_plan(PATHS))
+    points, weights, finest, defects = jax.tree.map(lambda c: jnp.asarray(c, dtype), path_plan(PATHS))
     span, tolerance = w(1.0) - w(0.0), PATH_ERROR * (atol + rtol)  # z is of order 1
-    expected = 3e-3 * (PATHS[0] / np.array(PATHS[:-1])) ** 4  # measured on mixtures and on networks
     rms = lambda e: jnp.sqrt(jnp.max(jnp.mean(e.reshape(*e.shape[:2], -1) ** 2, -1), 0))
+    judge = lambda fine, defect: (
+        lambda slopes: (jnp.tensordot(fine, slopes[: len(defect)], 1), rms(span * jnp.tensordot(defect, slopes[: len(defect)], 1)))
+    )
+    judged = [judge(*matrices) for matrices in zip(finest, defects)]
     chosen = lambda active, new, old: jnp.where(active.reshape(-1, *(1,) * (z_0.ndim - 1)), new, old)
 
     def level(state):
@@ -188,13 +217,14 @@ def smooth_path(den: Denoiser, z_0, w, rtol, atol, solver):
         def fill(rows, state):
             slopes, error = state
             found = march(rows_of(den, rows), z_0[rows], w(points[k]), jnp.asarray(PATHS)[k], span * weights[k])
-            new = chosen(active[rows], jnp.tensordot(finest[k], found, 1), slopes[:, rows])
-            return slopes.at[:, rows].set(new), error.at[rows].set(rms(span * jnp.tensordot(defect[k], found, 1)))
+            new, defect = jax.lax.switch(k, judged, found)
+            return slopes.at[:, rows].set(chosen(active[rows], new, slopes[:, rows])), error.at[rows].set(defect)
 
-        slopes, error = over_active(active, fill, (slopes, jnp.zeros(batch, dtype)), 2)
+        slopes, error = over_active(active, fill, (slopes, jnp.zeros(batch, dtype)), 2, z_0[0].size)
         return k + 1, active & ~(error <= tolerance), slopes, nfe + jnp.where(active, jnp.asarray(PATHS)[k] + 1, 0)
 
-    start = (jnp.sum(expected > tolerance), jnp.ones(batch, bool), jnp.zeros((PATHS[-1] + 1, *z_0.shape), dtype), jnp.zeros(batch, int))
+    first = jnp.maximum(least, jnp.sum(np.array(PATH_ERRORS) > tolerance))
+    start = (first, jnp.ones(batch, bool), jnp.zeros((PATHS[-1] + 1, *z_0.shape), dtype), jnp.zeros(batch, int))
     _, active, slopes, nfe = jax.lax.while_loop(lambda state: (state[0] < len(PATHS)) & jnp.any(state[1]), level, start)
 
     def adaptive(rows, state):
@@ -203,11 +233,12 @@ def smooth_path(den: Denoiser, z_0, w, rtol, atol, solver):
         field = lambda den: lambda phi, z: velocity(den, phi, z[None])[0]
         one = lambda den, z: solve_ode(field(den), z, here[0] ** 2, here[-1] ** 2, rtol, atol, solver, diffrax.ForwardMode(), here**2)
         z, steps, good = per_example(some, one, z_0[rows])
-        found = by_rows(lambda row: 2 * row[0] * velocity(some, row[0] ** 2, row[1]), (here, jnp.moveaxis(z, 1, 0)), len(rows))
+        slope = lambda w, z, of: 2 * expand(w, z) * velocity(rows_of(some, of), w**2, z)
+        found = by_nodes(slope, here, (jnp.moveaxis(z, 1, 0),), 1)
         slopes = slopes.at[:, rows].set(chosen(active[rows], found, slopes[:, rows]))
         return slopes, nfe.at[rows].set(steps + len(here)), success.at[rows].set(good | ~active[rows])
 
-    slopes, more, success = over_active(active, adaptive, (slopes, jnp.zeros(batch, int), jnp.ones(batch, bool)), 8)
+    slopes, more, success = over_active(active, adaptive, (slopes, jnp.zeros(batch, int), jnp.ones(batch, bool)), 8, z_0[0].size)
     return slopes, nfe + jnp.where(active, more, 0), success
 
 
@@ -218,7 +249,9 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
     span = w_T - w_0
     w = lambda y: w_0 + span * jnp.asarray(y, x.dtype)
     z_0 = x / radii[0]
-    slopes, path_nfe, success = smooth_path(den, z_0, w, rtol, atol, solver)
+    # the first levels are the least sure: they serve loose tolerances, where the probes' noise is larger by far
+    least = jnp.where((kind == "hutchinson") & (rtol + atol > 0.01), 0, 1)
+    slopes, path_nfe, success = smooth_path(den, z_0, w, rtol, atol, solver, least)
 
     # the divergence, for the examples that need a level
     n_forms = 1 if kind == "exact" else probes.shape[-1 - x.ndim]
@@ -226,29 +259,25 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
     fine = w(nodes(LEVELS[-1]))
     values, integral = (jnp.asarray(m, x.dtype) for m in interpolation(PATHS[-1], nodes(LEVELS[-1])))
 
-    def integrand(row):
-        """(div v - score . (dz/dphi - v)) dphi/dw of rows of examples at one node."""
-        w, z, slope, den, probes = row
+    def integrand(den, w, z, slope, probes):
+        """(div v - score . (dz/dphi - v)) dphi/dw of examples [b] at nodes w, [] or [b]."""
         v, forms = divergence_forms(den, w**2, z, probes, kind, chunk)
-        cos, sin = jnp.cos(w**2), jnp.sin(w**2)
-        score = -(sin * z + cos * v) / sin
-        return 2 * w * forms - jnp.sum((score * (slope - 2 * w * v)).reshape(len(z), -1), -1)[:, None]
+        score = -(z + v / expand(jnp.tan(w**2), z))
+        return 2 * expand(w, forms) * forms - jnp.sum((score * (slope - 2 * expand(w, z) * v)).reshape(len(z), -1), -1)[:, None]
 
-    # the estimate of the first level is the least sure: it serves loose tolerances, where the probes' noise is larger by far
-    begin = jnp.where((kind == "hutchinson") & (rtol + atol > 0.01), 0, 1)
+    probes_of = lambda probes, rows: None if probes is None else probes[..., rows, *(slice(None),) * (x.ndim - 1)]
 
     def evaluate(indices, active, table):
         """The table of integrands [nodes, B, n] with those of the active examples filled in at some nodes."""
 
         def fill(rows, table):
-            some = rows_of(den, rows)
-            vectors = None if probes is None else probes[..., rows, *(slice(None),) * (x.ndim - 1)]
+            some, vectors = rows_of(den, rows), probes_of(probes, rows)
+            one = lambda w, z, slope, of: integrand(rows_of(some, of), w, z, slope, probes_of(vectors, of))
             of_nodes = lambda matrix: jnp.tensordot(matrix[indices], slopes[:, rows], 1)
             path = z_0[rows] + span * of_nodes(integral)
-            found = by_rows(lambda row: integrand((*row, some, vectors)), (fine[indices], path, of_nodes(values)), len(rows) * tangents)
-            return table.at[indices[:, None], rows].set(found)
+            return table.at[indices].set(table[indices].at[:, rows].set(by_nodes(one, fine[indices], (path, of_nodes(values)), tangents)))
 
-        return over_active(active, fill, table, 4)
+        return over_active(active, fill, table, 4, dim)
 
     rules, blocks, first = (jnp.asarray(c) for c in quadrature_plan(LEVELS))
     rules = rules.astype(x.dtype)
@@ -256,7 +285,7 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
     def level(state):
         """One level for all examples that still need it: their integral so far, and the estimate of its error."""
         k, active, table, change, error, used = state
-        new = jnp.where(k == begin, 0, first[k])
+        new = jnp.where(k == least, 0, first[k])
         table = jax.lax.fori_loop(new, first[k + 1], lambda i, table: evaluate(blocks[i], active, table), table)
         quarter, half, best = (span * jnp.tensordot(rules[k + i], table, 1) for i in range(3))
         last, before = jnp.abs(jnp.mean(best - half, -1)), jnp.abs(jnp.mean(half - quarter, -1))
@@ -269,7 +298,7 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
         return k + 1, active, table, change, error, used
 
     table, change = jnp.zeros((LEVELS[-1] + 1, batch, n_forms), x.dtype), jnp.zeros((batch, n_forms), x.dtype)
-    start = (begin, success, table, change, jnp.full(batch, jnp.nan, x.dtype), jnp.zeros(batch, int))
+    start = (least, success, table, change, jnp.full(batch, jnp.nan, x.dtype), jnp.zeros(batch, int))
     _, _, table, change, error, used = jax.lax.while_loop(lambda state: (state[0] < len(LEVELS)) & jnp.any(state[1]), level, start)
 
     whole = jnp.asarray(integral[-1], x.dtype)
@@ -277,7 +306,7 @@ def _decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
     success &= jnp.all(jnp.isfinite(change), -1)
     # at the first node the path's slope is 2 w v, and its defect 0
     truncation = first_order_truncation(ends[0], z_0, slopes[0] / (2 * w_0), table[0].mean(-1) / (2 * w_0), radii[0])
-    return latent, change, path_nfe + used, success, used, error, truncation
+    return summary(den.sde, latent, change, path_nfe + used, success, used, error, truncation, radii, kind == "exact")
 
 
 # --- the coupled solve, which has derivatives ---------------------------------------------------------------------------------------------
@@ -300,7 +329,7 @@ def _coupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk, adjoi
     (z, change), nfe, success = per_example(den, one, z_0, each)
     v, forms = divergence_forms(den, ends[0], z_0, probes, kind, chunk)
     truncation = first_order_truncation(ends[0], z_0, v, forms.mean(-1), radii[0])
-    return radii[1] * z, change, nfe + 1, success, nfe + 1, jnp.full(len(x), jnp.nan, x.dtype), truncation
+    return summary(den.sde, radii[1] * z, change, nfe + 1, success, nfe + 1, jnp.full(len(x), jnp.nan, x.dtype), truncation, radii, kind == "exact")
 
 
 def log_likelihood(
@@ -351,21 +380,11 @@ def log_likelihood(
             raise ValueError(f"probes = {probes}: expected at least 1")
         if divergence == "hutch++" and probes > x[0].size:
             raise ValueError(f"probes = {probes}: hutch++ expected at most the dimension, {x[0].size}")
-        draw = jax.random.rademacher if noise == "rademacher" else jax.random.normal
-        shape = (probes, *x.shape[1:]) if divergence == "hutchinson" else (2, probes, *x.shape[1:])
-        vectors = jax.vmap(lambda k: draw(k, shape, x.dtype), out_axes=-x.ndim)(example_keys(key, x.shape[0]))
+        vectors = drawn(key, x, (probes,) if divergence == "hutchinson" else (2, probes), noise)
     sde, times = den.sde, (check_eps(den, eps), den.sde.T if start is None else start)
     if not times[0] < times[1] <= sde.T:
         raise ValueError(f"eps = {times[0]}, start = {start}: expected eps < start <= T = {sde.T}")
-    ends = tuple(jnp.asarray(angle(sde, t), x.dtype) for t in times)
-    radii = tuple(jnp.asarray(radius(sde, t), x.dtype) for t in times)
-    arguments = (den, x, vectors, ends, radii, jnp.asarray(rtol, x.dtype), jnp.asarray(atol, x.dtype), solver, divergence, chunk)
-    latent, change, nfe, success, used, error, truncation = _decoupled(*arguments) if adjoint is None else _coupled(*arguments, adjoint)
-    n = change.shape[-1]
-    if divergence == "exact":
-        stderr = jnp.zeros_like(error)
-    else:
-        stderr = change.std(-1, ddof=1) / jnp.sqrt(n) if n > 1 else jnp.full_like(error, jnp.nan)
-    stderr = jnp.where(success, stderr, jnp.nan)
-    log_prob = sde.prior_log_prob(latent) + change.mean(-1) + x[0].size * jnp.log(radii[1] / radii[0])
-    return LogLikelihood(jnp.where(success, log_prob, jnp.nan), latent, nfe, stderr, success, used, error, truncation)
+    number = lambda c: namespace(c).asarray(c, x.dtype)  # an argument of the compiled solve
+    ends, radii = (tuple(number(fn(sde, t)) for t in times) for fn in (angle, radius))
+    arguments = (den, x, vectors, ends, radii, number(rtol), number(atol), solver, divergence, chunk)
+    return _decoupled(*arguments) if adjoint is None else _coupled(*arguments, adjoint)

@@ -52,12 +52,6 @@ class GaussianMixture:
         if self.eigenvectors is not None:
             object.__setattr__(self, "eigenvectors", jnp.asarray(self.eigenvectors, means.dtype))
 
-    def _rotate(self, y, inverse: bool = False):
-        """Coordinates [..., M, D] into the eigenbasis of each component, or back."""
-        if self.eigenvectors is None:
-            return y
-        return jnp.einsum("mij,...mj->...mi" if inverse else "mji,...mj->...mi", self.eigenvectors, y)
-
     def sample(self, key, n: int) -> Float[Array, "n d"]:
         """n draws, [n, D]; draw i does not depend on n."""
 
@@ -70,22 +64,26 @@ class GaussianMixture:
         return jax.vmap(one)(example_keys(key, n))
 
     def _components(self, x, alpha, sigma):
-        """Per component: log-density with weight [B, M], and r of the module docstring [B, M, D]. alpha, sigma: [] or [B]."""
-        alpha, sigma = (jnp.asarray(c, x.dtype).reshape(-1, 1, 1) for c in (alpha, sigma))
-        variance = (alpha * self.stds) ** 2 + sigma**2
-        y = self._rotate(x[:, None] - alpha * self.means)
-        log_prob = -0.5 * jnp.sum(y**2 / variance + jnp.log(2 * np.pi * variance), -1)
-        return log_prob + jnp.log(self.weights / self.weights.sum()), y / variance
+        """Per component: log-density with weight [M, B], and r of the module docstring [M, D, B]. alpha, sigma: [] or [B].
+
+        The batch is the last axis: it is the long one, and the one that a CPU computes in vectors."""
+        alpha, sigma = (jnp.asarray(c, x.dtype).reshape(-1) for c in (alpha, sigma))
+        variance = (alpha * self.stds[:, :, None]) ** 2 + sigma**2
+        y = x.T - alpha * self.means[:, :, None]
+        if self.eigenvectors is not None:
+            y = self.eigenvectors.mT @ y
+        log_prob = -0.5 * jnp.sum(y**2 / variance + jnp.log(2 * np.pi * variance), 1)
+        return log_prob + jnp.log(self.weights / self.weights.sum())[:, None], y / variance
 
     def log_prob(self, x: Float[Array, "b d"]) -> Float[Array, " b"]:
         """log p_0(x) in nats, [B]."""
-        return jax.nn.logsumexp(self._components(as_float(x), 1.0, 0.0)[0], -1)
+        return jax.nn.logsumexp(self._components(as_float(x), 1.0, 0.0)[0], 0)
 
     def marginal_log_prob(self, sde: SDE, x: Float[Array, "b d"], t: Time) -> Float[Array, " b"]:
         """log p_t(x) in nats, [B], of the data noised along `sde` to times t, [] or [B]."""
         x = as_float(x)
         t = jnp.asarray(t, x.dtype)
-        return jax.nn.logsumexp(self._components(x, sde.alpha(t), sde.sigma(t))[0], -1)
+        return jax.nn.logsumexp(self._components(x, sde.alpha(t), sde.sigma(t))[0], 0)
 
     def denoiser(self, sde: SDE) -> Denoiser:
         """The exact Denoiser, of kind "v": at right angles to x on the plane, so that no conversion cancels at either end."""
@@ -109,7 +107,8 @@ def _exact_v(gm: GaussianMixture, sde: SDE, x, t):
     """E[alpha eps - sigma x_0 | x_t] for x [B, D], t [B]."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     log_prob, r = gm._components(x, alpha, sigma)
-    alpha, sigma = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
     # alpha E[eps] - sigma E[x_0 - m] = alpha sigma r - sigma alpha s^2 r
-    v = gm._rotate(alpha * sigma * (1.0 - gm.stds**2) * r, inverse=True) - sigma * gm.means
-    return jnp.einsum("bm,bmd->bd", jax.nn.softmax(log_prob, -1), v)
+    v = alpha * sigma * (1.0 - gm.stds[:, :, None] ** 2) * r
+    if gm.eigenvectors is not None:
+        v = gm.eigenvectors @ v
+    return jnp.sum(jax.nn.softmax(log_prob, 0)[:, None] * (v - sigma * gm.means[:, :, None]), 0).T
