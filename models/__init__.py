@@ -1,6 +1,7 @@
 """Networks only, in flax linen: functions of (x, t) with parameters. They know no SDE; `t` is whatever time they are told, about 0 to 1."""
 
+from models.dit import DiT, MMDiT
 from models.mlp import MLP, ResidualMLP
 from models.unet import UNet
 
-__all__ = ["MLP", "ResidualMLP", "UNet"]
+__all__ = ["DiT", "MLP", "MMDiT", "ResidualMLP", "UNet"]

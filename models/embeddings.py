@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def sinusoidal(t: Float[Array, " b"], dim: int, scale: float) -> Float[Array, "b dim"]:
-    """The positional embedding of the transformer at position scale * t, [B, dim] (Vaswani et al. 2017, 1706.03762; DDPM, 2006.11239)."""
-    frequencies = np.exp(-np.log(10000.0) * np.arange(dim // 2) / max(dim // 2 - 1, 1))
+def sinusoidal(t: Float[Array, " b"], dim: int, scale: float, last: bool = True) -> Float[Array, "b dim"]:
+    """The positional embedding of the transformer at position scale * t, [B, dim] (Vaswani et al. 2017, 1706.03762; DDPM, 2006.11239): frequencies
+    from 1 to 1/10000, itself with them if `last` (DiT has it not)."""
+    frequencies = np.exp(-np.log(10000.0) * np.arange(dim // 2) / max(dim // 2 - last, 1))
     angles = scale * t[:, None] * jnp.asarray(frequencies, t.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
@@ -17,19 +18,34 @@ class Conditioning(nn.Module):
     """The vector [B, dim] that modulates a network: an MLP of the embedded time t [B] (about 0 to 1), plus an embedding of the label.
 
     num_classes: 0 for unconditional models; otherwise labels [B] are 0..num_classes - 1, and num_classes itself means "no label".
+    embedding: "smooth", `sinusoidal` at scale * t of dim numbers; "positional" and "dit", of `features` numbers, the latter without the last
+    frequency; "fourier", sin and cos of t times `features` fixed Gaussian frequencies of standard deviation scale (2011.13456, appendix H).
     """
 
     dim: int
     num_classes: int = 0
+    embedding: str = "smooth"
+    features: int = 0
+    scale: float = 100.0
 
     @nn.compact
-    def __call__(self, t: Float[Array, " b"], label: Int[Array, " b"] | None = None) -> Float[Array, "b dim"]:
-        # 100, not DDPM's 1000: with higher frequencies the network is rough in time, and adaptive solvers of its ODE take several times the steps
-        h = nn.Dense(self.dim)(sinusoidal(t, self.dim, scale=100.0))
+    def __call__(
+        self, t: Float[Array, " b"], label: Int[Array, " b"] | None = None, pooled: Float[Array, "b p"] | None = None
+    ) -> Float[Array, "b dim"]:
+        """pooled: of an encoder of what else is known, if there is one."""
+        # a scale of 100, not DDPM's 1000: with higher frequencies the network is rough in time, and adaptive solvers take several times the steps
+        if self.embedding == "fourier":
+            angles = 2 * np.pi * self.scale * t[:, None] * jnp.asarray(np.random.default_rng(0).standard_normal(self.features), t.dtype)
+            h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+        else:
+            h = sinusoidal(t, self.dim if self.embedding == "smooth" else self.features, self.scale, last=self.embedding != "dit")
+        h = nn.Dense(self.dim)(h)
         h = nn.Dense(self.dim)(nn.silu(h))
         if self.num_classes:
             label = jnp.full(t.shape, self.num_classes) if label is None else label
             h = h + nn.Embed(self.num_classes + 1, self.dim)(label)
+        if pooled is not None:
+            h = h + nn.Dense(self.dim)(nn.silu(nn.Dense(self.dim)(pooled)))
         return nn.silu(h)
 
 

@@ -12,6 +12,8 @@ from models.unet import depth_to_space, space_to_depth
 
 IMAGE = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
 SMALL = {
+    "DiT": dict(width=16, depth=2, num_heads=2, dropout=0.5),
+    "MMDiT": dict(width=16, depth=2, num_heads=2, dropout=0.5),
     "MLP": dict(width=16, depth=2, frequencies=(1.0,)),
     "ResidualMLP": dict(width=16, depth=2, dropout=0.5),
     "UNet": dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.5),
@@ -59,6 +61,73 @@ def test_dequantizer_is_a_density_on_the_unit_cube(shape):
     for i in range(2):
         jacobian = jax.jacfwd(one, 1)(x[i], e[i].ravel())
         np.testing.assert_allclose(log_q[i], -np.linalg.slogdet(jacobian)[1], rtol=1e-3, atol=1e-3)
+
+
+SONG = dict(channels=128, multipliers=(1, 2, 2, 2), attention=(16,), embedding="positional", modulate="shift", head_channels=0)
+DDPMPP = SONG | dict(blocks=4, resample="block_projected", rescale=True, decoder_attention="last")
+NCSNPP = DDPMPP | dict(embedding="fourier", kernel=(1.0, 3.0, 3.0, 1.0), grow_input="residual")
+ADM = dict(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), embedding="positional", resample="block", num_classes=1000)
+DIT = dict(num_classes=1000)
+PUBLISHED = {  # network, size of its images, millions of parameters
+    "DDPM": (models.UNet(**SONG, blocks=2), (32, 32, 3), 35.746307),  # the converted checkpoint's
+    "DDPM++": (models.UNet(**DDPMPP), (32, 32, 3), 61.8),
+    "NCSN++": (models.UNet(**NCSNPP), (32, 32, 3), 62.8),
+    "NCSN++ deep": (models.UNet(**NCSNPP | {"blocks": 8}), (32, 32, 3), 107.6),
+    "DDPM++ of EDM": (models.UNet(**DDPMPP | {"multipliers": (2, 2, 2)}), (32, 32, 3), 55.7),
+    "ADM": (models.UNet(**ADM), (64, 64, 3), 295.9),
+    "DiT-S/2": (models.DiT(width=384, depth=12, num_heads=6, **DIT), (32, 32, 4), 32.96),
+    "DiT-B/2": (models.DiT(width=768, depth=12, num_heads=12, **DIT), (32, 32, 4), 130.5),
+    "DiT-L/2": (models.DiT(width=1024, depth=24, num_heads=16, **DIT), (32, 32, 4), 458.1),
+    "DiT-XL/2": (models.DiT(width=1152, depth=28, num_heads=16, **DIT), (32, 32, 4), 675.1),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("NCSN++ deep", "DiT-L/2", "ADM") else n for n in PUBLISHED])
+def test_published_sizes(name):
+    """Parameter counts, to a tenth of a percent; those of DiT are with fixed positions, and with variances that are not predicted here."""
+    net, shape, millions = PUBLISHED[name]
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))
+    more = 256 * net.width + 16 * (net.width + 1) if isinstance(net, models.DiT) else 0
+    assert sum(a.size for a in jax.tree.leaves(params)) + more == pytest.approx(1e6 * millions, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["DiT", pytest.param("UNet", marks=pytest.mark.slow)])
+def test_remat_and_bfloat16(name):
+    """Computing again changes no gradient; half precision keeps the parameters in single, and the result near."""
+    make = lambda **more: getattr(models, name)(**SMALL[name] | {"dropout": 0.0} | more)
+    t = jnp.linspace(0.1, 0.9, 4)
+    params = lively(jax.jit(make().init)(jax.random.key(1), IMAGE, t))
+    value = lambda net: jax.jit(jax.value_and_grad(lambda p: jnp.mean(net.apply(p, IMAGE, t) ** 2)))(params)
+    plain, again = value(make()), value(make(remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, again)
+    half = make(dtype="bfloat16")
+    assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(1), IMAGE, t)))
+    y, expected = half.apply(params, IMAGE, t), make().apply(params, IMAGE, t)
+    assert y.dtype == jnp.float32
+    assert 0 < jnp.sqrt(jnp.mean((y - expected) ** 2) / jnp.mean(expected**2)) < 0.05
+
+
+@pytest.mark.parametrize("grow", ["residual", pytest.param("skip", marks=pytest.mark.slow)])
+def test_growing_unets(grow):
+    """Every parameter of a network that grows its input and output has an effect; an unknown choice is refused."""
+    small = SMALL["UNet"] | {"dropout": 0.0, "attention": ()}
+    net = models.UNet(**small, grow_input=grow, grow_output=grow, resample="block", kernel=(1.0, 3.0, 3.0, 1.0))
+    params = lively(jax.jit(net.init)(jax.random.key(1), IMAGE, jnp.ones(4)))
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(net.apply(p, IMAGE, jnp.ones(4)) ** 2)))(params)
+    assert all(np.any(g) for g in jax.tree.leaves(grads))
+    with pytest.raises(ValueError, match="grow_input 'fast': expected none or residual or skip"):
+        models.UNet(**SMALL["UNet"], grow_input="fast").init(jax.random.key(0), IMAGE, jnp.ones(4))
+
+
+def test_embeddings_condition_a_transformer():
+    """Tokens and a pooled vector of any encoder; an order of tokens does not matter, the tokens do."""
+    net = models.MMDiT(**SMALL["MMDiT"] | {"dropout": 0.0})
+    tokens, pooled = jax.random.normal(jax.random.key(2), (4, 3, 5)), jax.random.normal(jax.random.key(3), (4, 7))
+    params = lively(jax.jit(net.init)(jax.random.key(1), IMAGE, jnp.ones(4), (tokens, pooled)))
+    call = jax.jit(lambda *label: net.apply(params, IMAGE, jnp.ones(4), label))
+    y = call(tokens, pooled)
+    np.testing.assert_allclose(call(tokens[:, ::-1], pooled), y, atol=1e-4)
+    assert jnp.abs(call(2 * tokens, pooled) - y).max() > 1e-3 and jnp.abs(call(tokens, 2 * pooled) - y).max() > 1e-3
 
 
 def test_patches_of_a_unet():
