@@ -21,7 +21,9 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "digits"  # experiments.data.LOADERS or experiments.toy.TOYS
     config.data.variant = ""  # of a toy set; the first by default
-    config.data.path = ""  # folder of the files, where there are files
+    config.data.path = ""  # file or folder, where there are files
+    config.data.size = 0  # side of the images of a folder, in pixels
+    config.data.flip = False  # mirror half of the training images
 
     config.sde = options("Linear", SDE.__subclasses__())
     config.model = options("MLP", [getattr(models, name) for name in models.__all__])

@@ -10,26 +10,21 @@ Position in the training stream is ONE number, the global example index p = 0, 1
 examples k B to (k + 1) B - 1, whatever the number of devices, and noise, dequantization and dropout are keyed by p.
 """
 
-import gzip
-import hashlib
-import struct
 import sys
-import urllib.error
-import urllib.request
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 from sklearn import datasets
 
+from experiments import cli, sources
 from experiments.toy import TOYS
 
 
@@ -38,6 +33,7 @@ class Dataset:
     """A data set in memory. values: {"train", "test"} -> [n, ...], uint8 levels or float32 coordinates; labels: likewise [n] int32.
 
     levels: number of discrete levels, 0 for continuous data. shift, scale: x = (u - shift)/scale. num_classes: 0 if unlabelled.
+    flip: whether training images are mirrored, half of them each time.
     """
 
     name: str
@@ -47,6 +43,7 @@ class Dataset:
     scale: float
     levels: int = 0
     num_classes: int = 0
+    flip: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,6 +60,13 @@ class Dataset:
         if self.levels:
             u = u + jax.vmap(lambda k: jax.random.uniform(k, u.shape[1:]))(keys)
         return (u - self.shift) / self.scale
+
+    def augment(self, keys, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+        """Raw training values [B, ...], mirrored by a coin of each of keys [B] if `flip`."""
+        if not self.flip:
+            return values
+        coin = jax.vmap(jax.random.bernoulli)(keys).reshape(-1, *(1,) * (values.ndim - 1))
+        return jnp.where(coin, values[:, :, ::-1], values)
 
     def middles(self, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         """x at the middle of the bins of discrete values."""
@@ -89,10 +93,14 @@ def load(config: ConfigDict) -> Dataset:
     Raises ValueError for an unknown name or variant, FileNotFoundError if files are missing and cannot be downloaded.
     """
     if config.name in TOYS:
-        return _toy(config.name, config.get("variant", ""))
-    if config.name not in LOADERS:
+        dataset = _toy(config.name, config.get("variant", ""))
+    elif config.name in LOADERS:
+        dataset = LOADERS[config.name](config.get("path", ""), config.get("size", 0))
+    else:
         raise ValueError(f"unknown data set '{config.name}': expected one of {', '.join([*LOADERS, *TOYS])}")
-    return LOADERS[config.name](config.get("path", ""))
+    if config.get("flip", False) and len(dataset.shape) != 3:
+        raise ValueError(f"config.data.flip mirrors images: expected examples [H, W, C], {config.name} has {dataset.shape}")
+    return replace(dataset, flip=config.get("flip", False))
 
 
 @lru_cache(maxsize=4)
@@ -107,7 +115,7 @@ def _toy(name: str, variant: str, train: int = 100_000, test: int = 10_000) -> D
 
 
 @lru_cache(maxsize=1)
-def _digits(path: str) -> Dataset:
+def _digits(path: str, size: int) -> Dataset:
     """scikit-learn's 1797 handwritten digits, 8x8x1, 17 levels; 1437 to train and 360 to test, by a fixed permutation."""
     data = datasets.load_digits()
     order = np.random.default_rng(0).permutation(len(data.images))
@@ -117,59 +125,17 @@ def _digits(path: str) -> Dataset:
     return Dataset("digits", values, labels, shift=8.5, scale=8.5, levels=17, num_classes=10)
 
 
-FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # the Debian package dataset-fashion-mnist
-FASHION_CACHE = Path.home() / ".cache" / "fashion-mnist"
-FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-FASHION_SHA256 = {  # of the uncompressed files
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
+@lru_cache(maxsize=2)
+def _images(name: str, path: str, size: int) -> Dataset:
+    """Images (or, of an npz, any arrays) of files: see `experiments.sources`."""
+    values, labels, classes = sources.SOURCES[name](path, size)
+    discrete = values["train"].dtype == np.uint8
+    some = values["train"] if discrete else values["train"][:10_000].astype(np.float64)
+    shift, scale = (128.0, 128.0) if discrete else (float(some.mean()), float(some.std()))
+    return Dataset(name, values, labels, shift, scale, 256 if discrete else 0, classes)
 
 
-def _idx(name: str, folder: Path) -> np.ndarray:
-    """One verified IDX file, from `folder`, or downloaded to the cache."""
-    file = next((folder / n for n in (name, name + ".gz") if (folder / n).exists()), None)
-    downloaded = file is None
-    if downloaded:
-        file = FASHION_CACHE / (name + ".gz")
-        try:
-            with urllib.request.urlopen(FASHION_URL + file.name, timeout=60) as response:
-                raw = response.read(64 << 20)
-        except (urllib.error.URLError, OSError) as error:
-            raise FileNotFoundError(
-                f"Fashion-MNIST: no {name}[.gz] in {folder}, and the download failed ({error}): "
-                "pass --config.data.path=FOLDER with the IDX files, or install the Debian package dataset-fashion-mnist"
-            ) from None
-    else:
-        raw = file.read_bytes()
-    try:
-        content = gzip.decompress(raw) if file.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} cannot be read ({error}): delete it and try again") from None
-    if hashlib.sha256(content).hexdigest() != FASHION_SHA256[name]:
-        raise ValueError(f"{file} is not the {name} of Fashion-MNIST (its SHA-256 differs): delete it and try again")
-    if downloaded:  # kept only now that it is known to be right
-        FASHION_CACHE.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(raw)
-    rank = content[3]
-    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-
-@lru_cache(maxsize=1)
-def _fashion_mnist(path: str) -> Dataset:
-    """Fashion-MNIST (1708.07747), 28x28x1, 256 levels, 60,000 to train and 10,000 to test."""
-    if path and not Path(path).is_dir():
-        raise FileNotFoundError(f"config.data.path = {path}: no such folder")
-    folder = Path(path) if path else FASHION_FOLDER if FASHION_FOLDER.is_dir() else FASHION_CACHE
-    values = {split: _idx(f"{part}-images-idx3-ubyte", folder)[..., None] for split, part in (("train", "train"), ("test", "t10k"))}
-    labels = {split: _idx(f"{part}-labels-idx1-ubyte", folder).astype(np.int32) for split, part in (("train", "train"), ("test", "t10k"))}
-    return Dataset("fashion_mnist", values, labels, shift=128.0, scale=128.0, levels=256, num_classes=10)
-
-
-LOADERS = {"digits": _digits, "fashion_mnist": _fashion_mnist}
+LOADERS = {"digits": _digits} | {name: partial(_images, name) for name in sources.SOURCES}
 
 
 class Batches:
@@ -200,4 +166,38 @@ def batches(dataset: Dataset, batch: int, seed: int, start: int = 0) -> Iterator
     """Batches `start`, `start` + 1, ... of the training stream, by grain."""
     source = grain.MapDataset.source(Batches(dataset, batch, seed))[start:]
     # a batch of data in memory is a gather of some 30 microseconds: a prefetching thread would cost more than it hides
-    return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    threads = 8 if isinstance(dataset.values["train"], np.memmap) else 0
+    return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+
+
+def check() -> None:
+    """Print what a data set is, and draw a grid of what the network sees of it."""
+    from experiments import plots
+
+    f = flags.FLAGS
+    config = f.config.data if f.config else ConfigDict({"name": f.name, "path": f.path, "size": f.size})
+    dataset = load(config)
+    for split, values in dataset.values.items():
+        some = values[:10_000]
+        print(f"{dataset.name} {split}: {len(values)} examples of shape {dataset.shape}, {values.dtype} from {some.min():.4g} to {some.max():.4g}")
+        if dataset.num_classes:
+            counts = np.bincount(dataset.labels[split], minlength=dataset.num_classes)
+            print(f"    {dataset.num_classes} classes of {counts.min()} to {counts.max()} examples")
+    first = next(batches(dataset, 64, 0))
+    keys = jax.random.split(jax.random.key(0), 64)
+    x = dataset.to_x(keys, dataset.augment(keys, first["value"]))
+    print(
+        f"x = (u - {dataset.shift:.4g})/{dataset.scale:.4g}: from {float(x.min()):.3f} to {float(x.max()):.3f}, mean {float(x.mean()):.3f}, ", end=""
+    )
+    print(f"standard deviation {float(x.std()):.3f} (objective.sigma_data)")
+    if dataset.levels and len(dataset.shape) == 3:
+        print(f"wrote {plots.grid(plots.to_uint8(dataset.from_x(x), dataset.levels), f.out)}")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Experiment, whose data are checked, e.g. configs/fashion.py")
+    flags.DEFINE_string("name", "folder", f"Without --config, the data set: {', '.join([*LOADERS, *TOYS])}.")
+    flags.DEFINE_string("path", "", "Without --config, its file or folder.")
+    flags.DEFINE_integer("size", 0, "Without --config, the side of the images of a folder.")
+    flags.DEFINE_string("out", "runs/data.png", "Where the grid goes.")
+    cli.run(check)

@@ -28,7 +28,17 @@ def by_log_snr(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
     return (10.0 - jnp.clip(sde.log_snr(t), -10.0, 10.0)) / 20.0
 
 
-CLOCKS = {"time": by_time, "log_snr": by_log_snr}
+def by_log_sigma(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
+    """log(sigma/alpha), within [-10, 10] (NCSN++, 2011.13456, appendix H)."""
+    return -jnp.clip(sde.log_snr(t), -10.0, 10.0)
+
+
+def by_edm(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
+    """log(sigma/alpha)/4 (EDM, 2206.00364, table 1)."""
+    return by_log_sigma(sde, t) / 4
+
+
+CLOCKS = {"time": by_time, "log_snr": by_log_snr, "log_sigma": by_log_sigma, "edm": by_edm}
 
 
 @dataclass(frozen=True)

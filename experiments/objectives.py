@@ -99,12 +99,14 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     fn = jax.tree_util.Partial(network, params, example=batch["position"], dropout_key=dropout_key)
     den = Denoiser(fn, network.sde, network.kind, network.sigma_data, label)
 
+    values = dataset.augment(each(jax.random.fold_in(key, 6)), batch["value"])
+
     if network.schedule is not None:
-        x0 = dataset.middles(batch["value"]) if dataset.levels else dataset.to_x(data_keys, batch["value"])
+        x0 = dataset.middles(values) if dataset.levels else dataset.to_x(data_keys, values)
         noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
         return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
-    x0 = dataset.to_x(data_keys, batch["value"])
+    x0 = dataset.to_x(data_keys, values)
     t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
     last = network.sde.T if network.sde.alpha(network.sde.T) > 0 else network.sde.T - network.sde.eps  # drift and diffusion are infinite at alpha = 0
     t = jnp.clip(t, network.sde.eps, last)

@@ -1,19 +1,39 @@
 """Every config, discovered: it resolves, builds at full size, and a shrunken copy of it takes two real steps."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from experiments import data, network, state
+from experiments import data, network, runs, state
 from experiments.train import train
 
 FOLDER = Path(__file__).parents[2] / "configs"
-NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default")) + ["vdm:small", "vdm:digits"]
+VARIANTS = {
+    "vdm": ("small", "digits"),
+    "score_sde": ("ve", "subvp", "ve_deep", "vp_deep", "subvp_deep"),
+    "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64"),
+    "flow_matching": ("lipman",),
+    "sit": ("l", "b", "s", "fashion"),
+}
+NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
+NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
+FAST = ("score_sde", "sit")  # of several that differ in a name or a number, one
 # as the README and the docstrings say
 PARAMETERS = {"digits": 767_297, "toy": 134_000, "density": 234_000, "fashion": 1_757_000}
-PARAMETERS |= {"vdm": 35_100_000, "vdm:small": 710_000, "vdm:digits": 773_000}
+PARAMETERS |= {"vdm": 35_100_000, "vdm:small": 710_000, "vdm:digits": 771_524}
+PARAMETERS |= {"score_sde": 61_804_419, "score_sde:ve": 62_758_787, "score_sde:subvp": 61_804_419}
+PARAMETERS |= {"score_sde:ve_deep": 107_586_947, "score_sde:vp_deep": 106_632_579, "score_sde:subvp_deep": 106_632_579}
+PARAMETERS |= {"edm": 55_738_371, "edm:cifar10_uncond": 55_732_739, "edm:cifar10_ncsnpp": 56_401_155, "edm:cifar10_uncond_ncsnpp": 56_395_523}
+PARAMETERS |= {"edm:imagenet64": 295_900_035, "flow_matching": 35_746_307, "flow_matching:lipman": 153_094_915}
+PARAMETERS |= {"sit": 674_816_272, "sit:l": 457_824_272, "sit:b": 130_303_504, "sit:s": 32_858_896, "sit:fashion": 1_275_408}
+SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "folder": ((64, 64, 3), 1000), "npz": ((32, 32, 4), 1000)}
 
 
 def get_config(name):
@@ -25,29 +45,67 @@ def get_config(name):
     return module.get_config(*argument)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if ":" in n else n for n in NAMES])
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_config(name, tmp_path, monkeypatch):
+    """Its size as published; a shrunken copy takes two real steps, is saved, and comes back as a Denoiser that gives numbers."""
     config = get_config(name)
-    assert name in PARAMETERS
-    if config.data.name == "fashion_mnist" and not data.FASHION_FOLDER.is_dir():
-        use_small_fashion(monkeypatch)
+    use_small_data(monkeypatch, config.data.name)
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes)
     full = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
-    assert sum(a.size for a in jax.tree.leaves(full.params)) == pytest.approx(PARAMETERS[name], rel=0.02)
-    for key, value in {"channels": 8, "width": 16, "blocks": 1, "multipliers": (1, 2), "attention": ()}.items():
+    size = sum(a.size for a in jax.tree.leaves(full.params))
+    assert size == pytest.approx(PARAMETERS[name], rel=1e-3 if name.partition(":")[0] in VARIANTS else 0.02)
+    shrunken = {"channels": 8, "width": 16, "depth": 1, "num_heads": 2, "blocks": 1, "multipliers": (1, 2), "attention": ()}
+    for key, value in shrunken.items():
         if config.model[key] is not None:
             config.model[key] = value
     config.training.update({"batch": 8, "steps": 2})
     trained = train(config, tmp_path)
     assert int(trained.step) == 2 and (tmp_path / "checkpoints" / "2").is_dir()
+    run = runs.load_run(tmp_path, weights="raw")
+    jax.tree.map(np.testing.assert_array_equal, run.params, trained.params)
+    x = run.dataset.to_x(jax.random.split(jax.random.key(0), 2), run.dataset.values["test"][:2])
+    label = jnp.arange(2) if run.conditional else None
+    assert np.all(np.isfinite(run.denoiser(label).data(x, 0.5)))
 
 
-def use_small_fashion(monkeypatch):
-    """Where the real files are missing, 16 images of their shape stand in."""
-    import numpy as np
+LOWER = """
+import importlib, sys
+import jax, jax.numpy as jnp
+from experiments import data, network, parallel, state
+name, *variant = sys.argv[1].split(":")
+config = importlib.import_module(f"configs.{name}").get_config(*variant)
+shape, classes = eval(sys.argv[2])
+assert jax.device_count() == 8
+net = network.from_config(config, classes)
+dataset = data.Dataset("stand-in", {"train": jnp.zeros((1, *shape))}, {}, 1.0, 1.0, 256, classes)
+full = jax.eval_shape(lambda: state.init(config, net, shape))
+step = jax.pmap(state.make_step(config, net, dataset), axis_name=state.AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=(0,))
+each = config.training.batch // 8
+of = lambda s, dtype: jax.ShapeDtypeStruct((8, each, *s), dtype)
+batch = {"value": of(shape, jnp.uint8), "label": of((), jnp.int32), "position": of((), jnp.uint32)}
+text = step.lower(full, batch).as_text()
+assert "all_reduce" in text and '"devices"=8' in text, text[:500]
+"""
 
-    values = np.zeros((16, 28, 28, 1), np.uint8)
-    labels = np.zeros(16, np.int32)
-    small = data.Dataset("fashion_mnist", {"train": values, "test": values}, {"train": labels, "test": labels}, 128.0, 128.0, 256, 10)
-    monkeypatch.setitem(data.LOADERS, "fashion_mnist", lambda path: small)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in NAMES if n.partition(":")[0] in ("score_sde", "edm", "flow_matching", "sit")])
+def test_step_lowers_on_eight_devices(name):
+    """The full-scale training step, at its own batch, over eight simulated devices with one all-reduce."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(FOLDER.parent)}
+    shape = SHAPES[get_config(name).data.name]
+    subprocess.run([sys.executable, "-c", LOWER, name, repr(shape)], env=environment, check=True, timeout=600)
+
+
+def use_small_data(monkeypatch, name):
+    """16 examples of the shape of data that are large, or not at hand."""
+    if name not in SHAPES:
+        return
+    shape, classes = SHAPES[name]
+    rng, labels = np.random.default_rng(0), np.zeros(16, np.int32)
+    latents = name == "npz"
+    values = rng.normal(size=(16, *shape)).astype(np.float32) if latents else rng.integers(0, 256, (16, *shape)).astype(np.uint8)
+    scaling = (0.0, 1.0, 0) if latents else (128.0, 128.0, 256)
+    small = data.Dataset(name, {"train": values, "test": values}, {"train": labels, "test": labels}, *scaling, classes)
+    monkeypatch.setitem(data.LOADERS, name, lambda path, size: small)

@@ -1,0 +1,181 @@
+"""Data sets from files, in all the forms that people have them in, and the ways in which these are wrong."""
+
+import io
+import os
+import pickle
+import tarfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from experiments import data, sources
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
+
+
+def cifar_files(classes, form):
+    """The files of a tiny CIFAR and the images [5 x 2 or 10, 32, 32, 3] and labels in them."""
+    images = RNG.integers(0, 256, (10, 32, 32, 3)).astype(np.uint8)
+    labels = RNG.integers(0, classes, 10)
+    rows = images.transpose(0, 3, 1, 2).reshape(10, 3072)
+    parts = np.split(np.arange(10), 5) if classes == 10 else [np.arange(10)]
+    files = {}
+    for names, indices in ((sources.CIFAR_FILES[classes]["train"], parts), (sources.CIFAR_FILES[classes]["test"], parts[:1])):
+        for name, i in zip(names, indices):
+            if form == "binary":
+                head = np.zeros((len(i), 1 if classes == 10 else 2), np.uint8)
+                head[:, -1] = labels[i]
+                files[name + ".bin"] = np.hstack([head, rows[i]]).tobytes()
+            else:
+                files[name] = pickle.dumps({b"data": rows[i], b"labels" if classes == 10 else b"fine_labels": labels[i].tolist()}, protocol=2)
+    return files, images, labels, len(parts[0])
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("form", ["binary", "python"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_cifar(tmp_path, monkeypatch, classes, form, packed):
+    """Binary and python versions, packed and extracted, give the same images and labels."""
+    files, images, labels, test = cifar_files(classes, form)
+    monkeypatch.setattr(sources, "CIFAR_SIZES", {"train": 10, "test": test})
+    folder = tmp_path / "files"
+    folder.mkdir()
+    if packed:
+        with tarfile.open(folder / "mine.tar.gz", "w:gz") as archive:
+            for name, content in files.items():
+                member = tarfile.TarInfo(f"cifar/{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    else:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    path = str(folder / "mine.tar.gz" if packed else folder)
+    dataset = data.load(ConfigDict({"name": f"cifar{classes}", "path": path}))
+    np.testing.assert_array_equal(dataset.values["train"], images)
+    np.testing.assert_array_equal(dataset.labels["train"], labels)
+    np.testing.assert_array_equal(dataset.values["test"], images[:test])
+    assert (dataset.num_classes, dataset.levels, dataset.shape) == (classes, 256, (32, 32, 3))
+
+
+class Malice:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def test_bad_cifar(tmp_path, monkeypatch):
+    """Code in a pickle is not run; wrong archives, sizes and places end in one line each."""
+    files = cifar_files(10, "python")[0]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="10 images to train: expected 50000"):
+        sources.cifar(10, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data_batch_3").write_bytes(pickle.dumps(Malice()))
+    with pytest.raises(ValueError, match="data_batch_3 is no batch of CIFAR-10 .*system"):
+        sources.cifar(10, str(tmp_path))
+    assert not (tmp_path / "harmed").exists()
+    (tmp_path / "data_batch_3").unlink()
+    with pytest.raises(FileNotFoundError, match="no data_batch_3"):
+        sources.cifar(10, str(tmp_path))
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"half")
+    with pytest.raises(ValueError, match="MD5 differs.*delete it"):
+        sources.cifar(10, str(tmp_path))
+    (tmp_path / "other.tar").write_bytes(b"half")
+    with pytest.raises(ValueError, match="cannot be read as a tar archive"):
+        sources.cifar(10, str(tmp_path / "other.tar"))
+    monkeypatch.setattr(sources, "CIFAR_URL", "http://127.0.0.1:9/")
+    with pytest.raises(FileNotFoundError, match="pass --config.data.path"):
+        sources.cifar(10, "")
+
+
+def image(file, color, size=(20, 12)):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(file)
+
+
+def test_folders_of_images(tmp_path):
+    """Splits and classes by folders, any size and mode; resized once, and again when a file changes; read as a memory map."""
+    for split, n in (("train", 3), ("val", 1)):
+        for k, color in enumerate(((255, 0, 0), (0, 0, 255))):
+            for i in range(n):
+                image(tmp_path / "set" / split / f"class{k}" / f"{i}.png", color)
+    config = ConfigDict({"name": "folder", "path": str(tmp_path / "set"), "size": 8})
+    dataset = data.load(config)
+    assert dataset.shape == (8, 8, 3) and dataset.num_classes == 2 and isinstance(dataset.values["train"], np.memmap)
+    np.testing.assert_array_equal(dataset.labels["train"], [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(dataset.values["test"], np.broadcast_to(np.array([[255, 0, 0], [0, 0, 255]])[:, None, None], (2, 8, 8, 3)))
+    batch = next(data.batches(dataset, 4, 0))
+    assert np.all(batch["value"][..., 0] == np.where(batch["label"] == 0, 255, 0)[:, None, None])
+    image(tmp_path / "set" / "train" / "class0" / "0.png", (0, 255, 0))
+    assert np.all(sources.folder(str(tmp_path / "set"), 8)[0]["train"][0] == [0, 255, 0])
+    gradient = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    Image.fromarray(gradient).save(tmp_path / "set" / "gray.png")
+    small = sources.squared(tmp_path / "set" / "gray.png", 16)
+    np.testing.assert_allclose(small[..., 0], np.tile(gradient[0].reshape(16, 4).mean(1), (16, 1)), atol=1)  # boxes
+
+
+def test_a_flat_folder_is_split_by_name(tmp_path):
+    for i in range(60):
+        image(tmp_path / f"{i}.png", (i, i, i), (4, 4))
+    values, labels, classes = sources.folder(str(tmp_path), 4)
+    assert classes == 0 and sum(len(v) for v in values.values()) == 60 and 0 < len(values["test"]) < 15
+    image(tmp_path / "new.png", (99, 0, 0), (4, 4))
+    again = sources.folder(str(tmp_path), 4)[0]
+    old = lambda v: sorted(x[0, 0, 0] for x in v if x[0, 0, 1])
+    assert old(again["test"]) == old(values["test"])  # what is held out stays so
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="broken.jpg cannot be read as an image"):
+        sources.folder(str(tmp_path), 4)
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    with pytest.raises(ValueError, match="config.data.size = 0"):
+        sources.folder(str(tmp_path), 0)
+    with pytest.raises(FileNotFoundError, match="expected a folder"):
+        sources.folder(str(tmp_path / "none"), 4)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no images to train"):
+        sources.folder(str(tmp_path / "empty"), 4)
+
+
+def test_npz(tmp_path):
+    """uint8 arrays are images of 256 levels; floats, such as latents, are scaled to unit variance; objects are refused."""
+    file = tmp_path / "mine.npz"
+    images, labels = RNG.integers(0, 256, (40, 4, 4, 3)).astype(np.uint8), np.arange(40) % 7
+    np.savez(file, arr_0=images, arr_1=labels)
+    values, found, classes = sources.npz(str(file))
+    assert classes == 7 and len(values["train"]) == 38
+    np.testing.assert_array_equal(values["test"], images[[19, 39]])
+    np.testing.assert_array_equal(found["test"], labels[[19, 39]])
+    latents = RNG.normal(3.0, 5.0, (50, 2, 2, 4))
+    np.savez(file, x=latents, x_test=latents[:7])
+    dataset = data.load(ConfigDict({"name": "npz", "path": str(file)}))
+    x = dataset.to_x(jax.random.split(jax.random.key(0), 50), dataset.values["train"])
+    assert dataset.levels == 0 and dataset.num_classes == 0 and len(dataset.values["test"]) == 7
+    np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=1e-4)
+    np.savez(file, x=np.array([None, "text"], object))
+    with pytest.raises(FileNotFoundError, match="cannot be read as an .npz file of arrays"):
+        sources.npz(str(file))
+    np.savez(file, images=np.zeros((3, 2, 2, 1), np.int64))
+    with pytest.raises(ValueError, match="has the arrays images"):
+        sources.npz(str(file))
+
+
+def test_flips():
+    """A coin of each example's own mirrors it (10,000 coins: within 4 standard errors of a half); data that are no images are refused."""
+    dataset = data.load(ConfigDict({"name": "digits", "flip": True}))
+    values = jnp.broadcast_to(jnp.array([0.0, 1.0])[None, None, :, None], (10_000, 1, 2, 1))
+    keys = jax.random.split(jax.random.key(0), 10_000)
+    flipped = dataset.augment(keys, values)
+    assert abs(float(flipped[:, 0, 0, 0].mean()) - 0.5) < 4 * 0.5 / 100
+    np.testing.assert_array_equal(flipped.sum(2), 1)
+    np.testing.assert_array_equal(dataset.augment(keys[5:9], values[5:9]), flipped[5:9])
+    with pytest.raises(ValueError, match="config.data.flip mirrors images"):
+        data.load(ConfigDict({"name": "moons", "flip": True}))
