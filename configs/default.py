@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
 
     config.training = ConfigDict()
     config.training.batch = 256  # over all devices
+    config.training.accumulate = 1  # parts of a batch that a device computes one after another, for memory
     config.training.steps = 5000
     config.training.log_every = 100
     config.training.checkpoint_every = 1000

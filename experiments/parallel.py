@@ -9,13 +9,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.state import AXIS
 
 
-def check_batch(batch: int, what: str) -> None:
-    """Raise ValueError, naming the nearest batch sizes that work, if `batch` cannot be divided over the devices."""
-    n = jax.device_count()
+def check_batch(batch: int, what: str, parts: int = 1) -> None:
+    """Raise ValueError, naming the nearest batch sizes that work, if `batch` cannot be divided over the devices, in `parts` on each."""
+    n = jax.device_count() * parts
     if batch < 1 or batch % n:
         lower, upper = batch // n * n, (batch // n + 1) * n
         nearest = f"{lower} or {upper}" if lower > 0 else f"{upper}"
-        raise ValueError(f"{what} = {batch} cannot be divided over {n} devices: the nearest that can is {nearest}")
+        each = f" in {parts} parts each" if parts > 1 else ""
+        raise ValueError(f"{what} = {batch} cannot be divided over {n // parts} devices{each}: the nearest that can is {nearest}")
 
 
 def parallel_step(step: Callable) -> Callable:

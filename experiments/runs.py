@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, data, network, parallel, state
+from experiments import weights as files
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset
 from experiments.network import Network
@@ -38,7 +39,9 @@ class Run:
 
     def fingerprint(self) -> str:
         """What identifies the weights, on this machine."""
-        return f"{self.workdir.resolve()} {self.step} {self.weights} {(self.workdir / 'checkpoints' / str(self.step)).stat().st_mtime_ns}"
+        exported = files.file(self.workdir, self.weights)
+        file = exported if exported.exists() else self.workdir / "checkpoints" / str(self.step)
+        return f"{self.workdir.resolve()} {self.step} {self.weights} {file.stat().st_mtime_ns}"
 
     def description(self) -> dict:
         """What every figure of this run is reported with."""
@@ -62,12 +65,17 @@ def from_flags() -> Run:
 
 
 def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema") -> Run:
-    """Load a run. Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit."""
+    """Load a run, or an export of one. Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit."""
     config = cli.load_config(workdir)
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes)
     like = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
     folder = Path(workdir) / "checkpoints"
+    if files.file(workdir, weights).exists():
+        params, found = files.read(workdir, weights, like.params)
+        if step not in (None, found):
+            raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}: it is an export of step {found}")
+        return Run(Path(workdir), config, dataset, net, parallel.replicate(params), weights, found)
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint in {folder}: train first")
     with Checkpoints(folder, keep=None) as checkpoints:

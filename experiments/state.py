@@ -60,13 +60,20 @@ def init(config: ConfigDict, network: Network, shape: tuple[int, ...]) -> TrainS
 
 def make_step(config: ConfigDict, network: Network, dataset: Dataset) -> Callable:
     """(state, batch of one device) -> (state, metrics), to be run under an axis named AXIS over devices (see `experiments.parallel`)."""
-    optim = optimizer(config)
+    optim, parts = optimizer(config), config.training.accumulate
 
     def step(state: TrainState, batch):
-        def mean_loss(params):
-            return objectives.loss(network, params, dataset, config.objective, state.key, batch).mean()
+        def mean_loss(params, part):
+            return objectives.loss(network, params, dataset, config.objective, state.key, part).mean()
 
-        loss, grads = jax.value_and_grad(mean_loss)(state.params)
+        def add(total, part):
+            return jax.tree.map(lambda a, b: a + b / parts, total, jax.value_and_grad(mean_loss)(state.params, part)), None
+
+        if parts == 1:
+            loss, grads = jax.value_and_grad(mean_loss)(state.params, batch)
+        else:  # noise is keyed by example: in parts the gradient is the same (a CPU is slow at convolutions in a scan, jax#12868)
+            split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+            (loss, grads), _ = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)), split)
         if jax.lax.axis_size(AXIS) > 1:  # an all-reduce costs a CPU a tenth of a small step even when there is nothing to reduce
             loss, grads = jax.lax.pmean((loss, grads), AXIS)
         updates, opt_state = optim.update(grads, state.opt_state, state.params)

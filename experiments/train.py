@@ -25,7 +25,12 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
     FloatingPointError when the loss or its gradient is not finite (nothing is saved then), cli.Stopped when stopped.
     """
     workdir = Path(workdir)
-    parallel.check_batch(config.training.batch, "config.training.batch")
+    parts = config.training.accumulate
+    if parts < 1:
+        raise ValueError(f"config.training.accumulate = {parts}: expected at least 1")
+    parallel.check_batch(config.training.batch, "config.training.batch", parts)
+    if (workdir / "export.json").exists():
+        raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes)
     current = state.init(config, net, dataset.shape)
@@ -95,7 +100,9 @@ def check_config(config: ConfigDict, workdir: Path, resuming: bool) -> None:
     """
     file = workdir / "config.json"
     new = json.loads(config.to_json())
-    free = {"training.log_every", "training.checkpoint_every", "training.keep"} | ({"training.steps"} if config.optim.schedule != "cosine" else set())
+    free = {f"training.{name}" for name in ("log_every", "checkpoint_every", "keep", "accumulate")}
+    if config.optim.schedule != "cosine":
+        free.add("training.steps")
     if file.exists() and resuming:
         before, after = cli.flat(cli.load_config(workdir)), cli.flat(ConfigDict(new))
         for key in sorted(before.keys() | after.keys()):

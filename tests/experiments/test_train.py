@@ -153,6 +153,17 @@ def test_ema_and_loss(tmp_path):
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
 
 
+def test_accumulating_changes_nothing(tmp_path):
+    """A batch in 4 parts gives the gradients, and so the losses, of the whole; a batch that cannot be divided so is refused."""
+    losses = []
+    for parts in (1, 4):
+        train(small_config(steps=4, log_every=1, accumulate=parts), tmp_path / str(parts))
+        losses.append([json.loads(line)["loss"] for line in open(tmp_path / str(parts) / "log.jsonl")])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    with pytest.raises(ValueError, match="16 cannot be divided over 1 devices in 3 parts each: the nearest that can is 15 or 18"):
+        train(small_config(accumulate=3), tmp_path / "3")
+
+
 @pytest.mark.parametrize("batch, words", [(0, "nearest that can is 1"), (-4, "nearest")])
 def test_impossible_batches_are_refused(tmp_path, batch, words):
     with pytest.raises(ValueError, match=words):
@@ -195,6 +206,7 @@ np.save(sys.argv[2] + "/values.npy", values)
 """
 
 
+@pytest.mark.slow
 def test_devices_do_not_matter(tmp_path):
     """1, 2 and 8 simulated devices: the same losses to 1e-5 relative, the same samples (at most one pixel in 500, on a bin edge, may differ)."""
     losses, samples = [], []

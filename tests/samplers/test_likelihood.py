@@ -140,6 +140,7 @@ def test_density_integrates_to_one():
     assert np.exp(np.asarray(log_prob, np.float64)).sum() * (side[1] - side[0]) ** 2 == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_hutchinson_agrees_and_knows_its_error():
     """128 probes, 8 points, seed 0: within 4 standard errors of the exact value; stderr falls as 1/sqrt(probes)."""
     x = GM.sample(jax.random.key(0), 8)

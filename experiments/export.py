@@ -1,0 +1,50 @@
+"""Weights for others: python -m experiments.export --workdir=runs/digits --out=exports/digits
+
+Writes ema.safetensors and raw.safetensors, arrays by names such as Conv_0/kernel; config.json, as of the run; export.json, with the step, the number
+of parameters and the SHA-256 of both files. The folder is a --workdir of every command but training. Nothing in it is a pickle.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import cli, runs
+from experiments import weights as files
+
+WEIGHTS = ("ema", "raw")
+
+
+def write(workdir: str | Path, out: str | Path, step: int | None = None) -> dict:
+    """Export a run's checkpoint of `step` (default: the newest) to the folder `out`; returns what export.json says.
+
+    Raises what `runs.load_run` raises, and FileExistsError if `out` holds something else than an older export.
+    """
+    out = Path(out)
+    if out.exists() and not (out / "export.json").exists() and any(out.iterdir()):
+        raise FileExistsError(f"--out={out} exists and is no export: name another folder")
+    loaded = {weights: runs.load_run(workdir, step, weights) for weights in WEIGHTS}
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(Path(workdir) / "config.json", out / "config.json")
+    said = loaded["ema"].description() | {
+        "parameters": sum(a.size for a in jax.tree.leaves(loaded["ema"].params)),
+        "sha256": {weights: files.save(run.params, files.file(out, weights)) for weights, run in loaded.items()},
+    }
+    del said["weights"]
+    (out / "export.json").write_text(json.dumps(said, indent=1))
+    return said
+
+
+def main():
+    f = flags.FLAGS
+    said = write(f.workdir, f.out, f.checkpoint)
+    print(f"step {said['step']}, {said['parameters']:,} parameters: wrote {', '.join(str(files.file(f.out, weights)) for weights in WEIGHTS)}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "A run made by experiments.train.", required=True)
+    flags.DEFINE_string("out", None, "Folder of the export.", required=True)
+    flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint; the newest by default.")
+    cli.run(main)

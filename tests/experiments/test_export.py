@@ -1,0 +1,49 @@
+"""Weights in safetensors: bit-exact, usable as a run, and refused when they are not what they were."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from experiments import export, runs, weights
+from experiments.train import train
+
+
+def test_an_export_is_a_run(tmp_path):
+    config = default.get_config()
+    config.data.name = "8gaussians"
+    config.model.update(name="ResidualMLP", width=8, depth=1)
+    config.training.update(batch=8, steps=3)
+    trained = train(config, tmp_path / "run")
+    out = tmp_path / "out"
+    said = export.write(tmp_path / "run", out)
+    assert {f.name for f in out.iterdir()} == {"ema.safetensors", "raw.safetensors", "config.json", "export.json"}
+    assert said["step"] == 3 and said["parameters"] == sum(a.size for a in jax.tree.leaves(trained.params))
+    for name, expected in (("ema", trained.ema), ("raw", trained.params)):
+        run = runs.load_run(out, weights=name)
+        assert run.step == 3 and run.fingerprint()
+        jax.tree.map(np.testing.assert_array_equal, run.params, expected)
+    with pytest.raises(FileNotFoundError, match="an export of step 3"):
+        runs.load_run(out, step=2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is no export"):
+        export.write(tmp_path / "run", tmp_path / "other")
+
+    file = weights.file(out, "ema")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="ema.safetensors is corrupt"):
+        runs.load_run(out)
+    export.write(tmp_path / "run", out)  # mends it
+    changed = json.loads((out / "config.json").read_text())
+    changed["model"]["width"] = 16
+    (out / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="does not fit its config.json: .* expected"):
+        runs.load_run(out)
+    (out / "export.json").unlink()
+    with pytest.raises(ValueError, match="export.json is missing or damaged"):
+        runs.load_run(out)
