@@ -28,6 +28,8 @@ def readme_commands():
 SHORT = {
     "experiments.train": ["--config.training.steps=2", "--config.training.batch=8"],
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
+    "experiments.data": [],
+    "experiments.export": [],
     "experiments.fit": ["--steps=3", "--examples=8", "--knots=3", "--iterations=1", "--train_batch=4"],
     "experiments.dequantization": ["--steps=2", "--train_batch=8"],
     "experiments.likelihood": ["--num=3", "--rtol=0.1", "--atol=0.1", "--batch=8"],
@@ -63,6 +65,8 @@ def execute(commands, tmp_path):
         words = shlex.split(command.replace("runs/", f"{tmp_path}/"))
         if words[2] == "experiments.tables" or "benchmarks" in words[2]:
             words.append(f"--out={tmp_path / words[2]}")
+        if words[2] == "experiments.data":
+            words.append(f"--out={tmp_path / 'data.png'}")
         narrow = ["--config.model.channels=8", "--config.model.attention=()"] if "configs/digits.py" in command or ":digits" in command else []
         done = run(*words, *SHORT[words[2]], *narrow)
         assert done.returncode == 0, (command, done.stderr[-3000:])
@@ -86,6 +90,8 @@ def execute(commands, tmp_path):
         ("experiments.evaluate --workdir={0}/nothing extra", "unexpected argument 'extra'"),
         ("experiments.train --config=configs/vdm.py:tiny --workdir={0}", "configs/vdm.py:tiny: expected paper, small or digits"),
         ("experiments.tables --table=nothing", "expected one of"),
+        ("experiments.data --path=/nowhere", "config.data.path = '/nowhere': expected a folder of images"),
+        ("experiments.train --config=configs/edm.py:cifar --workdir={0}", "configs/edm.py:cifar: expected cifar10, cifar10_uncond"),
     ],
 )  # fmt: skip
 def test_mistakes_end_in_one_clear_line(tmp_path, command, words):
