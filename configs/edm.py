@@ -4,7 +4,7 @@ python -m experiments.train --config=configs/edm.py:cifar10 --workdir=runs/edm_c
 :cifar10 (class-conditional; FID 1.79 in the paper) and :cifar10_uncond (1.97) with DDPM++, :cifar10_ncsnpp (1.79) and
 :cifar10_uncond_ncsnpp (1.98) with NCSN++, 56 M parameters each, by 18 steps of Heun; eight V100, two days. :imagenet64 (1.36 with stochastic
 sampling; ADM, 296 M parameters; 32 A100, two weeks) on a folder of ImageNet: --config.data.path=FOLDER. Not trained here. Their augmentation
-(FID 0.1 to 0.2 of it on CIFAR-10) is not here but for the mirror images.
+(FID 0.1 to 0.2 of it on CIFAR-10) is not here but for the mirror images, nor is the warm-up of the average; data are dequantized.
 """
 
 from configs import default
@@ -17,13 +17,14 @@ def get_config(name: str = "cifar10"):
         raise ValueError(f"configs/edm.py:{name}: expected {', '.join(NAMES)}")
     config = default.get_config()
     config.sde.name = "EDM"
+    config.optim.clip = 1e9  # none
     config.objective.update(kind="edm", sigma_data=0.5, clock="edm")
     config.objective.time.update(name="log_normal", mean=-1.2, std=1.2)
     config.model.update(name="UNet", embedding="positional", embedding_scale=1.0, num_classes=0 if "uncond" in name else 10)
     if name == "imagenet64":
         config.data.update(name="folder", size=64)
         config.model.update(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), dropout=0.1, num_classes=1000)
-        config.model.update(resample="block", remat=True, dtype="bfloat16")
+        config.model.update(embedding="dit", resample="block", remat=True, dtype="bfloat16")
         config.optim.update(learning_rate=1e-4, warmup=2441, ema=0.99994)  # half-life of 50 million images
         config.training.update(batch=4096, steps=610_000, log_every=100, checkpoint_every=5000)
         return config

@@ -51,6 +51,11 @@ class Dataset:
         return self.values["train"].shape[1:]
 
     @property
+    def is_image(self) -> bool:
+        """Whether an example can be looked at: levels [H, W, 1 or 3]."""
+        return self.levels > 0 and len(self.shape) == 3 and self.shape[-1] in (1, 3)
+
+    @property
     def dim(self) -> int:
         return int(np.prod(self.shape))
 
@@ -130,7 +135,7 @@ def _images(name: str, path: str, size: int) -> Dataset:
     """Images (or, of an npz, any arrays) of files: see `experiments.sources`."""
     values, labels, classes = sources.SOURCES[name](path, size)
     discrete = values["train"].dtype == np.uint8
-    some = values["train"] if discrete else values["train"][:10_000].astype(np.float64)
+    some = values["train"][:: max(1, len(values["train"]) // 10_000)].astype(np.float64)
     shift, scale = (128.0, 128.0) if discrete else (float(some.mean()), float(some.std()))
     return Dataset(name, values, labels, shift, scale, 256 if discrete else 0, classes)
 
@@ -190,7 +195,7 @@ def check() -> None:
         f"x = (u - {dataset.shift:.4g})/{dataset.scale:.4g}: from {float(x.min()):.3f} to {float(x.max()):.3f}, mean {float(x.mean()):.3f}, ", end=""
     )
     print(f"standard deviation {float(x.std()):.3f} (objective.sigma_data)")
-    if dataset.levels and len(dataset.shape) == 3:
+    if dataset.is_image:
         print(f"wrote {plots.grid(plots.to_uint8(dataset.from_x(x), dataset.levels), f.out)}")
 
 

@@ -60,11 +60,11 @@ def main():
     for name, row in rows.items():
         print(f"{name:28}{row['value']:11.4f} ± {row['stderr']:.4f}   {row['floor']:18.4f}")
     figure = folder / "samples_and_data.png"
-    if len(data.shape) == 3:
+    if data.is_image:
         plots.side_by_side(*(plots.to_uint8(v[: min(100, n)], data.levels) for v in (values, test)), figure)
-    else:
+    elif data.shape == (2,):
         plots.scatter(values[:n], test, figure)
-    print(f"wrote {folder / 'metrics.json'} and {figure}")
+    print(f"wrote {folder / 'metrics.json'}" + f" and {figure}" * (data.is_image or data.shape == (2,)))
 
 
 if __name__ == "__main__":

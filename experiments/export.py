@@ -1,7 +1,8 @@
 """Weights for others: python -m experiments.export --workdir=runs/digits --out=exports/digits
 
 Writes ema.safetensors and raw.safetensors, arrays by names such as Conv_0/kernel; config.json, as of the run; export.json, with the step, the number
-of parameters and the SHA-256 of both files. The folder is a --workdir of every command but training. Nothing in it is a pickle.
+of parameters, what the data were and the SHA-256 of both files. The folder is a --workdir of every command but training;
+without the data, of sampling. Nothing in it is a pickle.
 """
 
 import json
@@ -23,17 +24,18 @@ def write(workdir: str | Path, out: str | Path, step: int | None = None) -> dict
     Raises what `runs.load_run` raises, and FileExistsError if `out` holds something else than an older export.
     """
     out = Path(out)
-    if out.exists() and not (out / "export.json").exists() and any(out.iterdir()):
+    if out.exists() and not (out / files.SAID).exists() and any(out.iterdir()):
         raise FileExistsError(f"--out={out} exists and is no export: name another folder")
     loaded = {weights: runs.load_run(workdir, step, weights) for weights in WEIGHTS}
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(workdir) / "config.json", out / "config.json")
     said = loaded["ema"].description() | {
         "parameters": sum(a.size for a in jax.tree.leaves(loaded["ema"].params)),
+        "dataset": {name: getattr(loaded["ema"].dataset, name) for name in files.FACTS},
         "sha256": {weights: files.save(run.params, files.file(out, weights)) for weights, run in loaded.items()},
     }
     del said["weights"]
-    (out / "export.json").write_text(json.dumps(said, indent=1))
+    (out / files.SAID).write_text(json.dumps(said, indent=1))
     return said
 
 

@@ -67,11 +67,12 @@ def from_flags() -> Run:
 def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema") -> Run:
     """Load a run, or an export of one. Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit."""
     config = cli.load_config(workdir)
-    dataset = data.load(config.data)
+    exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
+    dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
     net = network.from_config(config, dataset.num_classes)
     like = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
     folder = Path(workdir) / "checkpoints"
-    if files.file(workdir, weights).exists():
+    if exported:
         params, found = files.read(workdir, weights, like.params)
         if step not in (None, found):
             raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}: it is an export of step {found}")

@@ -165,7 +165,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, **options)
     """The picture of samples and, for a table solver, of trajectories; returns the files."""
     folder, data = run.workdir / "samples", run.dataset
     files = []
-    is_image, is_plane = len(data.shape) == 3, data.shape == (2,)
+    is_image, is_plane = data.is_image, data.shape == (2,)
     if is_image:
         files.append(plots.grid(plots.to_uint8(values, data.levels), folder / f"{name}.png"))
     elif is_plane:

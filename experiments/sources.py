@@ -5,11 +5,15 @@ Nothing is unpickled but NumPy arrays, nothing is extracted to disk, and what is
 
 import gzip
 import hashlib
+import http.client
 import io
+import lzma
 import os
 import pickle
+import shutil
 import struct
 import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -18,9 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-CACHE = Path.home() / ".cache" / "sde-generative"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-generative"
 HELD_OUT = 20  # one of so many examples is for testing, where the files do not say which
 
 Source = tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]
@@ -31,16 +35,19 @@ def download(url: str, limit: int, instead: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             return response.read(limit)
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise FileNotFoundError(f"the download of {url} failed ({error}): {instead}") from None
 
 
 def keep(file: Path, content: bytes) -> None:
-    """Write a file at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.rename(file)
+    """Write a file at once; where that cannot be, say so and go on."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
+            temporary.write(content)
+        Path(temporary.name).rename(file)
+    except OSError as error:
+        print(f"{file} cannot be kept ({error}): it is downloaded again next time")
 
 
 # --- Fashion-MNIST --------------------------------------------------------------------------------------------------------------------
@@ -106,17 +113,47 @@ CIFAR_SIZES = {"train": 50_000, "test": 10_000}
 LARGEST = 256 << 20  # bytes of a member of an archive
 
 
+class Array:
+    """What a pickled NumPy array becomes: nothing of NumPy is called with what the file says but `frombuffer`, on its own bytes."""
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, raw = state
+        self.value = np.frombuffer(bytes(raw), dtype.name).reshape(shape, order="F" if fortran else "C")
+
+
+class Dtype:
+    """Of a pickled array of integers."""
+
+    def __init__(self, name, *_):
+        self.name = name.decode() if isinstance(name, bytes) else name
+        if self.name not in ("u1", "i4", "i8"):
+            raise pickle.UnpicklingError(f"it has an array of {self.name}")
+
+    def __setstate__(self, state):
+        pass
+
+
+def _encoded(text: str, coding: str) -> bytes:
+    if coding != "latin1":
+        raise pickle.UnpicklingError(f"it is coded as {coding}")
+    return text.encode(coding)
+
+
 class Arrays(pickle.Unpickler):
-    """Reads pickles of NumPy arrays, and refuses whatever else they ask for."""
+    """Reads pickles of lists, numbers and arrays of integers, by stand-ins, and refuses whatever else they ask for."""
+
+    stand_ins = {
+        ("_codecs", "encode"): _encoded,
+        ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(),
+        ("numpy._core.multiarray", "_reconstruct"): lambda *_: Array(),
+        ("numpy", "ndarray"): None,  # named, never called
+        ("numpy", "dtype"): Dtype,
+    }
 
     def find_class(self, module, name):
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, coding: text.encode(coding)
-        if (module.replace("numpy._core", "numpy.core"), name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np._core.multiarray._reconstruct
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if (module, name) not in self.stand_ins:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return self.stand_ins[module, name]
 
 
 def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
@@ -127,7 +164,7 @@ def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
         with tarfile.open(path) as archive:
             members = [m for m in archive if Path(m.name).name in wanted and m.isfile() and m.size <= LARGEST]
             return {Path(m.name).name: archive.extractfile(m).read() for m in members}
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a tar archive ({error})") from None
 
 
@@ -142,8 +179,9 @@ def _cifar_batch(name: str, content: bytes, classes: int) -> tuple[np.ndarray, n
         return rows[:, head:], rows[:, head - 1]
     try:
         batch = Arrays(io.BytesIO(content), encoding="bytes").load()
-        return np.asarray(batch[b"data"], np.uint8).reshape(-1, 3072), np.asarray(batch[b"labels" if classes == 10 else b"fine_labels"])
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        labels = np.asarray(batch[b"labels" if classes == 10 else b"fine_labels"], np.int64)
+        return batch[b"data"].value.astype(np.uint8).reshape(-1, 3072), labels
+    except Exception as error:  # a wrong pickle raises anything
         raise ValueError(f"{name} is no batch of CIFAR-{classes} ({error})") from None
 
 
@@ -185,12 +223,21 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
 
 
 def squared(file: Path, size: int) -> np.ndarray:
-    """An image as [size, size, 3]: halved by boxes while it is twice too large, then resized bicubically, and its centre cut out, as ADM does."""
+    """An image as [size, size, 3]: halved by boxes while it is twice too large, then resized bicubically, and its centre cut out, as ADM does.
+    Upright as its EXIF data say, on white where it is transparent, with the high byte of 16-bit values."""
     try:
         with Image.open(file) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a broken file raises anything
         raise ValueError(f"{file} cannot be read as an image ({error}): mend or remove it") from None
+    if max(image.size) > 100 * min(image.size):
+        raise ValueError(f"{file} has {image.width}x{image.height} pixels: too narrow for a square; remove it")
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -205,7 +252,7 @@ def _prepared(root: Path, files: list[Path], size: int) -> np.ndarray:
     cached = CACHE / "images" / f"{hashlib.sha256(f'{root.resolve()} {size} {stamp}'.encode()).hexdigest()[:24]}.npy"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_suffix(f".{os.getpid()}.tmp")
+        temporary = Path(tempfile.mkdtemp(dir=cached.parent, suffix=".tmp")) / cached.name
         made = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), size, size, 3))
         try:
             with ThreadPoolExecutor() as pool:
@@ -216,24 +263,27 @@ def _prepared(root: Path, files: list[Path], size: int) -> np.ndarray:
             made.flush()
             temporary.rename(cached)
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary.parent)
     return np.load(cached, mmap_mode="r")
 
 
 def folder(path: str, size: int) -> Source:
-    """Any folder of images. Its subfolders train and test (or val) are the splits; without them one image of `HELD_OUT`, chosen by its name, is for
-    testing. The folders below are the classes, if all images are in one. ImageNet's train and val folders are read as they are."""
+    """Any folder of images. Its subfolders train and val (or validation, test) are the splits; without them one image of `HELD_OUT`, chosen by its
+    name, is for testing. The folders below are the classes, if there are any (those of ImageNet's validation images have to be made)."""
     root = Path(path)
     if not path or not root.is_dir():
         raise FileNotFoundError(f"config.data.path = '{path}': expected a folder of images")
     if size < 1:
         raise ValueError(f"config.data.size = {size}: expected the side of the images in pixels, e.g. --config.data.size=64")
-    every = sorted(file for file in root.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
-    splits = {"train": root / "train", "test": next((root / name for name in ("test", "val", "validation") if (root / name).is_dir()), root / "test")}
+    every = sorted(
+        Path(place) / name for place, _, names in os.walk(root, followlinks=True) for name in names if Path(name).suffix.lower() in ENDINGS
+    )
+    splits = {"train": root / "train", "test": next((root / name for name in ("val", "validation", "test") if (root / name).is_dir()), root / "val")}
     if all(part.is_dir() for part in splits.values()):
         files = {split: [f for f in every if part in f.parents] for split, part in splits.items()}
     else:
         chosen = lambda f: int(hashlib.sha256(str(f.relative_to(root)).encode()).hexdigest(), 16) % HELD_OUT == 0
+        root = splits["train"] if splits["train"].is_dir() else root
         splits = {"train": root, "test": root}
         files = {"train": [f for f in every if not chosen(f)], "test": [f for f in every if chosen(f)]}
     for split, found in files.items():
@@ -242,7 +292,12 @@ def folder(path: str, size: int) -> Source:
                 f"{path} has no images to {split} (of {len(every)} in all): expected {', '.join(ENDINGS)}, in train/ and test/, or enough"
             )
     parts = {split: [f.relative_to(splits[split]).parts for f in found] for split, found in files.items()}
-    labelled = all(len(p) > 1 for found in parts.values() for p in found)
+    lonely = [splits[split].joinpath(*p) for split, found in parts.items() for p in found if len(p) == 1]
+    labelled = not lonely
+    if lonely and len(lonely) < len(every):
+        raise ValueError(
+            f"{lonely[0]} is in no folder of a class, others of the {len(every)} images are: expected folders of classes in each split, or none"
+        )
     names = sorted({p[0] for found in parts.values() for p in found}) if labelled else []
     number = {name: i for i, name in enumerate(names)}
     labels = {split: np.array([number[p[0]] if labelled else 0 for p in found], np.int32) for split, found in parts.items()}
@@ -255,24 +310,32 @@ def npz(path: str) -> Source:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise FileNotFoundError(f"config.data.path = '{path}' cannot be read as an .npz file of arrays ({error})") from None
     first = lambda names: next((arrays[name] for name in names if name in arrays), None)
     x, y = first(("x", "arr_0", "images", "data")), first(("y", "arr_1", "labels"))
     if x is None or x.ndim < 2 or not (x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)):
         raise ValueError(f"{path} has the arrays {', '.join(arrays) or 'none'}: expected x, uint8 images [n, H, W, C] or floats [n, ...]")
-    x = x if x.dtype == np.uint8 else x.astype(np.float32)
-    labelled = y is not None and y.shape == (len(x),)
-    y = y.astype(np.int32) if labelled else np.zeros(len(x), np.int32)
     if "x_test" in arrays:
-        other = arrays.get("y_test", np.zeros(len(arrays["x_test"])))
-        values, labels = {"train": x, "test": arrays["x_test"].astype(x.dtype)}, {"train": y, "test": other.astype(np.int32)}
+        values, labels = {"train": x, "test": arrays["x_test"]}, {"train": y, "test": arrays.get("y_test")}
     else:
         held = np.arange(len(x)) % HELD_OUT == HELD_OUT - 1
-        values, labels = {"train": x[~held], "test": x[held]}, {"train": y[~held], "test": y[held]}
-    if not len(values["train"]) or not len(values["test"]):
-        raise ValueError(f"{path} has {len(x)} examples: expected at least {HELD_OUT}, or x_test beside x")
-    return values, labels, int(y.max()) + 1 if labelled else 0
+        if y is not None and len(y) != len(x):
+            raise ValueError(f"{path} has {len(y)} labels of {len(x)} examples")
+        values, labels = {"train": x[~held], "test": x[held]}, {split: None if y is None else y[i] for split, i in (("train", ~held), ("test", held))}
+    for split, v in values.items():
+        if not len(v) or v.shape[1:] != x.shape[1:] or (v.dtype == np.uint8) != (x.dtype == np.uint8):
+            raise ValueError(f"{path} has {len(v)} examples {v.shape[1:]} of {v.dtype} to {split}: expected some, as x, {x.shape[1:]} of {x.dtype}")
+        if v.dtype != np.uint8 and not (np.isfinite(v).all() and v.std() > 0):
+            raise ValueError(f"{path} has values to {split} that are not finite, or all the same")
+        got = labels[split]
+        if got is not None and not (got.shape == (len(v),) and np.issubdtype(got.dtype, np.integer) and got.min() >= 0):
+            raise ValueError(f"{path} has labels {got.shape} of {got.dtype} to {split}: expected {len(v)} integers from 0")
+    if (labels["train"] is None) != (labels["test"] is None):
+        raise ValueError(f"{path} has labels of one split only: expected both y and y_test, or neither")
+    classes = 0 if labels["train"] is None else 1 + max(int(got.max()) for got in labels.values())
+    values = {split: v.astype(np.uint8 if x.dtype == np.uint8 else np.float32, copy=False) for split, v in values.items()}
+    return values, {split: np.zeros(len(v), np.int32) if not classes else labels[split].astype(np.int32) for split, v in values.items()}, classes
 
 
 SOURCES = {

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, data, network, parallel, plots, state
+from experiments import cli, data, network, parallel, plots, state, weights
 from experiments.checkpoints import Checkpoints
 from experiments.writers import MetricWriter
 
@@ -29,7 +29,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
     if parts < 1:
         raise ValueError(f"config.training.accumulate = {parts}: expected at least 1")
     parallel.check_batch(config.training.batch, "config.training.batch", parts)
-    if (workdir / "export.json").exists():
+    if (workdir / weights.SAID).exists():
         raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes)

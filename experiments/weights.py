@@ -1,4 +1,5 @@
-"""Weights in safetensors files beside an export.json with their SHA-256: what `experiments.export` writes and `runs.load_run` reads."""
+"""Weights in safetensors files beside an export.json that says what they are and were trained on: what `experiments.export` writes and
+`runs.load_run` reads."""
 
 import hashlib
 import json
@@ -6,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+from experiments import data
+
+SAID = "export.json"
 
 
 def file(folder: str | Path, weights: str) -> Path:
@@ -23,23 +29,41 @@ def save(params, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _said(folder: str | Path, part):
+    """part(what export.json says)."""
+    try:
+        return part(json.loads((Path(folder) / SAID).read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{Path(folder) / SAID} is missing or damaged: export again") from None
+
+
+FACTS = ("shape", "shift", "scale", "levels", "num_classes")  # of a data set, without which samples are no images
+
+
+def dataset(folder: str | Path, config: ConfigDict) -> data.Dataset:
+    """The data that an export was trained on; where their files are not at hand, an empty set of the same kind, by which one can still sample."""
+    try:
+        return data.load(config)
+    except FileNotFoundError:
+        shape, shift, scale, levels, num_classes = _said(folder, lambda said: [said["dataset"][name] for name in FACTS])
+    none = np.zeros((0, *shape), np.uint8 if levels else np.float32)
+    labels = np.zeros(0, np.int32)
+    return data.Dataset(config.name, {"train": none, "test": none}, {"train": labels, "test": labels}, shift, scale, levels, num_classes)
+
+
 def read(folder: str | Path, weights: str, like) -> tuple[dict, int]:
     """Parameters shaped as the pytree `like`, and their step. Raises ValueError if a file is damaged or does not fit."""
     path = file(folder, weights)
-    try:
-        said = json.loads((Path(folder) / "export.json").read_text())
-        digest, step = said["sha256"][weights], int(said["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{Path(folder) / 'export.json'} is missing or damaged: export again") from None
-    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise ValueError(f"{path} is corrupt (its SHA-256 differs from that in export.json): export again")
+    digest, step = _said(folder, lambda said: (said["sha256"][weights], int(said["step"])))
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise ValueError(f"{path} is missing or corrupt (its SHA-256 differs from that in {SAID}): export again")
     try:
         arrays = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file ({error}): export again") from None
-    expected = {name: leaf.shape for name, leaf in flatten_dict(like, sep="/").items()}
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in flatten_dict(like, sep="/").items()}
     for name in sorted(expected.keys() | arrays.keys()):
-        if name not in arrays or arrays[name].shape != expected.get(name):
-            found = arrays[name].shape if name in arrays else "missing"
+        found = (arrays[name].shape, arrays[name].dtype) if name in arrays else "missing"
+        if found != expected.get(name):
             raise ValueError(f"{path} does not fit its config.json: {name} is {found}, expected {expected.get(name, 'none')}")
     return unflatten_dict(arrays, sep="/"), step

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from models.dropout import Dropout
 from models.embeddings import Conditioning
-from models.unet import depth_to_space, space_to_depth
+from models.unet import DTYPES, depth_to_space, space_to_depth
 
 
 def positions(height: int, width: int, dim: int) -> Float[np.ndarray, "h*w dim"]:
@@ -114,10 +114,14 @@ class Patches(Tokens):
     remat: bool = False
 
     def check(self, x):
+        if min(self.patch, self.num_heads, self.depth) < 1:
+            raise ValueError(f"patch = {self.patch}, num_heads = {self.num_heads}, depth = {self.depth}: expected at least 1 each")
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(f"images of shape {x.shape}: expected [B, H, W, C] with H and W divisible by the patch, {self.patch}")
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(f"width = {self.width}: expected a multiple of num_heads = {self.num_heads} and of 4")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype '{self.dtype}': expected {' or '.join(DTYPES)}")
 
     def conditioning(self, num_classes: int):
         return Conditioning(self.width, num_classes, self.embedding, 256, self.embedding_scale)
@@ -137,7 +141,7 @@ class Patches(Tokens):
     def block(self, cls, **options):
         shared = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio, "dropout": self.dropout, "dtype": self.dtype}
         made = nn.remat(cls) if self.remat else cls
-        made.__name__ = cls.__name__.removeprefix("Checkpoint")  # the parameters have the same names with and without
+        made.__name__ = cls.__name__  # the parameters have the same names with and without
         return made(**shared, **options)
 
 

@@ -16,6 +16,8 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ..."], example: Int[Array, " b"] | None = None) -> Float[Array, "b ..."]:
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"dropout = {self.rate}: expected a rate from 0 to below 1")
         if example is None or self.rate == 0.0:
             return x
         key = self.make_rng("dropout")

@@ -14,6 +14,9 @@ def sinusoidal(t: Float[Array, " b"], dim: int, scale: float, last: bool = True)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
+EMBEDDINGS = ("smooth", "positional", "dit", "fourier")
+
+
 class Conditioning(nn.Module):
     """The vector [B, dim] that modulates a network: an MLP of the embedded time t [B] (about 0 to 1), plus an embedding of the label.
 
@@ -33,6 +36,8 @@ class Conditioning(nn.Module):
         self, t: Float[Array, " b"], label: Int[Array, " b"] | None = None, pooled: Float[Array, "b p"] | None = None
     ) -> Float[Array, "b dim"]:
         """pooled: of an encoder of what else is known, if there is one."""
+        if self.embedding not in EMBEDDINGS:
+            raise ValueError(f"embedding '{self.embedding}': expected {' or '.join(EMBEDDINGS)}")
         # a scale of 100, not DDPM's 1000: with higher frequencies the network is rough in time, and adaptive solvers take several times the steps
         if self.embedding == "fourier":
             angles = 2 * np.pi * self.scale * t[:, None] * jnp.asarray(np.random.default_rng(0).standard_normal(self.features), t.dtype)

@@ -2,7 +2,7 @@
 
 | | DDPM (2006.11239) | DDPM++ (2011.13456) | NCSN++ (2011.13456) | ADM (2105.05233) |
 |---|---|---|---|---|
-| embedding (scale) | positional (1000) | positional (1000) | fourier (16, of log sigma) | positional (1000) |
+| embedding (scale) | positional (1000) | positional (1000) | fourier (16, of log sigma) | dit (1000) |
 | modulate: how the condition enters a block | shift | shift | shift | scale_shift |
 | resample: how the resolution changes | conv | block_projected | block_projected | block |
 | kernel of the resampling | | (1, 1) | (1, 3, 3, 1) | (1, 1) |
@@ -120,14 +120,14 @@ class Attention(Layers):
         return (x + self.dense(c, kernel_init=nn.initializers.zeros)(h.reshape(x.shape))) * (2**-0.5 if self.rescale else 1)
 
 
+DTYPES = ("float32", "bfloat16")
 CHOICES = {
-    "embedding": ("smooth", "positional", "fourier"),
     "modulate": ("scale_shift", "shift"),
     "resample": ("conv", "block", "block_projected"),
     "grow_input": ("none", "residual", "skip"),
     "grow_output": ("none", "residual", "skip"),
     "decoder_attention": ("every", "last"),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": DTYPES,
 }
 
 
@@ -167,6 +167,10 @@ class UNet(Layers):
     def __call__(
         self, x: Float[Array, "b h w c"], t: Float[Array, " b"], label=None, example: Int[Array, " b"] | None = None
     ) -> Float[Array, "b h w c"]:
+        if self.patch < 1 or not self.multipliers or not self.blocks > 0:
+            raise ValueError(
+                f"UNet with patch = {self.patch}, multipliers = {self.multipliers}, blocks = {self.blocks}: expected at least one of each"
+            )
         halvings = self.patch * 2 ** (len(self.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] % halvings or x.shape[2] % halvings:
             raise ValueError(f"images of shape {x.shape}: this U-Net expects [B, H, W, C] with H and W divisible by {halvings}")
@@ -176,8 +180,8 @@ class UNet(Layers):
         for option, choices in CHOICES.items():
             if getattr(self, option) not in choices:
                 raise ValueError(f"UNet {option} '{getattr(self, option)}': expected {' or '.join(choices)}")
-        if len(self.kernel) % 2:
-            raise ValueError(f"UNet kernel {self.kernel}: expected an even number of taps")
+        if len(self.kernel) % 2 or not sum(self.kernel) > 0:
+            raise ValueError(f"UNet kernel {self.kernel}: expected an even number of taps, of positive sum")
         condition = Conditioning(4 * self.channels, self.num_classes, self.embedding, self.channels, self.embedding_scale)(t, label)
         common = {"epsilon": self.epsilon, "dtype": self.dtype}
         shared = {"rescale": self.rescale, **common}

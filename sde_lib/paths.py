@@ -92,7 +92,7 @@ class VE(SDE):
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t (2011.13456, eq. 9 and appendix C).
 
     sigma(0) = sigma_min, not 0: "the data" of this path are noised by sigma_min. sigma_max by data set: 50 for CIFAR-10, 90
-    CelebA, 348 FFHQ 256, 380 LSUN, 1348 for 1024 pixels.
+    CelebA, 348 FFHQ 256, 380 LSUN, 1348 for 1024 pixels; these are for data in [0, 1], twice that for [-1, 1].
     """
 
     sigma_min: float = 0.01

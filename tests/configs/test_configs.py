@@ -24,7 +24,7 @@ VARIANTS = {
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
-FAST = ("score_sde", "sit")  # of several that differ in a name or a number, one
+FAST = ("sit",)  # of several that differ in a name or a number, one
 # as the README and the docstrings say
 PARAMETERS = {"digits": 767_297, "toy": 134_000, "density": 234_000, "fashion": 1_757_000}
 PARAMETERS |= {"vdm": 35_100_000, "vdm:small": 710_000, "vdm:digits": 771_524}

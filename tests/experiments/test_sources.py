@@ -83,6 +83,10 @@ def test_bad_cifar(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="data_batch_3 is no batch of CIFAR-10 .*system"):
         sources.cifar(10, str(tmp_path))
     assert not (tmp_path / "harmed").exists()
+    for bad in (b"cnumpy\nndarray\n(I1\nS'O'\ntR.", b"c_codecs\nencode\n(Va\nVzlib\ntR.", b"\x80", pickle.dumps({b"data": np.zeros(3)})):
+        (tmp_path / "data_batch_3").write_bytes(bad)
+        with pytest.raises(ValueError, match="data_batch_3 is no batch of CIFAR-10"):
+            sources.cifar(10, str(tmp_path))
     (tmp_path / "data_batch_3").unlink()
     with pytest.raises(FileNotFoundError, match="no data_batch_3"):
         sources.cifar(10, str(tmp_path))
@@ -121,6 +125,33 @@ def test_folders_of_images(tmp_path):
     Image.fromarray(gradient).save(tmp_path / "set" / "gray.png")
     small = sources.squared(tmp_path / "set" / "gray.png", 16)
     np.testing.assert_allclose(small[..., 0], np.tile(gradient[0].reshape(16, 4).mean(1), (16, 1)), atol=1)  # boxes
+    with pytest.raises(ValueError, match="gray.png is in no folder of a class"):
+        (tmp_path / "set" / "gray.png").rename(tmp_path / "set" / "val" / "gray.png")
+        sources.folder(str(tmp_path / "set"), 8)
+
+
+def test_images_as_they_are_meant(tmp_path):
+    """Upright by EXIF, white where transparent, 16-bit values by their high byte; a link to a folder is followed."""
+    file = tmp_path / "one.png"
+    Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)).save(file)
+    np.testing.assert_array_equal(sources.squared(file, 16)[..., 0], np.arange(256).reshape(16, 16))
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(file)
+    assert np.all(sources.squared(file, 4) == 255)
+    turned = Image.fromarray(np.array([[0, 0], [255, 255]], np.uint8).repeat(8, 0).repeat(8, 1))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    turned.save(file, exif=exif)
+    np.testing.assert_array_equal(sources.squared(file, 16)[0, :, 0], np.repeat([255, 0], 8))
+    Image.new("L", (300, 2)).save(file)
+    with pytest.raises(ValueError, match="too narrow"):
+        sources.squared(file, 2)
+    for i in range(60):
+        image(tmp_path / "elsewhere" / f"{i}.png", (i, 0, 0), (4, 4))
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
+    image(tmp_path / "set" / "a" / "x.png", (0, 0, 0), (4, 4))
+    values, _, classes = sources.folder(str(tmp_path / "set"), 4)
+    assert classes == 2 and sum(len(v) for v in values.values()) == 61
 
 
 def test_a_flat_folder_is_split_by_name(tmp_path):
@@ -163,6 +194,25 @@ def test_npz(tmp_path):
     np.savez(file, x=np.array([None, "text"], object))
     with pytest.raises(FileNotFoundError, match="cannot be read as an .npz file of arrays"):
         sources.npz(str(file))
+    for arrays, words in (
+        (dict(x=images, x_test=images[:3, :2]), "3 examples"),
+        (dict(x=images, x_test=images[:3] / 255.0), "of float64 to test"),
+        (dict(x=images, y=labels[:9]), "9 labels of 40 examples"),
+        (dict(x=images, y=labels - 1), "expected 38 integers from 0"),
+        (dict(x=images, x_test=images, y_test=labels), "labels of one split only"),
+        (dict(x=np.full((40, 2), np.nan)), "not finite"),
+        (dict(x=images[:5]), "0 examples"),
+    ):
+        np.savez(file, **arrays)
+        with pytest.raises(ValueError, match=words):
+            sources.npz(str(file))
+    for content in (b"", b"nothing"):
+        file.write_bytes(content)
+        with pytest.raises(FileNotFoundError, match="cannot be read as an .npz"):
+            sources.npz(str(file))
+    np.save(tmp_path / "mine.npy", images)
+    with pytest.raises(FileNotFoundError, match="cannot be read as an .npz"):
+        sources.npz(str(tmp_path / "mine.npy"))
     np.savez(file, images=np.zeros((3, 2, 2, 1), np.int64))
     with pytest.raises(ValueError, match="has the arrays images"):
         sources.npz(str(file))

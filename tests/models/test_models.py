@@ -79,6 +79,7 @@ PUBLISHED = {  # network, size of its images, millions of parameters
     "DiT-B/2": (models.DiT(width=768, depth=12, num_heads=12, **DIT), (32, 32, 4), 130.5),
     "DiT-L/2": (models.DiT(width=1024, depth=24, num_heads=16, **DIT), (32, 32, 4), 458.1),
     "DiT-XL/2": (models.DiT(width=1152, depth=28, num_heads=16, **DIT), (32, 32, 4), 675.1),
+    "SD3 medium": (models.MMDiT(width=1536, depth=24, num_heads=24, normalise=False), (128, 128, 16), 2028.3),
 }
 
 
@@ -86,12 +87,13 @@ PUBLISHED = {  # network, size of its images, millions of parameters
 def test_published_sizes(name):
     """Parameter counts, to a tenth of a percent; those of DiT are with fixed positions, and with variances that are not predicted here."""
     net, shape, millions = PUBLISHED[name]
-    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))
+    label = (jnp.zeros((1, 333, 4096)), jnp.zeros((1, 2048))) if isinstance(net, models.MMDiT) else None
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), label)
     more = 256 * net.width + 16 * (net.width + 1) if isinstance(net, models.DiT) else 0
     assert sum(a.size for a in jax.tree.leaves(params)) + more == pytest.approx(1e6 * millions, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["DiT", pytest.param("UNet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param("DiT", marks=pytest.mark.slow), pytest.param("UNet", marks=pytest.mark.slow)])
 def test_remat_and_bfloat16(name):
     """Computing again changes no gradient; half precision keeps the parameters in single, and the result near."""
     make = lambda **more: getattr(models, name)(**SMALL[name] | {"dropout": 0.0} | more)

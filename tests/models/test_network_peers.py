@@ -1,16 +1,16 @@
 """Whole networks against diffusers' with the same random weights (slow: `make slow` installs diffusers and torch)."""
 
+import diffusers
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import models
 from models.unet import downsample, upsample
 
-diffusers = pytest.importorskip("diffusers")
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
 
 LEAVES = (nn.Conv, nn.Dense, nn.GroupNorm, nn.RMSNorm, nn.Embed)
