@@ -42,7 +42,8 @@ SHORT = {
 
 
 def measures(command):
-    return "experiments.tables" in command or "benchmarks" in command
+    """Whether a command is left to the slow run: tables, benchmarks, and the other ways to train for likelihood."""
+    return any(part in command for part in ("experiments.tables", "benchmarks", "runs/vdm", "runs/scoreflow", "dequantization"))
 
 
 def test_readme_commands_work_as_printed(tmp_path):

@@ -45,7 +45,7 @@ def test_network(name):
     np.testing.assert_allclose(apply(IMAGE[1:2], t[1:2], label[1:2]), y[1:2], atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 6, 1), (2, 5), (2, 1)])
+@pytest.mark.parametrize("shape", [(2, 4, 6, 1), *(pytest.param(s, marks=pytest.mark.slow) for s in ((2, 5), (2, 1)))])
 def test_dequantizer_is_a_density_on_the_unit_cube(shape):
     """log q(u | x) is minus the log-determinant of the Jacobian of u in uniform noise; with new parameters q is uniform."""
     net, key = Dequantizer(width=8, layers=3), jax.random.key(0)
@@ -93,7 +93,8 @@ def test_published_sizes(name):
     assert sum(a.size for a in jax.tree.leaves(params)) + more == pytest.approx(1e6 * millions, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [pytest.param("DiT", marks=pytest.mark.slow), pytest.param("UNet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DiT", "UNet"])
 def test_remat_and_bfloat16(name):
     """Computing again changes no gradient; half precision keeps the parameters in single, and the result near."""
     make = lambda **more: getattr(models, name)(**SMALL[name] | {"dropout": 0.0} | more)
@@ -109,7 +110,8 @@ def test_remat_and_bfloat16(name):
     assert 0 < jnp.sqrt(jnp.mean((y - expected) ** 2) / jnp.mean(expected**2)) < 0.05
 
 
-@pytest.mark.parametrize("grow", ["residual", pytest.param("skip", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("grow", ["residual", "skip"])
 def test_growing_unets(grow):
     """Every parameter of a network that grows its input and output has an effect; an unknown choice is refused."""
     small = SMALL["UNet"] | {"dropout": 0.0, "attention": ()}

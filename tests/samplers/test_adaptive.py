@@ -74,7 +74,11 @@ def test_reverse_sde_on_every_path(sde):
     assert ks(sde, result.x, times[-1]) <= 0.035
 
 
-@pytest.mark.parametrize("solver", [diffrax.Heun(), diffrax.ShARK(), diffrax.SRA1(), diffrax.SlowRK(), diffrax.SEA(), diffrax.ItoMilstein()], ids=str)
+SDE_SOLVERS = [diffrax.Heun(), diffrax.ShARK(), diffrax.ItoMilstein()]
+SDE_SOLVERS += [pytest.param(solver, marks=pytest.mark.slow) for solver in (diffrax.SRA1(), diffrax.SlowRK(), diffrax.SEA())]
+
+
+@pytest.mark.parametrize("solver", SDE_SOLVERS, ids=str)
 def test_reverse_sde_with_every_family_of_solvers(solver):
     """60 steps are enough for methods of higher order, and enough for the others to pass the same test."""
     sde = VP()

@@ -54,6 +54,7 @@ def test_a_network_whose_score_is_none(path, kind):
     np.testing.assert_allclose(ours.latent, coupled.latent, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_loose_estimates_need_few_divergences():
     """An estimated divergence at 1e-2: fewer than 20 nodes on average, and off from the same probes' coupled solve at 1e-5 by less than D atol in the
     root mean square. An exact one begins with 25."""

@@ -248,7 +248,7 @@ def test_marginals_of_every_solver(sde, kind):
     assert max(distance.values()) <= 0.07, {name: value for name, value in distance.items() if value > 0.05}
 
 
-@pytest.mark.parametrize("sde", [VP(), Linear()], ids=["VP", "Linear"])
+@pytest.mark.parametrize("sde", [VP(), pytest.param(Linear(), marks=pytest.mark.slow)], ids=["VP", "Linear"])
 def test_executor_agrees_with_the_recursion(sde, solver_name, x64):
     """The scan gives what the independent recursion above gives, in float64 to 1e-9, for deterministic tables; with float32 to 1e-4."""
     table = SOLVERS[solver_name](sde, grids.log_snr(sde, 12))
