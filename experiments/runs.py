@@ -15,6 +15,7 @@ from experiments import weights as files
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset
 from experiments.network import Network
+from samplers import classifier_free
 from sde_lib import Denoiser
 
 
@@ -30,8 +31,21 @@ class Run:
     weights: str
     step: int
 
-    def denoiser(self, label=None) -> Denoiser:
-        return self.network.denoiser(self.params, label)
+    def denoiser(self, label=None, guidance: float = 1.0) -> Denoiser:
+        """Of this run, conditioned on labels [B] if given; guidance: omega of `samplers.classifier_free`, 1 for none.
+
+        Raises ValueError for guidance of a model that knows nothing without a label.
+        """
+        den = self.network.denoiser(self.params, label)
+        if guidance == 1:
+            return den
+        if label is None:
+            raise ValueError(f"--guidance={guidance}: this model is unconditional; expected 1")
+        if not self.config.objective.label_dropout > 0:
+            raise ValueError(
+                f"--guidance={guidance}: this model was trained with objective.label_dropout = 0, it has seen no example without its label"
+            )
+        return classifier_free(den, self.network.module.num_classes, guidance)
 
     @property
     def conditional(self) -> bool:

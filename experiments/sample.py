@@ -35,16 +35,18 @@ def define_flags(steps: int) -> None:
     flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises.")
     flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver; gits is fitted by experiments.fit.")
     flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
+    flags.DEFINE_float("guidance", 1.0, "Classifier-free guidance of a conditional model: 1 is none, above 1 is more of the label.")
     flags.DEFINE_enum("threshold", "none", ["none", "static", "dynamic"], "Keep the data prediction in [-1, 1]: clipped, or by its 0.995 quantile.")
 
 
 def from_flags() -> dict:
-    """The options of `sampler` that the flags choose."""
+    """The options of `generate` that the flags choose."""
     f = flags.FLAGS
     if f["grid"].present and f.solver in (ADAPTIVE, *fit.BASES):
         raise ValueError(f"--grid={f.grid}: --solver={f.solver} has {'no grid' if f.solver == ADAPTIVE else 'the grid that it was fitted on'}")
     return {
-        "solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold
+        "solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
+        "guidance": f.guidance,
     }  # fmt: skip
 
 
@@ -144,10 +146,10 @@ def check(solution):
     return solution
 
 
-def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, **options) -> tuple[np.ndarray, float]:
+def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, guidance: float = 1.0, **options) -> tuple[np.ndarray, float]:
     """n samples as raw values [n, ...] and their mean number of evaluations; options as in `sampler`.
 
-    label: of a conditional model; -1 takes the classes in turn. Raises ValueError if the model has no such label.
+    label: of a conditional model; -1 takes the classes in turn. guidance: see `Run.denoiser`. Raises ValueError if the model has no such label.
     """
     classes = run.network.module.num_classes
     if label >= 0 and label >= classes:
@@ -155,13 +157,13 @@ def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, **op
     labels = np.full(n, label) if label >= 0 else np.arange(n) % max(classes, 1)
 
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, **options)
-    one_batch = lambda keys, labels: draw(run.denoiser(labels if classes else None), keys)[:2]
+    one_batch = lambda keys, labels: draw(run.denoiser(labels if classes else None, guidance), keys)[:2]
 
     x, nfe = runs.gather(runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels))
     return run.dataset.from_x(x), float(nfe.mean())
 
 
-def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, **options) -> list:
+def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: float = 1.0, **options) -> list:
     """The picture of samples and, for a table solver, of trajectories; returns the files."""
     folder, data = run.workdir / "samples", run.dataset
     files = []
@@ -173,7 +175,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, **options)
     if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
         rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
         labels = np.arange(len(rows)) % run.network.module.num_classes if run.conditional else None
-        path = sampler(run.network.sde, data.shape, run.workdir, path=True, **options)(run.denoiser(labels), rows)[2]
+        path = sampler(run.network.sde, data.shape, run.workdir, path=True, **options)(run.denoiser(labels, guidance), rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))  # noise of any scale within the range shown
