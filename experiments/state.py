@@ -71,7 +71,7 @@ def make_step(config: ConfigDict, network: Network, dataset: Dataset) -> Callabl
 
         if parts == 1:
             loss, grads = jax.value_and_grad(mean_loss)(state.params, batch)
-        else:  # noise is keyed by example: in parts the gradient is the same (a CPU is slow at convolutions in a scan, jax#12868)
+        else:  # noise is keyed by example: in parts the gradient is the same
             split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
             (loss, grads), _ = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)), split)
         if jax.lax.axis_size(AXIS) > 1:  # an all-reduce costs a CPU a tenth of a small step even when there is nothing to reduce

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from models.convolution import convolve
 from models.dropout import Dropout
 from models.embeddings import Conditioning, fourier_features
 
@@ -71,7 +72,7 @@ class Layers(nn.Module):
     def conv(self, channels: int, kernel: int = 3, zero: bool = False, **options):
         """A convolution, its kernel zero at the start if `zero`."""
         init = nn.initializers.zeros if zero else nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        return nn.Conv(channels, (kernel, kernel), kernel_init=init, dtype=self.dtype, **options)
+        return nn.Conv(channels, (kernel, kernel), kernel_init=init, dtype=self.dtype, conv_general_dilated=convolve, **options)
 
     def dense(self, channels: int, **options):
         return nn.Dense(channels, dtype=self.dtype, **options)
