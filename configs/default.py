@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-3
-    config.optim.schedule = "constant"  # or cosine
+    config.optim.schedule = "constant"  # or cosine or linear, to zero at the last step
     config.optim.warmup = 100  # steps
     config.optim.clip = 1.0  # global norm of the gradient
     config.optim.beta1 = 0.9

@@ -29,14 +29,18 @@ class TrainState:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam (AdamW if weight_decay is above 0), clipped by global norm; linear warm-up, then a constant rate or a cosine to zero at the last step."""
+    """Adam (AdamW if weight_decay is above 0), clipped by global norm; linear warm-up, then a constant rate, or a cosine or a line to zero
+    at the last step."""
     o = config.optim
     if o.schedule == "constant":
         rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup) if o.warmup else o.learning_rate
     elif o.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, o.warmup, max(config.training.steps, o.warmup + 1))
+    elif o.schedule == "linear":
+        down = optax.linear_schedule(o.learning_rate, 0.0, max(config.training.steps - o.warmup, 1))
+        rate = optax.join_schedules([optax.linear_schedule(0.0, o.learning_rate, o.warmup), down], [o.warmup])
     else:
-        raise ValueError(f"config.optim.schedule = '{o.schedule}': expected constant or cosine")
+        raise ValueError(f"config.optim.schedule = '{o.schedule}': expected constant, cosine or linear")
     # a schedule's ends are no weights
     own = (lambda params: {name: name != "schedule" for name in params}) if config.objective.loss == "variational" else None
     decay = [optax.add_decayed_weights(o.weight_decay, own)] if o.weight_decay else []

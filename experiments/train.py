@@ -96,12 +96,12 @@ def check_finite(pending: list, step: int) -> dict[str, float]:
 def check_config(config: ConfigDict, workdir: Path, resuming: bool) -> None:
     """Write config.json; resuming, refuse a config that differs from the run's in more than the length and the logging of training.
 
-    The length counts too under a cosine schedule, whose every rate depends on it.
+    The length counts too under a schedule that ends with it, whose every rate depends on it.
     """
     file = workdir / "config.json"
     new = json.loads(config.to_json())
     free = {f"training.{name}" for name in ("log_every", "checkpoint_every", "keep", "accumulate")}
-    if config.optim.schedule != "cosine":
+    if config.optim.schedule == "constant":
         free.add("training.steps")
     if file.exists() and resuming:
         before, after = cli.flat(cli.load_config(workdir)), cli.flat(ConfigDict(new))

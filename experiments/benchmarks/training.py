@@ -2,16 +2,23 @@
 
 ratio = wall time of a full step (batch from grain, dequantization, noise, loss, clipping, EMA, pmap) / wall time of a bare jitted
 value_and_grad and Adam of the same network on a fixed batch.
+
+And what the convolutions of CPUs save (`models.convolution`): wall time of a gradient step with XLA's own gradients / with ours, alone and as one of
+four in a `lax.scan`.
 """
+
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import flags
 
-from configs import digits, toy
+from configs import digits, fashion, mmdit, sit, toy
 from experiments import cli, data, network, parallel, state
 from experiments.benchmarks.timing import medians, report
+
+SMALL = {"channels": 8, "width": 16, "depth": 1, "num_heads": 2}  # of --quick
 
 
 def measure(config, name: str, inner: int, repeats: int) -> dict:
@@ -51,12 +58,46 @@ def measure(config, name: str, inner: int, repeats: int) -> dict:
     }  # fmt: skip
 
 
+def convolutions(config, name: str, repeats: int) -> list[dict]:
+    dataset = data.load(config.data)
+    net = network.from_config(config, dataset.num_classes)
+    params = net.init(jax.random.key(0), dataset.shape)
+    x, t = jax.random.normal(jax.random.key(1), (config.training.batch, *dataset.shape)), jnp.full(config.training.batch, 0.5)
+
+    def step(params):
+        grads = jax.grad(lambda p: jnp.mean((net(p, x, t) - x) ** 2))(params)
+        return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads)
+
+    def compiled(steps: int):
+        fn = jax.jit(step if steps == 1 else lambda p: jax.lax.scan(lambda p, _: (step(p), None), p, None, length=steps)[0])
+        fn = fn.lower(params).compile()
+        return lambda: fn(params)
+
+    ours = {steps: compiled(steps) for steps in (1, 4)}
+    jax.clear_caches()  # of traces
+    with mock.patch("models.unet.convolve", jax.lax.conv_general_dilated):
+        theirs = {steps: compiled(steps) for steps in (1, 4)}
+    rows = []
+    for steps in (1, 4):
+        seconds = medians({"ours": ours[steps], "XLA": theirs[steps]}, repeats)
+        where = "alone" if steps == 1 else f"in a scan of {steps}"
+        rows.append({"network": name, "gradient step": where} | {f"{k} ms": 1e3 * s / steps for k, s in seconds.items()})
+        rows[-1]["ratio"] = seconds["XLA"] / seconds["ours"]
+    return rows
+
+
 def main():
     quick = flags.FLAGS.quick
-    cases = ((digits.get_config(), "digits U-Net", 10), (toy.get_config(), "MLP 3x256", 100))
+    cases = [
+        (digits.get_config(), "digits U-Net", 10), (mmdit.get_config(), "digits MMDiT", 10), (toy.get_config(), "MLP 3x256", 100),
+        (fashion.get_config(), "Fashion-MNIST U-Net, patch 2", 3), (sit.get_config("fashion"), "Fashion-MNIST DiT, patch 4", 3),
+    ]  # fmt: skip
     if quick:
-        cases[0][0].model.channels = 8
+        for config, _, _ in cases:
+            config.model.update({name: small for name, small in SMALL.items() if config.model[name] is not None})
     rows = [measure(config, name, *((1, 1) if quick else (inner, 15))) for config, name, inner in cases]
+    for config, name, _ in (cases[0], cases[3]):
+        rows += convolutions(config, name, 1 if quick else 7)
     report(rows, flags.FLAGS.out, "training")
 
 

@@ -16,24 +16,34 @@ from experiments.train import train
 
 FOLDER = Path(__file__).parents[2] / "configs"
 VARIANTS = {
-    "vdm": ("small", "digits"),
+    "vdm": ("small", "digits", "cifar10", "imagenet32", "imagenet64"),
     "score_sde": ("ve", "subvp", "ve_deep", "vp_deep", "subvp_deep"),
     "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64"),
-    "flow_matching": ("lipman",),
+    "flow_matching": ("lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified"),
+    "score_flow": tuple(f"{data}{rest}" for data in ("cifar10", "imagenet32") for rest in ("", "_deep", "_subvp", "_subvp_deep"))[1:],
     "sit": ("l", "b", "s", "fashion"),
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
 FAST = ("sit",)  # of several that differ in a name or a number, one
 # as the README and the docstrings say
-PARAMETERS = {"digits": 767_297, "toy": 134_000, "density": 234_000, "fashion": 1_757_000}
+PARAMETERS = {"digits": 767_297, "toy": 134_000, "density": 234_000, "fashion": 1_726_276}
 PARAMETERS |= {"vdm": 35_100_000, "vdm:small": 710_000, "vdm:digits": 771_524}
 PARAMETERS |= {"score_sde": 61_804_419, "score_sde:ve": 62_758_787, "score_sde:subvp": 61_804_419}
 PARAMETERS |= {"score_sde:ve_deep": 107_586_947, "score_sde:vp_deep": 106_632_579, "score_sde:subvp_deep": 106_632_579}
 PARAMETERS |= {"edm": 55_738_371, "edm:cifar10_uncond": 55_732_739, "edm:cifar10_ncsnpp": 56_401_155, "edm:cifar10_uncond_ncsnpp": 56_395_523}
 PARAMETERS |= {"edm:imagenet64": 295_900_035, "flow_matching": 35_746_307, "flow_matching:lipman": 153_094_915}
 PARAMETERS |= {"sit": 674_816_272, "sit:l": 457_824_272, "sit:b": 130_303_504, "sit:s": 32_858_896, "sit:fashion": 1_275_408}
-SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "folder": ((64, 64, 3), 1000), "npz": ((32, 32, 4), 1000)}
+PARAMETERS |= {"flow_matching:lipman_imagenet32": 209_976_323, "flow_matching:lipman_imagenet64": 276_421_059, "flow_matching:rectified": 61_804_419}
+PARAMETERS |= {f"score_flow{name}": 61_804_419 for name in ("", ":cifar10_subvp", ":imagenet32", ":imagenet32_subvp")}
+PARAMETERS |= {f"score_flow:{name}_deep": 106_632_579 for name in ("cifar10", "cifar10_subvp", "imagenet32", "imagenet32_subvp")}
+PARAMETERS |= {"vdm:cifar10": 35_119_110, "vdm:imagenet32": 140_260_358, "vdm:imagenet64": 272_536_582, "mmdit": 2_268_036}
+SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "npz": ((32, 32, 4), 1000)}
+
+
+def shape_of(config):
+    """Of an example of data that are large, or not at hand, and the number of classes; None of others."""
+    return ((config.size, config.size, 3), 1000) if config.name == "folder" else SHAPES.get(config.name)
 
 
 def get_config(name):
@@ -49,7 +59,7 @@ def get_config(name):
 def test_config(name, tmp_path, monkeypatch):
     """Its size as published; a shrunken copy takes two real steps, is saved, and comes back as a Denoiser that gives numbers."""
     config = get_config(name)
-    use_small_data(monkeypatch, config.data.name)
+    use_small_data(monkeypatch, config.data)
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes)
     full = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
@@ -90,19 +100,23 @@ assert "all_reduce" in text and '"devices"=8' in text, text[:500]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in NAMES if n.partition(":")[0] in ("score_sde", "edm", "flow_matching", "sit")])
+@pytest.mark.parametrize(
+    "name",
+    [n for n in NAMES if n.partition(":")[0] in ("score_sde", "edm", "flow_matching", "sit", "score_flow", "vdm") and shape_of(get_config(n).data)],
+)
 def test_step_lowers_on_eight_devices(name):
     """The full-scale training step, at its own batch, over eight simulated devices with one all-reduce."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(FOLDER.parent)}
-    shape = SHAPES[get_config(name).data.name]
+    shape = shape_of(get_config(name).data)
     subprocess.run([sys.executable, "-c", LOWER, name, repr(shape)], env=environment, check=True, timeout=600)
 
 
-def use_small_data(monkeypatch, name):
+def use_small_data(monkeypatch, config):
     """16 examples of the shape of data that are large, or not at hand."""
-    if name not in SHAPES:
+    name = config.name
+    if shape_of(config) is None:
         return
-    shape, classes = SHAPES[name]
+    shape, classes = shape_of(config)
     rng, labels = np.random.default_rng(0), np.zeros(16, np.int32)
     latents = name == "npz"
     values = rng.normal(size=(16, *shape)).astype(np.float32) if latents else rng.integers(0, 256, (16, *shape)).astype(np.uint8)
