@@ -1,8 +1,8 @@
 """Weights of FID's InceptionV3: python -m experiments.inception --weights=pt_inception-2015-12-05-6726825d.pth --out=inception.safetensors
 
-Reads the public files, without PyTorch and without executing anything in them: that of pytorch-fid and of torch-fidelity (a state dict of PyTorch), and
-jax-fid's pickled dictionary of arrays; and what this command writes, which is read fastest. All are --inception_weights of `experiments.statistics`
-and `experiments.evaluate`. NVIDIA's inception-2015-12-05.pkl is a program, and is not read.
+Reads the public files, without PyTorch and without executing anything in them: that of pytorch-fid and torch-fidelity (a state dict of PyTorch),
+and jax-fid's pickled dictionary of arrays; and what this command writes. All of them are --inception_weights of `experiments.statistics` and
+`experiments.evaluate`. NVIDIA's inception-2015-12-05.pkl is a program, and is not read.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 

@@ -1,6 +1,6 @@
 """Data sets from files: (path, size) -> values {"train", "test"} [n, H, W, C] uint8, labels likewise [n] int32, and the number of classes (0: none).
 
-Nothing is unpickled but NumPy arrays (`experiments.inert`), nothing is extracted to disk, and what is downloaded is kept only once its checksum is right.
+Nothing is unpickled but arrays (`experiments.inert`), nothing is extracted to disk, and what is downloaded is kept only once its checksum is right.
 """
 
 import gzip

@@ -123,8 +123,9 @@ def test_distances():
 
 def test_resizing_has_no_other_peer_to_hide_behind():
     """Their resizing alone, of TensorFlow 1, to 1e-4 of 255."""
-    from models.inception import prepare
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as interpolate
+
+    from models.inception import prepare
 
     for size in SIZES:
         x = images(*size)
