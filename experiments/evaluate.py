@@ -212,7 +212,9 @@ def main():
 
     about = samples.about
     how = f"{about['solver']}, {about['nfe']:.0f} evaluations, {about['weights']} weights of step {about['step']}" if "solver" in about else f.samples
-    print(f"{f'{f.groups} sets of {n}' if dataset else len(samples.values)} samples ({how}) against the training data;")
+    print(
+        f"{f'{f.groups} sets of {n}' if dataset else len(samples.values)} samples ({how}) against {'the training data' if dataset else f.reference};"
+    )
     print(f"{'':28}{'samples':>20}   {'test set (floor)':>18}")
     for name, row in rows.items():
         spread = row.get("stderr", row.get("deviation_of_parts"))

@@ -194,7 +194,7 @@ def generate(
         spent, done = time.perf_counter() - clock, len(kept)
         progress(f"{done}/{n} samples, {spent:.0f} s, ETA {spent * (n - done) / (done - first):.0f} s", flush=True)
         if stop and done < n:
-            raise cli.Stopped(f"stopped by {stop.name} after {done} of {n} samples: the same command goes on")
+            raise cli.Stopped(f"stopped after {done} of {n} samples: the same command goes on from there")
     found = kept.results(n)
     return found["values"], float(found["nfe"].mean())
 
