@@ -6,11 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.kept import savez
+
 
 def save(path: Path, params=(), **arrays) -> None:
-    """Write `arrays`, and the leaves of the pytree `params`."""
+    """Write `arrays`, and the leaves of the pytree `params`, at once."""
     leaves = {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in jax.tree.leaves_with_path(params)}
-    np.savez(path, **arrays, **leaves)
+    savez(path, **arrays, **leaves)
 
 
 def load(path: Path, names: list[str], command: str) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ Position in the training stream is ONE number, the global example index p = 0, 1
 examples k B to (k + 1) B - 1, whatever the number of devices, and noise, dequantization and dropout are keyed by p.
 """
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -175,13 +176,36 @@ def batches(dataset: Dataset, batch: int, seed: int, start: int = 0) -> Iterator
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 
 
+def fingerprint(*parts: np.ndarray) -> str:
+    """The SHA-256 of arrays, by which what is computed of them is kept; in blocks, as they need not fit in memory."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part.dtype} {part.shape}".encode())
+        for start in range(0, len(part), 10_000):
+            digest.update(np.ascontiguousarray(part[start : start + 10_000]))
+    return digest.hexdigest()
+
+
+def define_flags() -> None:
+    """The flags by which commands choose data without a run."""
+    config_flags.DEFINE_config_file("config", None, "Experiment, whose data it is, e.g. configs/fashion.py")
+    flags.DEFINE_string("name", "folder", f"Without --config, the data set: {', '.join([*LOADERS, *TOYS])}.")
+    flags.DEFINE_string("path", "", "Without --config, its file or folder.")
+    flags.DEFINE_integer("size", 0, "Without --config, the side of the images of a folder.")
+
+
+def from_flags() -> Dataset:
+    """The data that the flags choose. Raises what `load` raises."""
+    f = flags.FLAGS
+    return load(f.config.data if f.config else ConfigDict({"name": f.name, "path": f.path, "size": f.size}))
+
+
 def check() -> None:
     """Print what a data set is, and draw a grid of what the network sees of it."""
     from experiments import plots
 
     f = flags.FLAGS
-    config = f.config.data if f.config else ConfigDict({"name": f.name, "path": f.path, "size": f.size})
-    dataset = load(config)
+    dataset = from_flags()
     for split, values in dataset.values.items():
         some = values[:10_000]
         print(f"{dataset.name} {split}: {len(values)} examples of shape {dataset.shape}, {values.dtype} from {some.min():.4g} to {some.max():.4g}")
@@ -200,9 +224,6 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Experiment, whose data are checked, e.g. configs/fashion.py")
-    flags.DEFINE_string("name", "folder", f"Without --config, the data set: {', '.join([*LOADERS, *TOYS])}.")
-    flags.DEFINE_string("path", "", "Without --config, its file or folder.")
-    flags.DEFINE_integer("size", 0, "Without --config, the side of the images of a folder.")
+    define_flags()
     flags.DEFINE_string("out", "runs/data.png", "Where the grid goes.")
     cli.run(check)

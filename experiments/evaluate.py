@@ -1,37 +1,175 @@
 """Judge samples against data: python -m experiments.evaluate --workdir=runs/digits
 
-Draws `groups` sets of samples as large as the test set, and prints each distance to the training data beside its floor, which is
-that of the test set. Writes eval/metrics.json and a figure of samples beside data. Distances are between raw values; FD-clf is a
-Frechet distance in a classifier trained here, not FID.
+Draws `groups` sets of samples as large as the test set, and prints each distance to the training data beside its floor, that of the test set.
+Distances are between raw values; FD-clf is a Frechet distance in a classifier trained here, not FID. With --inception_weights also FID, IS, KID,
+precision and recall in Inception's features, of all samples together, against --reference or the training data.
+
+--samples=FILE.npz takes samples from a file instead (arr_0 uint8 [n, H, W, C], arr_1 labels, as ADM and `experiments.sample` write them), judged
+against the data of --config, or of the config.json of --workdir, or against --reference alone. Writes eval/metrics.json, a line for each figure,
+with all it depends on, to eval/metrics.jsonl, and a picture of samples beside data (beside FILE, in FILE.eval, where there is no --workdir).
 """
 
+import hashlib
 import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from absl import flags
+from ml_collections import config_flags
 
-from experiments import cli, metrics, plots, runs
+from experiments import cli, data, inception, metrics, plots, runs, sources, statistics
 from experiments import sample as sampling
 
+TRAINING = 60_000  # at most so many examples train the classifier
+IN_CLASSIFIER = ("FD-clf", "classifier confidence", "label agreement")  # figures whose reference they are
 
-def measures(run: runs.Run, limit: int):
-    """name -> function of a set of flat values [n, D], against the training data."""
-    data = run.dataset
-    train = data.values["train"][:limit].reshape(-1, data.dim).astype(np.float64)
-    result = {
-        "sliced W2": lambda a: metrics.sliced_wasserstein2(a, train),
-        "energy distance": lambda a: metrics.energy_distance(a, train),
-        "precision": lambda a: metrics.precision_recall(a, train)[0],
-        "recall": lambda a: metrics.precision_recall(a, train)[1],
-    }
-    if data.dim == 2:
-        result["W2"] = lambda a: metrics.wasserstein2(a, train[: len(a)])
-    if data.num_classes:
-        classifier = metrics.Classifier(train, data.labels["train"][:limit])
-        reference = classifier.features(train)
-        result[f"FD-clf ({classifier.hash})"] = lambda a: metrics.frechet(classifier.features(a), reference)
-        result["classifier confidence"] = classifier.confidence
-    return result
+
+@dataclass(frozen=True)
+class Samples:
+    """values: raw, [n, ...]. images: of 0 to 255, or none. labels: that they were asked for, or None. about: how they were drawn."""
+
+    values: np.ndarray
+    images: np.ndarray | None
+    labels: np.ndarray | None
+    about: dict
+
+
+def drawn(run: runs.Run, n: int) -> Samples:
+    """n samples of a run, as the flags say."""
+    f, options = flags.FLAGS, sampling.from_flags()
+    values, nfe = sampling.generate(run, n, f.batch, f.seed, **options)
+    images = statistics.images_of(run.dataset, values) if run.dataset.is_image else None
+    return Samples(values, images, sampling.labels_of(run, n), sampling.about(run, n, nfe, f.seed, options))
+
+
+def from_file(path: str, dataset: data.Dataset | None) -> Samples:
+    """Samples of an .npz file, and of the .json beside it how they were drawn. Raises ValueError if they are no samples of the data set."""
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values, labels = file["arr_0"], file["arr_1"] if "arr_1" in file.files else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--samples={path} cannot be read ({error}): expected an .npz file with arr_0, uint8 [n, H, W, C]") from None
+    shape, discrete = values.shape[1:], values.dtype == np.uint8
+    if values.ndim < 2 or (dataset and (shape != dataset.shape or discrete != bool(dataset.levels))):
+        expected = f"{'uint8' if dataset.levels else 'floats'} {dataset.shape}, as {dataset.name}" if dataset else "uint8 [n, H, W, C]"
+        raise ValueError(f"--samples={path} has examples {shape} of {values.dtype}: expected {expected}")
+    if labels is not None and labels.shape != (len(values),):
+        raise ValueError(f"--samples={path} has labels {labels.shape}: expected {len(values)}")
+    about = {"samples_file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "samples": len(values)}
+    try:
+        said = json.loads(path.with_suffix(".json").read_text())
+        about |= said if said["sha256"] == about["sha256"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # of another program, which does not say
+    images = values if discrete and len(shape) == 3 and shape[-1] in (1, 3) else None
+    if dataset and dataset.levels:
+        values = np.round(values * ((dataset.levels - 1) / 255.0)).astype(np.uint8)
+    return Samples(values, images, labels, about)
+
+
+def classifier(dataset: data.Dataset) -> metrics.Classifier:
+    """Of the training data, trained once and kept in the user's cache."""
+    values, labels = dataset.values["train"][:TRAINING], dataset.labels["train"][:TRAINING]
+    cached = sources.CACHE / "classifiers" / f"{data.fingerprint(values, labels)[:24]}.npz"
+    try:
+        return metrics.load_classifier(cached)
+    except (OSError, ValueError):
+        found = metrics.classifier(flat(values), labels)
+    try:
+        found.save(cached)
+    except OSError as error:
+        print(f"{cached} cannot be kept ({error}): it is trained again next time")
+    return found
+
+
+def flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1).astype(np.float64)
+
+
+def measures(dataset: data.Dataset, limit: int) -> Callable:
+    """(raw values [n, ...], labels [n] or None) -> figures by name, against the first `limit` training examples, and in a classifier against all."""
+    train = flat(dataset.values["train"][:limit])
+    judge = classifier(dataset) if dataset.num_classes else None
+    reference = metrics.moments(judge.features(flat(dataset.values["train"][:TRAINING]))) if judge else None
+
+    def measure(values, labels):
+        values = flat(values)
+        found = {
+            "sliced W2": metrics.sliced_wasserstein2(values, train),
+            "energy distance": metrics.energy_distance(values, train),
+            "MMD^2": metrics.mmd2(values, train),
+            **metrics.prdc(values, train)._asdict(),
+        }
+        if dataset.dim == 2:
+            found["W2"] = metrics.wasserstein2(values, train[: len(values)])
+        if judge:
+            found[f"FD-clf ({judge.hash})"] = metrics.frechet_of(*metrics.moments(judge.features(values)), *reference)
+            found["classifier confidence"] = judge.confidence(values)
+        if judge and labels is not None:
+            found["label agreement"] = judge.agreement(values, labels)
+        return found
+
+    return measure
+
+
+def count(n: int) -> str:
+    """FID-50k is called FID."""
+    return "" if n == 50_000 else f"-{n // 1000}k" if n % 1000 == 0 else f"-{n}"
+
+
+def in_inception(extract: inception.Features, images: np.ndarray, reference: statistics.Statistics) -> dict[str, tuple[float, float]]:
+    """Figures of images of 0 to 255 by name, with the standard deviation over the parts that their authors report (NaN if none).
+
+    Raises ValueError for a reference made in another way.
+    """
+    for name, ours in extract.about().items():
+        if reference.about.get(name, ours) != ours:
+            raise ValueError(f"the reference is of {name} {reference.about[name]}, not {ours}: make it again with python -m experiments.statistics")
+    pool, logits = (np.concatenate(parts) for parts in zip(*extract(images)))
+    if reference.mu.shape != pool.shape[1:]:
+        raise ValueError(f"the reference is of {len(reference.mu)} features: expected {pool.shape[1]}")
+    end = count(len(images))
+    found = {f"FID{end}": (metrics.frechet_of(*metrics.moments(pool), reference.mu, reference.sigma), np.nan)}
+    found[f"IS{end}"] = metrics.inception_score(logits)
+    if len(reference.features):
+        found[f"KID{end}"] = metrics.kid(pool, reference.features)
+        near = metrics.prdc(pool, reference.features, k=3)
+        found |= {f"Inception precision{end}": (near.precision, np.nan), f"Inception recall{end}": (near.recall, np.nan)}
+    return found
+
+
+def by_values(dataset: data.Dataset, samples: Samples, n: int) -> dict[str, dict]:
+    """The figures of `measures` over groups of n samples, beside their floor, with what they depend on."""
+    f, train = flags.FLAGS, dataset.values["train"]
+    measure = measures(dataset, f.limit)
+    split = lambda a: [None] * f.groups if a is None else np.split(a[: n * f.groups], f.groups)
+    series = [measure(*group) for group in zip(split(samples.values), split(samples.labels))]
+    floor = measure(dataset.values["test"][:n], None if samples.labels is None else dataset.labels["test"][:n])
+    about = {"n": n, "groups": f.groups, "reference": data.fingerprint(train)[:8], "reference_n": min(f.limit, len(train))}
+    rows = {}
+    for name, value in floor.items():
+        of = [group[name] for group in series]
+        rows[name] = {"value": np.mean(of), "stderr": np.std(of, ddof=1) / np.sqrt(f.groups), "floor": value, **about}
+        if name.startswith(IN_CLASSIFIER):
+            rows[name]["reference_n"] = min(TRAINING, len(train))
+    return rows
+
+
+def by_inception(extract: inception.Features, dataset: data.Dataset | None, samples: Samples, reference: statistics.Statistics) -> dict[str, dict]:
+    """The figures of `in_inception` of all samples, with what they depend on, and their floor where the test set has as many images: a distance of
+    fewer is none."""
+    n = len(samples.images)
+    about = {"n": n, **extract.about(), "reference": reference.hash, "reference_n": reference.n or None}
+    enough = dataset and len(dataset.values["test"]) >= n
+    floor = in_inception(extract, statistics.images_of(dataset, dataset.values["test"][:n]), reference) if enough else {}
+    rows = {}
+    for name, (value, deviation) in in_inception(extract, samples.images, reference).items():
+        rows[name] = {"value": value, "deviation_of_parts": deviation, "floor": floor.get(name, (np.nan,))[0], **about}
+    return rows
 
 
 def main():
@@ -40,36 +178,67 @@ def main():
         raise ValueError(f"--groups={f.groups}: expected at least 2, for a standard error")
     if f.limit < 10:
         raise ValueError(f"--limit={f.limit}: expected at least 10 examples")
-    run = runs.from_flags()
-    data = run.dataset
-    test = data.values["test"][: f.limit]
-    n = len(test)
-    options = sampling.from_flags()
-    values, nfe = sampling.generate(run, n * f.groups, f.batch, f.seed, **options)
-    flat = lambda v: v.reshape(len(v), -1).astype(np.float64)
-    rows = {}
-    for name, measure in measures(run, f.limit).items():
-        series = [measure(flat(group)) for group in np.split(values, f.groups)]
-        rows[name] = {"value": np.mean(series), "stderr": np.std(series, ddof=1) / np.sqrt(f.groups), "floor": measure(flat(test))}
-    report = {**run.description(), "n": n, "groups": f.groups, "nfe": nfe, **options, "metrics": rows}
-    folder = run.workdir / "eval"
-    folder.mkdir(exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(report, indent=1))
-    print(f"{f.groups} sets of {n} samples ({f.solver}, {nfe:.0f} evaluations, {run.weights} weights of step {run.step}) against the training data;")
+    if f.reference and not f.inception_weights:
+        raise ValueError(f"--reference={f.reference}: pass --inception_weights as well, which it is compared in")
+    extract = inception.load(f.inception_weights, f.resize) if f.inception_weights else None
+    reference = statistics.read(f.reference) if f.reference else None
+    if f.samples:
+        config = f.config or (cli.load_config(f.workdir) if f.workdir else None)
+        dataset = data.load(config.data) if config else None
+        if not (dataset or reference):
+            raise ValueError(f"--samples={f.samples}: name the data by --config or --workdir, or --reference and --inception_weights")
+        samples = from_file(f.samples, dataset)
+        n = min(len(dataset.values["test"]), f.limit, len(samples.values) // f.groups) if dataset else 0
+        if dataset and n < 10:
+            raise ValueError(f"--samples={f.samples} has {len(samples.values)}: expected at least {10 * f.groups}, for {f.groups} groups")
+    else:
+        run = runs.from_flags()
+        dataset = run.dataset
+        n = min(len(dataset.values["test"]), f.limit)
+        samples = drawn(run, n * f.groups)
+    folder = Path(f.workdir) / "eval" if f.workdir else Path(f.samples).with_suffix(".eval")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    rows = by_values(dataset, samples, n) if dataset else {}
+    if extract:
+        if samples.images is None:
+            raise ValueError(f"--inception_weights: the samples are no images [H, W, 1 or 3] but {samples.values.shape[1:]}")
+        reference = reference or statistics.of_training_data(extract, dataset)
+        rows |= by_inception(extract, dataset, samples, reference)
+    rows = {name: {key: None if value != value else value for key, value in row.items()} for name, row in rows.items()}  # JSON has no NaN
+    (folder / "metrics.json").write_text(json.dumps({**samples.about, "metrics": rows}, indent=1))
+    with open(folder / "metrics.jsonl", "a") as log:
+        log.writelines(json.dumps({"figure": name, **row, **samples.about}) + "\n" for name, row in rows.items())
+
+    about = samples.about
+    how = f"{about['solver']}, {about['nfe']:.0f} evaluations, {about['weights']} weights of step {about['step']}" if "solver" in about else f.samples
+    print(
+        f"{f'{f.groups} sets of {n}' if dataset else len(samples.values)} samples ({how}) against {'the training data' if dataset else f.reference};"
+    )
     print(f"{'':28}{'samples':>20}   {'test set (floor)':>18}")
     for name, row in rows.items():
-        print(f"{name:28}{row['value']:11.4f} ± {row['stderr']:.4f}   {row['floor']:18.4f}")
-    figure = folder / "samples_and_data.png"
-    if data.is_image:
-        plots.side_by_side(*(plots.to_uint8(v[: min(100, n)], data.levels) for v in (values, test)), figure)
-    elif data.shape == (2,):
-        plots.scatter(values[:n], test, figure)
-    print(f"wrote {folder / 'metrics.json'}" + f" and {figure}" * (data.is_image or data.shape == (2,)))
+        spread = row.get("stderr", row.get("deviation_of_parts"))
+        floor = "" if row["floor"] is None else f"{row['floor']:18.4f}"
+        print(f"{name:28}{row['value']:11.4f}{'' if spread is None else f' ± {spread:.4f}':9}   {floor}")
+    if extract:
+        print(f"Inception {extract.sha256[:8]}, resize {f.resize}, reference {reference.hash} of {reference.n or 'unknown'} images, ", end="")
+        print(f"{len(samples.images)} samples")
+    written = [folder / "metrics.json", folder / "metrics.jsonl"]
+    if dataset and dataset.is_image:
+        test = statistics.images_of(dataset, dataset.values["test"][: min(100, n)])
+        written.append(plots.side_by_side(samples.images[: len(test)], test, folder / "samples_and_data.png"))
+    elif dataset and dataset.shape == (2,):
+        written.append(plots.scatter(samples.values[:n], dataset.values["test"][:n], folder / "samples_and_data.png"))
+    print("wrote " + ", ".join(map(str, written)))
 
 
 if __name__ == "__main__":
     runs.define_flags()
     sampling.define_flags(steps=30)
+    inception.define_flags()
+    config_flags.DEFINE_config_file("config", None, "With --samples: the experiment whose data they are judged against.")
+    flags.DEFINE_string("samples", "", "Samples of an .npz file, arr_0, instead of drawing them.")
+    flags.DEFINE_string("reference", "", "Inception statistics, of `experiments.statistics` or another program; the training data's by default.")
     flags.DEFINE_integer("groups", 4, "Sets of samples; the standard error is over them.")
     flags.DEFINE_integer("limit", 2000, "At most so many examples a set.")
     cli.run(main)

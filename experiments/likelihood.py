@@ -5,11 +5,8 @@ over examples, dequantization draws and probes kept apart. Writes eval/likelihoo
 is kept at once, so that the same command goes on where it was interrupted.
 """
 
-import hashlib
 import json
-import os
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,44 +18,11 @@ from sklearn.metrics import roc_auc_score
 
 from experiments import cli, plots, runs
 from experiments.dequantization import DEQUANTIZATIONS, bin_time
+from experiments.kept import Kept
 from samplers import log_likelihood, variational_bound
 from samplers.likelihood import DIVERGENCES, LEVELS, PATHS
 
 BOUNDS = ("mean", "importance", "variational")
-
-
-class Kept:
-    """Results of examples 0, 1, ... in a file for each settings, STEM.<hash>.partial.npz, that is rewritten after each batch; None: in no file."""
-
-    def __init__(self, stem: Path | None):
-        self.stem, self.path, self.results = stem, None, {}
-
-    def open(self, settings: dict) -> None:
-        """Go on with what is kept of the same settings."""
-        self.results = {}
-        if self.stem is None:
-            return
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        self.path = Path(f"{self.stem}.{digest}.partial.npz")
-        if self.path.exists():
-            try:
-                with np.load(self.path, allow_pickle=False) as file:
-                    self.results = dict(file)
-            except (ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError):
-                print(f"{self.path} is damaged: scoring from the first example")
-
-    def __len__(self) -> int:
-        return len(next(iter(self.results.values()), ()))
-
-    def add(self, part: dict[str, np.ndarray]) -> None:
-        self.results = {k: np.concatenate([self.results[k], v]) for k, v in part.items()} if self.results else part
-        if self.path is not None:
-            new = self.path.with_suffix(".new.npz")
-            np.savez(new, **self.results)
-            os.replace(new, self.path)
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
 
 
 def score(
@@ -135,7 +99,7 @@ def score(
         kept.add(part)
         spent, done = time.perf_counter() - clock, len(kept)
         progress(f"{done}/{n} examples, {spent:.0f} s, ETA {spent * (n - done) / (done - first):.0f} s", flush=True)
-    result = {name: value[:n] for name, value in kept.results.items()}
+    result = kept.results(n)
     failed = np.flatnonzero(~result["success"].all(1))
     if len(failed):
         few = ", ".join(map(str, failed[:8]))

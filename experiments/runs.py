@@ -64,7 +64,7 @@ class Run:
 
 def define_flags() -> None:
     """The flags by which commands choose a run."""
-    flags.DEFINE_string("workdir", None, "A run made by experiments.train.", required=True)
+    flags.DEFINE_string("workdir", None, "A run made by experiments.train.")
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw parameters.")
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint; the newest by default.")
     flags.DEFINE_integer("batch", 256, "Examples at once, over all devices. No result depends on it.")
@@ -74,6 +74,8 @@ def define_flags() -> None:
 def from_flags() -> Run:
     """The run that the flags choose. Raises what `load_run` raises."""
     f = flags.FLAGS
+    if f.workdir is None:
+        raise ValueError("--workdir is missing: expected a run made by `python -m experiments.train`")
     parallel.check_batch(f.batch, "--batch")
     return load_run(f.workdir, f.checkpoint, f.weights)
 

@@ -1,12 +1,15 @@
 """Draw samples: python -m experiments.sample --workdir=runs/digits --solver=dpm_solver_pp --steps=15 --num=64
 
-Writes samples/<solver>.npz (arr_0: uint8 NHWC of an image model, float32 of another), a picture of them and one of their trajectories.
+Writes samples/<solver>.npz (arr_0: uint8 NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as
+.json, a picture of the first hundred and one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
 Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on the devices.
 """
 
 import ast
 import functools
+import hashlib
 import inspect
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 import samplers
 from experiments import cli, fit, parallel, plots, runs
+from experiments.kept import Kept, savez
 from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
@@ -146,21 +151,57 @@ def check(solution):
     return solution
 
 
-def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, guidance: float = 1.0, **options) -> tuple[np.ndarray, float]:
-    """n samples as raw values [n, ...] and their mean number of evaluations; options as in `sampler`.
+def labels_of(run: runs.Run, n: int, label: int = -1) -> Int[np.ndarray, " n"] | None:
+    """The classes that samples 0 to n - 1 of a conditional model are of: `label`, or with -1 all in turn; None of an unconditional one.
 
-    label: of a conditional model; -1 takes the classes in turn. guidance: see `Run.denoiser`. Raises ValueError if the model has no such label.
-    """
+    Raises ValueError if the model has no such label."""
     classes = run.network.module.num_classes
     if label >= 0 and label >= classes:
         raise ValueError(f"--label={label}: " + (f"expected 0 to {classes - 1}" if classes else "this model is unconditional"))
-    labels = np.full(n, label) if label >= 0 else np.arange(n) % max(classes, 1)
+    return (np.full(n, label) if label >= 0 else np.arange(n) % classes) if classes else None
 
+
+def generate(
+    run: runs.Run,
+    n: int,
+    batch: int,
+    seed: int,
+    label: int = -1,
+    guidance: float = 1.0,
+    kept: Kept | None = None,
+    stop=False,
+    progress=lambda *_, **__: None,
+    **options,
+) -> tuple[np.ndarray, float]:
+    """n samples as raw values [n, ...] and their mean number of evaluations; options as in `sampler`.
+
+    label: see `labels_of`. guidance: see `Run.denoiser`. kept: where samples are kept while they are drawn; stop: truthy once to leave after a batch
+    (see `cli.StopSignal`), raising cli.Stopped. Raises ValueError if the model has no such label.
+    """
+    labels = labels_of(run, n, label)
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, **options)
-    one_batch = lambda keys, labels: draw(run.denoiser(labels if classes else None, guidance), keys)[:2]
+    one_batch = lambda keys, *labels: draw(run.denoiser(*labels, guidance=guidance), keys)[:2]
 
-    x, nfe = runs.gather(runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels))
-    return run.dataset.from_x(x), float(nfe.mean())
+    kept, clock = Kept(None) if kept is None else kept, time.perf_counter()
+    fitted = {options["solver"], options["grid"]} & {V3, GITS, *fit.BASES}
+    fits = {name: fit.fitted(run.workdir, name, options["steps"]).stat().st_mtime_ns for name in fitted}
+    kept.open({"weights": run.fingerprint(), "seed": seed, "label": label, "guidance": guidance, "fits": fits, **options})
+    first = len(kept)
+    if 0 < first < n:
+        progress(f"{first} samples were drawn before", flush=True)
+    for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), *([] if labels is None else [labels]), start=first):
+        kept.add({"values": run.dataset.from_x(x), "nfe": np.asarray(nfe)})
+        spent, done = time.perf_counter() - clock, len(kept)
+        progress(f"{done}/{n} samples, {spent:.0f} s, ETA {spent * (n - done) / (done - first):.0f} s", flush=True)
+        if stop and done < n:
+            raise cli.Stopped(f"stopped after {done} of {n} samples: the same command goes on from there")
+    found = kept.results(n)
+    return found["values"], float(found["nfe"].mean())
+
+
+def about(run: runs.Run, n: int, nfe: float, seed: int, options: dict) -> dict:
+    """What every figure of n samples is reported with."""
+    return {**run.description(), "samples": n, "nfe": nfe, "seed": seed, **options}
 
 
 def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: float = 1.0, **options) -> list:
@@ -169,7 +210,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: 
     files = []
     is_image, is_plane = data.is_image, data.shape == (2,)
     if is_image:
-        files.append(plots.grid(plots.to_uint8(values, data.levels), folder / f"{name}.png"))
+        files.append(plots.grid(plots.to_uint8(values[:100], data.levels), folder / f"{name}.png"))
     elif is_plane:
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
@@ -191,14 +232,17 @@ def main():
         raise ValueError(f"--num={f.num}: expected at least 1")
     run = runs.from_flags()
     options = from_flags()
-    clock = time.perf_counter()
-    values, nfe = generate(run, f.num, f.batch, f.seed, f.label, **options)
-    seconds = time.perf_counter() - clock
     name = f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}"
     file = run.workdir / "samples" / f"{name}.npz"
-    file.parent.mkdir(exist_ok=True)
+    kept, clock = Kept(file.with_suffix("")), time.perf_counter()
+    values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, stop=cli.StopSignal(), progress=print, **options)
+    seconds = time.perf_counter() - clock
     images = plots.to_uint8(values, run.dataset.levels) if run.dataset.levels else values
-    np.savez(file, arr_0=images)
+    labels = labels_of(run, f.num, f.label)
+    savez(file, arr_0=images, **({} if labels is None else {"arr_1": labels}))
+    said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    file.with_suffix(".json").write_text(json.dumps(said, indent=1))
+    kept.remove()
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")
     for written in [file, *pictures(run, values, name, f.seed, **options)]:
         print(f"wrote {written}")

@@ -1,6 +1,6 @@
 """Data sets from files: (path, size) -> values {"train", "test"} [n, H, W, C] uint8, labels likewise [n] int32, and the number of classes (0: none).
 
-Nothing is unpickled but NumPy arrays, nothing is extracted to disk, and what is downloaded is kept only once its checksum is right.
+Nothing is unpickled but arrays (`experiments.inert`), nothing is extracted to disk, and what is downloaded is kept only once its checksum is right.
 """
 
 import gzip
@@ -9,7 +9,6 @@ import http.client
 import io
 import lzma
 import os
-import pickle
 import shutil
 import struct
 import tarfile
@@ -23,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from experiments.inert import Arrays
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-generative"
 HELD_OUT = 20  # one of so many examples is for testing, where the files do not say which
@@ -47,7 +48,7 @@ def keep(file: Path, content: bytes) -> None:
             temporary.write(content)
         Path(temporary.name).rename(file)
     except OSError as error:
-        print(f"{file} cannot be kept ({error}): it is downloaded again next time")
+        print(f"{file} cannot be kept ({error}): it has to be got again next time")
 
 
 # --- Fashion-MNIST --------------------------------------------------------------------------------------------------------------------
@@ -111,49 +112,6 @@ CIFAR_FILES = {
 }
 CIFAR_SIZES = {"train": 50_000, "test": 10_000}
 LARGEST = 256 << 20  # bytes of a member of an archive
-
-
-class Array:
-    """What a pickled NumPy array becomes: nothing of NumPy is called with what the file says but `frombuffer`, on its own bytes."""
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, raw = state
-        self.value = np.frombuffer(bytes(raw), dtype.name).reshape(shape, order="F" if fortran else "C")
-
-
-class Dtype:
-    """Of a pickled array of integers."""
-
-    def __init__(self, name, *_):
-        self.name = name.decode() if isinstance(name, bytes) else name
-        if self.name not in ("u1", "i4", "i8"):
-            raise pickle.UnpicklingError(f"it has an array of {self.name}")
-
-    def __setstate__(self, state):
-        pass
-
-
-def _encoded(text: str, coding: str) -> bytes:
-    if coding != "latin1":
-        raise pickle.UnpicklingError(f"it is coded as {coding}")
-    return text.encode(coding)
-
-
-class Arrays(pickle.Unpickler):
-    """Reads pickles of lists, numbers and arrays of integers, by stand-ins, and refuses whatever else they ask for."""
-
-    stand_ins = {
-        ("_codecs", "encode"): _encoded,
-        ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(),
-        ("numpy._core.multiarray", "_reconstruct"): lambda *_: Array(),
-        ("numpy", "ndarray"): None,  # named, never called
-        ("numpy", "dtype"): Dtype,
-    }
-
-    def find_class(self, module, name):
-        if (module, name) not in self.stand_ins:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return self.stand_ins[module, name]
 
 
 def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:

@@ -13,7 +13,8 @@ from sde_lib import PLANE, SDE, GaussianMixture
 
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # the peers come with the extra `peers`, which `make slow` installs
-collect_ignore = [] if importlib.util.find_spec("diffusers") else ["samplers/test_peers.py", "models/test_network_peers.py"]
+PEERS = {"diffusers": ["samplers/test_peers.py", "models/test_network_peers.py"], "pytorch_fid": ["experiments/test_inception_peers.py"]}
+collect_ignore = [file for package, files in PEERS.items() if not importlib.util.find_spec(package) for file in files]
 PATHS = [cls() for cls in SDE.__subclasses__()]
 
 

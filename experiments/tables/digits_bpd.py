@@ -10,7 +10,8 @@ the variational bound. Half the tolerance shows that the number does not rest on
 import numpy as np
 
 from experiments import dequantization, runs
-from experiments.likelihood import Kept, score, summarize
+from experiments.kept import Kept
+from experiments.likelihood import score, summarize
 from experiments.tables._baselines import categorical_bits, gaussian_bits
 
 

@@ -18,9 +18,9 @@ def run(*words, timeout=300):
 
 
 def readme_commands():
-    """Every `python -m experiments...` line of the README's code blocks."""
-    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    """Every `python -m experiments...` line of the README's bash blocks."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+    lines = [line.split("#")[0].strip() for language, block in blocks if language == "bash" for line in block.splitlines()]
     return [line for line in lines if line.startswith("python -m experiments.")]
 
 
@@ -89,6 +89,9 @@ def execute(commands, tmp_path):
         ("experiments.fit --workdir={0}/nothing --solver=gits", "expected a --workdir made by"),
         ("experiments.likelihood --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.evaluate --workdir={0}/nothing extra", "unexpected argument 'extra'"),
+        ("experiments.evaluate --samples={0}/none.npz --config=configs/digits.py", "none.npz cannot be read"),
+        ("experiments.inception --weights={0}/none.pth", "none.pth: no such file"),
+        ("experiments.statistics --name=digits", "--inception_weights is missing"),
         ("experiments.train --config=configs/vdm.py:tiny --workdir={0}", "configs/vdm.py:tiny: expected paper, small or digits"),
         ("experiments.tables --table=nothing", "expected one of"),
         ("experiments.data --path=/nowhere", "config.data.path = '/nowhere': expected a folder of images"),

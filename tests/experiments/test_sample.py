@@ -1,0 +1,47 @@
+"""Samples of a conditional model: resumable, the same bytes, with their labels."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import cli, runs, sample
+from experiments.kept import Kept, savez
+from experiments.train import train
+
+OPTIONS = {"solver": "ancestral", "steps": 4, "grid": "log_snr", "tolerance": 1e-3}
+
+
+def test_interrupted_samples_go_on(tmp_path):
+    """Stopped after each batch and resumed: the same bytes as in one go, in a file without a clock; other settings are not mixed in."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from test_train import small_config
+
+    config = small_config(steps=2)
+    config.model.num_classes = 10
+    train(config, tmp_path)
+    run = runs.load_run(tmp_path)
+    whole, nfe = sample.generate(run, 20, 8, 0, **OPTIONS)
+    for done in (8, 16):
+        with pytest.raises(cli.Stopped, match=f"stopped after {done} of 20 samples"):
+            sample.generate(run, 20, 8, 0, kept=Kept(tmp_path / "a"), stop=True, **OPTIONS)
+    said, kept = [], Kept(tmp_path / "a")
+    values, again = sample.generate(run, 20, 8, 0, kept=kept, stop=True, progress=lambda line, **_: said.append(line), **OPTIONS)
+    assert said[0] == "16 samples were drawn before" and said[1].startswith("20/20 samples") and len(said) == 2
+    for name, array in (("whole", whole), ("parts", values)):
+        savez(tmp_path / f"{name}.npz", arr_0=array, arr_1=sample.labels_of(run, 20))
+    assert (tmp_path / "whole.npz").read_bytes() == (tmp_path / "parts.npz").read_bytes() and nfe == again
+    assert {member.date_time[0] for member in zipfile.ZipFile(tmp_path / "whole.npz").infolist()} == {1980}
+    np.testing.assert_array_equal(sample.generate(run, 12, 8, 0, kept=Kept(tmp_path / "a"), **OPTIONS)[0], whole[:12])
+
+    sample.generate(run, 8, 8, 0, label=3, kept=Kept(tmp_path / "a"), **OPTIONS)
+    assert len([*tmp_path.glob("a.*.partial")]) == 2
+    np.testing.assert_array_equal(sample.labels_of(run, 12), [*range(10), 0, 1])
+    np.testing.assert_array_equal(sample.labels_of(run, 3, 7), [7, 7, 7])
+    for file in kept.folder.iterdir():
+        file.write_bytes(b"damaged")
+    np.testing.assert_array_equal(sample.generate(run, 20, 8, 0, kept=Kept(tmp_path / "a"), **OPTIONS)[0], whole)
+    kept.remove()
+    assert not kept.folder.exists()
