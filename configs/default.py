@@ -49,6 +49,12 @@ def get_config() -> ConfigDict:
     config.optim.weight_decay = 0.0
     config.optim.ema = 0.999
 
+    config.lora = ConfigDict()  # fine-tuning of a trained model by a low-rank adapter (models/lora.py)
+    config.lora.rank = 0  # 0: all weights are trained
+    config.lora.alpha = 8.0  # the adapter counts alpha/rank times
+    config.lora.pattern = "kernel$"  # regular expression of the paths that are adapted, such as DiTBlock_0/Dense_1/kernel
+    config.lora.base = ""  # workdir, of a run or an export, whose averaged weights stay as they are
+
     config.training = ConfigDict()
     config.training.batch = 256  # over all devices
     config.training.accumulate = 1  # parts of a batch that a device computes one after another, for memory

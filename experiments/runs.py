@@ -1,7 +1,8 @@
 """A trained run, loaded back: its config, data, network and weights."""
 
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, data, network, parallel, state
+from experiments import adapters, cli, data, network, parallel, state
 from experiments import weights as files
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset
@@ -18,10 +19,13 @@ from experiments.network import Network
 from samplers import classifier_free
 from sde_lib import Denoiser
 
+BASE = "base"  # the export, in the workdir of a run that trains an adapter, of the weights that it is for
+
 
 @dataclass(frozen=True)
 class Run:
-    """weights: "ema" or "raw", which of the two `params` are. step: of the checkpoint."""
+    """weights: "ema" or "raw", which of the two `params` are. step: of the checkpoint. adapter: that a run trained (`config.lora`), and lora: the
+    flags --lora, all merged into params."""
 
     workdir: Path
     config: ConfigDict
@@ -30,6 +34,8 @@ class Run:
     params: dict
     weights: str
     step: int
+    adapter: dict | None = None
+    lora: tuple[str, ...] = ()
 
     def denoiser(self, label=None, guidance: float = 1.0) -> Denoiser:
         """Of this run, conditioned on labels [B] if given; guidance: omega of `samplers.classifier_free`, 1 for none.
@@ -55,11 +61,13 @@ class Run:
         """What identifies the weights, on this machine."""
         exported = files.file(self.workdir, self.weights)
         file = exported if exported.exists() else self.workdir / "checkpoints" / str(self.step)
-        return f"{self.workdir.resolve()} {self.step} {self.weights} {file.stat().st_mtime_ns}"
+        return f"{self.workdir.resolve()} {self.step} {self.weights} {file.stat().st_mtime_ns}" + "".join(f" {flag}" for flag in self.lora)
 
     def description(self) -> dict:
         """What every figure of this run is reported with."""
-        return {"workdir": self.workdir.name, "data": self.dataset.name, "step": self.step, "weights": self.weights}
+        return {"workdir": self.workdir.name, "data": self.dataset.name, "step": self.step, "weights": self.weights} | (
+            {"lora": list(self.lora)} if self.lora else {}
+        )
 
 
 def define_flags() -> None:
@@ -67,15 +75,17 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "A run made by experiments.train.", required=True)
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw parameters.")
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint; the newest by default.")
+    flags.DEFINE_multi_string("lora", [], "FILE[:WEIGHT], an adapter that experiments.export wrote, to be added to the weights; any number of them.")
     flags.DEFINE_integer("batch", 256, "Examples at once, over all devices. No result depends on it.")
     flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
 
 
 def from_flags() -> Run:
-    """The run that the flags choose. Raises what `load_run` raises."""
+    """The run that the flags choose, with its --lora. Raises what `load_run` and `adapters.merged` raise."""
     f = flags.FLAGS
     parallel.check_batch(f.batch, "--batch")
-    return load_run(f.workdir, f.checkpoint, f.weights)
+    run = load_run(f.workdir, f.checkpoint, f.weights)
+    return replace(run, params=functools.reduce(adapters.merged, f.lora, run.params), lora=tuple(f.lora))
 
 
 def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema") -> Run:
@@ -84,19 +94,21 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema")
     exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
     dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
     net = network.from_config(config, dataset.num_classes)
-    like = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
     folder = Path(workdir) / "checkpoints"
     if exported:
-        params, found = files.read(workdir, weights, like.params)
+        params, found = files.read(workdir, weights, jax.eval_shape(lambda: net.init(jax.random.key(0), dataset.shape)))
         if step not in (None, found):
             raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}: it is an export of step {found}")
         return Run(Path(workdir), config, dataset, net, parallel.replicate(params), weights, found)
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint in {folder}: train first")
+    like = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
     with Checkpoints(folder, keep=None) as checkpoints:
         restored = checkpoints.restore(like, step)
-    params = restored.ema if weights == "ema" else restored.params
-    return Run(Path(workdir), config, dataset, net, parallel.replicate(params), weights, int(restored.step))
+    trained = restored.ema if weights == "ema" else restored.params
+    adapter, base = (trained, load_run(Path(workdir) / BASE).params) if config.lora.rank else (None, None)
+    params = parallel.replicate(state.whole(config, trained, base))
+    return Run(Path(workdir), config, dataset, net, params, weights, int(restored.step), adapter)
 
 
 def in_batches(fn: Callable, n: int, batch: int, key, *arrays, start: int = 0) -> Iterator:
