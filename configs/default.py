@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.data.path = ""  # file or folder, where there are files
     config.data.size = 0  # side of the images of a folder, in pixels
     config.data.flip = False  # mirror half of the training images
+    config.data.augment = 0.0  # probability of each of EDM's augmentations, of which a network with model.augment_dim = 9 is told
 
     config.sde = options("Linear", SDE.__subclasses__())
     config.model = options("MLP", [getattr(models, name) for name in models.__all__])

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from sklearn import datasets
 
 from experiments import cli, sources
+from experiments.augmentation import augment
 from experiments.toy import TOYS
 
 
@@ -33,7 +34,8 @@ class Dataset:
     """A data set in memory. values: {"train", "test"} -> [n, ...], uint8 levels or float32 coordinates; labels: likewise [n] int32.
 
     levels: number of discrete levels, 0 for continuous data. shift, scale: x = (u - shift)/scale. num_classes: 0 if unlabelled.
-    flip: whether training images are mirrored, half of them each time.
+    flip: whether training images are mirrored, half of them each time. augment: the probability of each of EDM's augmentations in training
+    (`experiments.augmentation`), of which a network is told.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Dataset:
     levels: int = 0
     num_classes: int = 0
     flip: bool = False
+    augment: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,7 +69,7 @@ class Dataset:
             u = u + jax.vmap(lambda k: jax.random.uniform(k, u.shape[1:]))(keys)
         return (u - self.shift) / self.scale
 
-    def augment(self, keys, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    def mirror(self, keys, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         """Raw training values [B, ...], mirrored by a coin of each of keys [B] if `flip`."""
         if not self.flip:
             return values
@@ -105,7 +108,10 @@ def load(config: ConfigDict) -> Dataset:
         raise ValueError(f"unknown data set '{config.name}': expected one of {', '.join([*LOADERS, *TOYS])}")
     if config.get("flip", False) and len(dataset.shape) != 3:
         raise ValueError(f"config.data.flip mirrors images: expected examples [H, W, C], {config.name} has {dataset.shape}")
-    return replace(dataset, flip=config.get("flip", False))
+    chance = config.get("augment", 0.0)
+    if not 0 <= chance <= 1 or (chance and len(dataset.shape) != 3):
+        raise ValueError(f"config.data.augment = {chance}: expected a probability, 0 to 1, and 0 but for images [H, W, C]")
+    return replace(dataset, flip=config.get("flip", False), augment=chance)
 
 
 @lru_cache(maxsize=4)
@@ -190,7 +196,9 @@ def check() -> None:
             print(f"    {dataset.num_classes} classes of {counts.min()} to {counts.max()} examples")
     first = next(batches(dataset, 64, 0))
     keys = jax.random.split(jax.random.key(0), 64)
-    x = dataset.to_x(keys, dataset.augment(keys, first["value"]))
+    x = dataset.to_x(keys, dataset.mirror(keys, first["value"]))
+    if dataset.augment:
+        x, _ = augment(keys, x, dataset.augment)
     print(
         f"x = (u - {dataset.shift:.4g})/{dataset.scale:.4g}: from {float(x.min()):.3f} to {float(x.max()):.3f}, mean {float(x.mean()):.3f}, ", end=""
     )

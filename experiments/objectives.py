@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from experiments import vdm
+from experiments.augmentation import augment
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
 from sde_lib.numerics import expand
@@ -96,17 +97,18 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
         label_keys = each(jax.random.fold_in(key, 4))
         hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(label_keys)
         label = jnp.where(hidden, classes, batch["label"])
-    fn = jax.tree_util.Partial(network, params, example=batch["position"], dropout_key=dropout_key)
-    den = Denoiser(fn, network.sde, network.kind, network.sigma_data, label)
-
-    values = dataset.augment(each(jax.random.fold_in(key, 6)), batch["value"])
+    values = dataset.mirror(each(jax.random.fold_in(key, 6)), batch["value"])
+    x0 = dataset.to_x(data_keys, values)
+    training = {"example": batch["position"], "dropout_key": dropout_key}
+    if dataset.augment:
+        x0, training["augmented"] = augment(each(jax.random.fold_in(key, 7)), x0, dataset.augment)
+    den = Denoiser(jax.tree_util.Partial(network, params, **training), network.sde, network.kind, network.sigma_data, label)
 
     if network.schedule is not None:
-        x0 = dataset.middles(values) if dataset.levels else dataset.to_x(data_keys, values)
+        x0 = dataset.middles(values) if dataset.levels else x0
         noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
         return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
-    x0 = dataset.to_x(data_keys, values)
     t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
     last = network.sde.T if network.sde.alpha(network.sde.T) > 0 else network.sde.T - network.sde.eps  # drift and diffusion are infinite at alpha = 0
     t = jnp.clip(t, network.sde.eps, last)
