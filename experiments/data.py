@@ -24,14 +24,15 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict, config_flags
 from sklearn import datasets
 
-from experiments import cli, sources
+from experiments import cli, records, sources
 from experiments.augmentation import augment
 from experiments.toy import TOYS
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory. values: {"train", "test"} -> [n, ...], uint8 levels or float32 coordinates; labels: likewise [n] int32.
+    """A data set. values: {"train", "test"} -> [n, ...], uint8 levels or float32 coordinates, in memory, mapped, or `records.Records`; labels: [n]
+    int32 likewise, in memory.
 
     levels: number of discrete levels, 0 for continuous data. shift, scale: x = (u - shift)/scale. num_classes: 0 if unlabelled.
     flip: whether training images are mirrored, half of them each time. augment: the probability of each of EDM's augmentations in training
@@ -138,15 +139,16 @@ def _digits(path: str, size: int) -> Dataset:
 
 @lru_cache(maxsize=2)
 def _images(name: str, path: str, size: int) -> Dataset:
-    """Images (or, of an npz, any arrays) of files: see `experiments.sources`."""
-    values, labels, classes = sources.SOURCES[name](path, size)
+    """Images (or, of an npz, any arrays) of files: see `experiments.sources` and `experiments.records`."""
+    values, labels, classes = SOURCES[name](path, size)
     discrete = values["train"].dtype == np.uint8
     some = values["train"][:: max(1, len(values["train"]) // 10_000)].astype(np.float64)
     shift, scale = (128.0, 128.0) if discrete else (float(some.mean()), float(some.std()))
     return Dataset(name, values, labels, shift, scale, 256 if discrete else 0, classes)
 
 
-LOADERS = {"digits": _digits} | {name: partial(_images, name) for name in sources.SOURCES}
+SOURCES = sources.SOURCES | {"array_record": records.source}
+LOADERS = {"digits": _digits} | {name: partial(_images, name) for name in SOURCES}
 
 
 class Batches:
@@ -177,7 +179,7 @@ def batches(dataset: Dataset, batch: int, seed: int, start: int = 0) -> Iterator
     """Batches `start`, `start` + 1, ... of the training stream, by grain."""
     source = grain.MapDataset.source(Batches(dataset, batch, seed))[start:]
     # a batch of data in memory is a gather of some 30 microseconds: a prefetching thread would cost more than it hides
-    threads = 8 if isinstance(dataset.values["train"], np.memmap) else 0
+    threads = 0 if type(dataset.values["train"]) is np.ndarray else 8
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 
 
