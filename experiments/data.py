@@ -31,8 +31,8 @@ from experiments.toy import TOYS
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set. values: {"train", "test"} -> [n, ...], uint8 levels or float32 coordinates, in memory, mapped, or `records.Records`; labels: [n]
-    int32 likewise, in memory.
+    """A data set. values: {"train", "test"} -> [n, ...], uint8 levels or float32 coordinates, in memory, mapped, or `records.Records`. labels:
+    {"train", "test"} -> classes [n] int32, or a pair of an encoder's embeddings, tokens [n, L, E] and pooled [n, P].
 
     levels: number of discrete levels, 0 for continuous data. shift, scale: x = (u - shift)/scale. num_classes: 0 if unlabelled.
     flip: whether training images are mirrored, half of them each time. augment: the probability of each of EDM's augmentations in training
@@ -41,7 +41,7 @@ class Dataset:
 
     name: str
     values: dict[str, np.ndarray]
-    labels: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray | tuple[np.ndarray, np.ndarray]]
     shift: float
     scale: float
     levels: int = 0
@@ -53,6 +53,12 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Of one example."""
         return self.values["train"].shape[1:]
+
+    @property
+    def embeddings(self) -> tuple[int, ...]:
+        """(L, E, P) of labels that are embeddings, () of others."""
+        labels = self.labels["train"]
+        return (*labels[0].shape[1:], labels[1].shape[1]) if isinstance(labels, tuple) else ()
 
     @property
     def is_image(self) -> bool:
@@ -172,7 +178,8 @@ class Batches:
         index = np.empty_like(place)
         for e in np.unique(epoch):
             index[epoch == e] = self.order(int(e))[place[epoch == e]]
-        return {"value": self.values[index], "label": self.labels[index], "position": (position % 2**32).astype(np.uint32)}
+        label = jax.tree.map(lambda a: a[index], self.labels)
+        return {"value": self.values[index], "label": label, "position": (position % 2**32).astype(np.uint32)}
 
 
 def batches(dataset: Dataset, batch: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
@@ -196,6 +203,8 @@ def check() -> None:
         if dataset.num_classes:
             counts = np.bincount(dataset.labels[split], minlength=dataset.num_classes)
             print(f"    {dataset.num_classes} classes of {counts.min()} to {counts.max()} examples")
+        if dataset.embeddings:
+            print("    with {} tokens of {} numbers, and {} pooled".format(*dataset.embeddings))
     first = next(batches(dataset, 64, 0))
     keys = jax.random.split(jax.random.key(0), 64)
     x = dataset.to_x(keys, dataset.mirror(keys, first["value"]))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 import models
@@ -64,6 +64,13 @@ class Network:
         own = {"params": {name: value for name, value in params.items() if name != "schedule"}}
         return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
 
+    @property
+    def none(self):
+        """What stands for "no label": a number beyond the classes, or zeros for both of a pair of embeddings; None of an unconditional model."""
+        if getattr(self.module, "embeddings", ()):
+            return 0.0, 0.0
+        return self.module.num_classes or None
+
     def init(self, key, shape: tuple[int, ...]):
         """Parameters for examples of `shape`."""
         x, t = jnp.zeros((1, *shape)), jnp.ones(1)
@@ -79,19 +86,22 @@ class Network:
         first, last = (float(self.sde.time(end)) for end in np.asarray(params["schedule"]["ends"]))
         return first, last
 
-    def denoiser(self, params, label: Int[Array, " b"] | None = None) -> Denoiser:
-        """The Denoiser of these parameters, conditioned on labels [B] if given."""
+    def denoiser(self, params, label=None) -> Denoiser:
+        """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P]."""
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label)
 
 
-def from_config(config: ConfigDict, num_classes: int) -> Network:
-    """The network of `config.sde`, `config.model` and `config.objective`, for data of `num_classes`.
+def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network:
+    """The network of `config.sde`, `config.model` and `config.objective`, for data of `num_classes`, or of `embeddings` (L, E, P).
 
     Raises ValueError for unknown names and options.
     """
     module = build(models, config.model, "model", models.__all__)
     if module.num_classes not in (0, num_classes):
         raise ValueError(f"config.model.num_classes = {module.num_classes}: the data set has {num_classes} classes (0 ignores labels)")
+    asked = getattr(module, "embeddings", ())
+    if asked and (asked != embeddings or module.num_classes):
+        raise ValueError(f"config.model.embeddings = {asked}: the data set has {embeddings or 'none'}; expected its own, and no classes")
     if config.data.augment and getattr(module, "augment_dim", 0) != LABELS:
         raise ValueError(f"config.data.augment = {config.data.augment}: the network is told; expected a UNet with model.augment_dim = {LABELS}")
     sde = build(sde_lib, config.sde, "sde", [cls.__name__ for cls in SDE.__subclasses__()])

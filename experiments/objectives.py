@@ -83,7 +83,7 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
     """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bound`), [B], in float32.
 
-    batch: value [B, ...] raw, label [B], position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
+    batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
     """
     if objective.time.name not in TIME_SAMPLERS:
@@ -92,11 +92,11 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     each = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
     data_keys, noise_keys = each(data_key), each(noise_key)
     u = low_discrepancy(batch["position"], jax.random.bits(offset_key))
-    label, classes = None, network.module.num_classes
-    if classes:
+    label = None
+    if network.none is not None:
         label_keys = each(jax.random.fold_in(key, 4))
         hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(label_keys)
-        label = jnp.where(hidden, classes, batch["label"])
+        label = jax.tree.map(lambda a, none: jnp.where(expand(hidden, a), none, a), batch["label"], network.none)
     values = dataset.mirror(each(jax.random.fold_in(key, 6)), batch["value"])
     x0 = dataset.to_x(data_keys, values)
     training = {"example": batch["position"], "dropout_key": dropout_key}

@@ -38,7 +38,7 @@ class Run:
     lora: tuple[str, ...] = ()
 
     def denoiser(self, label=None, guidance: float = 1.0) -> Denoiser:
-        """Of this run, conditioned on labels [B] if given; guidance: omega of `samplers.classifier_free`, 1 for none.
+        """Of this run, conditioned on labels (see `labels`) if given; guidance: omega of `samplers.classifier_free`, 1 for none.
 
         Raises ValueError for guidance of a model that knows nothing without a label.
         """
@@ -51,11 +51,30 @@ class Run:
             raise ValueError(
                 f"--guidance={guidance}: this model was trained with objective.label_dropout = 0, it has seen no example without its label"
             )
-        return classifier_free(den, self.network.module.num_classes, guidance)
+        return classifier_free(den, self.network.none, guidance)
 
     @property
     def conditional(self) -> bool:
-        return bool(self.network.module.num_classes)
+        return self.network.none is not None
+
+    def labels(self, n: int, label: int = -1):
+        """What n samples are conditioned on, [n] or a pair of embeddings [n, L, E] and [n, P]; None of an unconditional model.
+
+        label: a class, or the test example whose embeddings are taken; -1 takes all in turn. Raises ValueError if there is no such.
+        """
+        if not self.conditional:
+            if label >= 0:
+                raise ValueError(f"--label={label}: this model is unconditional")
+            return None
+        classes = self.network.module.num_classes
+        choices = np.arange(classes) if classes else self.dataset.labels["test"]
+        count = len(jax.tree.leaves(choices)[0])
+        if not count:
+            raise ValueError(f"this model is conditioned on embeddings: samples need those of its data, {self.config.data.path}, which is not here")
+        if label >= count:
+            raise ValueError(f"--label={label}: expected 0 to {count - 1}")
+        index = np.full(n, label) if label >= 0 else np.arange(n) % count
+        return jax.tree.map(lambda a: a[index], choices)
 
     def fingerprint(self) -> str:
         """What identifies the weights, on this machine."""
@@ -93,7 +112,7 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema")
     config = cli.load_config(workdir)
     exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
     dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
-    net = network.from_config(config, dataset.num_classes)
+    net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     folder = Path(workdir) / "checkpoints"
     if exported:
         params, found = files.read(workdir, weights, jax.eval_shape(lambda: net.init(jax.random.key(0), dataset.shape)))
@@ -114,7 +133,8 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema")
 def in_batches(fn: Callable, n: int, batch: int, key, *arrays, start: int = 0) -> Iterator:
     """fn(keys, *rows) over examples start..n-1 in batches of one shape; yields its results as NumPy arrays without the padding.
 
-    keys: [batch], of each example's global index, so that batches do not matter. arrays: [n, ...]; the last batch is filled up by repetition.
+    keys: [batch], of each example's global index, so that batches do not matter. arrays: [n, ...], or pytrees of them; the last batch is filled up by
+    repetition.
     """
     if n < 1:
         raise ValueError(f"{n} examples: expected at least 1")
@@ -123,7 +143,7 @@ def in_batches(fn: Callable, n: int, batch: int, key, *arrays, start: int = 0) -
     for begin in range(start, n, batch):
         index = np.minimum(np.arange(begin, begin + batch), n - 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index))
-        result = fn(*parallel.shard((keys, *(a[index] for a in arrays))))
+        result = fn(*parallel.shard((keys, *jax.tree.map(lambda a, index=index: a[index], arrays))))
         yield jax.tree.map(lambda a, left=n - begin: np.asarray(a)[:left], result)
 
 

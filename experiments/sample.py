@@ -149,15 +149,11 @@ def check(solution):
 def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, guidance: float = 1.0, **options) -> tuple[np.ndarray, float]:
     """n samples as raw values [n, ...] and their mean number of evaluations; options as in `sampler`.
 
-    label: of a conditional model; -1 takes the classes in turn. guidance: see `Run.denoiser`. Raises ValueError if the model has no such label.
+    label: see `Run.labels`. guidance: see `Run.denoiser`. Raises ValueError if the model has no such label.
     """
-    classes = run.network.module.num_classes
-    if label >= 0 and label >= classes:
-        raise ValueError(f"--label={label}: " + (f"expected 0 to {classes - 1}" if classes else "this model is unconditional"))
-    labels = np.full(n, label) if label >= 0 else np.arange(n) % max(classes, 1)
-
+    labels = run.labels(n, label)
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, **options)
-    one_batch = lambda keys, labels: draw(run.denoiser(labels if classes else None, guidance), keys)[:2]
+    one_batch = lambda keys, labels: draw(run.denoiser(labels, guidance), keys)[:2]
 
     x, nfe = runs.gather(runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels))
     return run.dataset.from_x(x), float(nfe.mean())
@@ -174,8 +170,8 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: 
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
         rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
-        labels = np.arange(len(rows)) % run.network.module.num_classes if run.conditional else None
-        path = sampler(run.network.sde, data.shape, run.workdir, path=True, **options)(run.denoiser(labels, guidance), rows)[2]
+        den = run.denoiser(run.labels(len(rows)), guidance)
+        path = sampler(run.network.sde, data.shape, run.workdir, path=True, **options)(den, rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))  # noise of any scale within the range shown
@@ -208,5 +204,5 @@ if __name__ == "__main__":
     runs.define_flags()
     define_flags(steps=20)
     flags.DEFINE_integer("num", 64, "Samples.")
-    flags.DEFINE_integer("label", -1, "Class of a conditional model; -1 takes all in turn.")
+    flags.DEFINE_integer("label", -1, "Class of a conditional model, or test example whose embeddings it is told; -1 takes all in turn.")
     cli.run(main)

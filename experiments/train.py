@@ -36,7 +36,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
     if (workdir / weights.SAID).exists():
         raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
     dataset = data.load(config.data)
-    net = network.from_config(config, dataset.num_classes)
+    net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     current = state.init(config, net, dataset.shape)
     for name in ("steps", "log_every", "checkpoint_every"):
         if config.training[name] < 1:

@@ -46,8 +46,11 @@ def dataset(folder: str | Path, config: ConfigDict) -> data.Dataset:
         return data.load(config)
     except FileNotFoundError:
         shape, shift, scale, levels, num_classes = _said(folder, lambda said: [said["dataset"][name] for name in FACTS])
+        embeddings = _said(folder, lambda said: said["dataset"].get("embeddings"))
     none = np.zeros((0, *shape), np.uint8 if levels else np.float32)
     labels = np.zeros(0, np.int32)
+    if embeddings:
+        labels = np.zeros((0, *embeddings[:2])), np.zeros((0, embeddings[2]))
     return data.Dataset(config.name, {"train": none, "test": none}, {"train": labels, "test": labels}, shift, scale, levels, num_classes)
 
 
