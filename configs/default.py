@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.data.path = ""  # file or folder, where there are files
     config.data.size = 0  # side of the images of a folder, in pixels
     config.data.flip = False  # mirror half of the training images
+    config.data.augment = 0.0  # probability of each of EDM's augmentations, of which a network with model.augment_dim = 9 is told
 
     config.sde = options("Linear", SDE.__subclasses__())
     config.model = options("MLP", [getattr(models, name) for name in models.__all__])
@@ -48,6 +49,12 @@ def get_config() -> ConfigDict:
     config.optim.epsilon = 1e-8
     config.optim.weight_decay = 0.0
     config.optim.ema = 0.999
+
+    config.lora = ConfigDict()  # fine-tuning of a trained model by a low-rank adapter (models/lora.py)
+    config.lora.rank = 0  # 0: all weights are trained
+    config.lora.alpha = 8.0  # the adapter counts alpha/rank times
+    config.lora.pattern = "kernel$"  # regular expression of the paths that are adapted, such as DiTBlock_0/Dense_1/kernel
+    config.lora.base = ""  # workdir, of a run or an export, whose averaged weights stay as they are
 
     config.training = ConfigDict()
     config.training.batch = 256  # over all devices

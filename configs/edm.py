@@ -3,8 +3,8 @@
 python -m experiments.train --config=configs/edm.py:cifar10 --workdir=runs/edm_cifar10
 :cifar10 (class-conditional; FID 1.79 in the paper) and :cifar10_uncond (1.97) with DDPM++, :cifar10_ncsnpp (1.79) and
 :cifar10_uncond_ncsnpp (1.98) with NCSN++, 56 M parameters each, by 18 steps of Heun; eight V100, two days. :imagenet64 (1.36 with stochastic
-sampling; ADM, 296 M parameters; 32 A100, two weeks) on a folder of ImageNet: --config.data.path=FOLDER. Not trained here. Their augmentation
-(FID 0.1 to 0.2 of it on CIFAR-10) is not here but for the mirror images, nor is the warm-up of the average; data are dequantized.
+sampling; ADM, 296 M parameters; 32 A100, two weeks) on a folder of ImageNet: --config.data.path=FOLDER. Not trained here. On CIFAR-10
+with their augmentation, of which the network is told; without the warm-up of the average; data are dequantized.
 """
 
 from configs import default
@@ -28,9 +28,9 @@ def get_config(name: str = "cifar10"):
         config.optim.update(learning_rate=1e-4, warmup=2441, ema=0.99994)  # half-life of 50 million images
         config.training.update(batch=4096, steps=610_000, log_every=100, checkpoint_every=5000)
         return config
-    config.data.update(name="cifar10", flip=True)
+    config.data.update(name="cifar10", augment=0.12)
     config.model.update(channels=128, multipliers=(2, 2, 2), blocks=4, attention=(16,), dropout=0.13, epsilon=1e-6)
-    config.model.update(modulate="shift", resample="block_projected", rescale=True, decoder_attention="last", head_channels=0)
+    config.model.update(modulate="shift", resample="block_projected", rescale=True, decoder_attention="last", head_channels=0, augment_dim=9)
     if "ncsnpp" in name:
         config.model.update(embedding="fourier", embedding_scale=16.0, kernel=(1.0, 3.0, 3.0, 1.0), grow_input="residual")
     config.optim.update(learning_rate=1e-3, warmup=19_531, ema=0.99929)  # 10 million images; a half-life of half a million

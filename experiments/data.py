@@ -25,31 +25,41 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict, config_flags
 from sklearn import datasets
 
-from experiments import cli, sources
+from experiments import cli, records, sources
+from experiments.augmentation import augment
 from experiments.toy import TOYS
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory. values: {"train", "test"} -> [n, ...], uint8 levels or float32 coordinates; labels: likewise [n] int32.
+    """A data set. values: {"train", "test"} -> [n, ...], uint8 levels or float32 coordinates, in memory, mapped, or `records.Records`. labels:
+    {"train", "test"} -> classes [n] int32, or a pair of an encoder's embeddings, tokens [n, L, E] and pooled [n, P].
 
     levels: number of discrete levels, 0 for continuous data. shift, scale: x = (u - shift)/scale. num_classes: 0 if unlabelled.
-    flip: whether training images are mirrored, half of them each time.
+    flip: whether training images are mirrored, half of them each time. augment: the probability of each of EDM's augmentations in training
+    (`experiments.augmentation`), of which a network is told.
     """
 
     name: str
     values: dict[str, np.ndarray]
-    labels: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray | tuple[np.ndarray, np.ndarray]]
     shift: float
     scale: float
     levels: int = 0
     num_classes: int = 0
     flip: bool = False
+    augment: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example."""
         return self.values["train"].shape[1:]
+
+    @property
+    def embeddings(self) -> tuple[int, ...]:
+        """(L, E, P) of labels that are embeddings, () of others."""
+        labels = self.labels["train"]
+        return (*labels[0].shape[1:], labels[1].shape[1]) if isinstance(labels, tuple) else ()
 
     @property
     def is_image(self) -> bool:
@@ -67,7 +77,7 @@ class Dataset:
             u = u + jax.vmap(lambda k: jax.random.uniform(k, u.shape[1:]))(keys)
         return (u - self.shift) / self.scale
 
-    def augment(self, keys, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    def mirror(self, keys, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         """Raw training values [B, ...], mirrored by a coin of each of keys [B] if `flip`."""
         if not self.flip:
             return values
@@ -106,7 +116,10 @@ def load(config: ConfigDict) -> Dataset:
         raise ValueError(f"unknown data set '{config.name}': expected one of {', '.join([*LOADERS, *TOYS])}")
     if config.get("flip", False) and len(dataset.shape) != 3:
         raise ValueError(f"config.data.flip mirrors images: expected examples [H, W, C], {config.name} has {dataset.shape}")
-    return replace(dataset, flip=config.get("flip", False))
+    chance = config.get("augment", 0.0)
+    if not 0 <= chance <= 1 or (chance and len(dataset.shape) != 3):
+        raise ValueError(f"config.data.augment = {chance}: expected a probability, 0 to 1, and 0 but for images [H, W, C]")
+    return replace(dataset, flip=config.get("flip", False), augment=chance)
 
 
 @lru_cache(maxsize=4)
@@ -133,15 +146,16 @@ def _digits(path: str, size: int) -> Dataset:
 
 @lru_cache(maxsize=2)
 def _images(name: str, path: str, size: int) -> Dataset:
-    """Images (or, of an npz, any arrays) of files: see `experiments.sources`."""
-    values, labels, classes = sources.SOURCES[name](path, size)
+    """Images (or, of an npz, any arrays) of files: see `experiments.sources` and `experiments.records`."""
+    values, labels, classes = SOURCES[name](path, size)
     discrete = values["train"].dtype == np.uint8
     some = values["train"][:: max(1, len(values["train"]) // 10_000)].astype(np.float64)
     shift, scale = (128.0, 128.0) if discrete else (float(some.mean()), float(some.std()))
     return Dataset(name, values, labels, shift, scale, 256 if discrete else 0, classes)
 
 
-LOADERS = {"digits": _digits} | {name: partial(_images, name) for name in sources.SOURCES}
+SOURCES = sources.SOURCES | {"array_record": records.source}
+LOADERS = {"digits": _digits} | {name: partial(_images, name) for name in SOURCES}
 
 
 class Batches:
@@ -165,14 +179,15 @@ class Batches:
         index = np.empty_like(place)
         for e in np.unique(epoch):
             index[epoch == e] = self.order(int(e))[place[epoch == e]]
-        return {"value": self.values[index], "label": self.labels[index], "position": (position % 2**32).astype(np.uint32)}
+        label = jax.tree.map(lambda a: a[index], self.labels)
+        return {"value": self.values[index], "label": label, "position": (position % 2**32).astype(np.uint32)}
 
 
 def batches(dataset: Dataset, batch: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Batches `start`, `start` + 1, ... of the training stream, by grain."""
     source = grain.MapDataset.source(Batches(dataset, batch, seed))[start:]
     # a batch of data in memory is a gather of some 30 microseconds: a prefetching thread would cost more than it hides
-    threads = 8 if isinstance(dataset.values["train"], np.memmap) else 0
+    threads = 0 if type(dataset.values["train"]) is np.ndarray else 8
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 
 
@@ -212,9 +227,13 @@ def check() -> None:
         if dataset.num_classes:
             counts = np.bincount(dataset.labels[split], minlength=dataset.num_classes)
             print(f"    {dataset.num_classes} classes of {counts.min()} to {counts.max()} examples")
+        if dataset.embeddings:
+            print("    with {} tokens of {} numbers, and {} pooled".format(*dataset.embeddings))
     first = next(batches(dataset, 64, 0))
     keys = jax.random.split(jax.random.key(0), 64)
-    x = dataset.to_x(keys, dataset.augment(keys, first["value"]))
+    x = dataset.to_x(keys, dataset.mirror(keys, first["value"]))
+    if dataset.augment:
+        x, _ = augment(keys, x, dataset.augment)
     print(
         f"x = (u - {dataset.shift:.4g})/{dataset.scale:.4g}: from {float(x.min()):.3f} to {float(x.max()):.3f}, mean {float(x.mean()):.3f}, ", end=""
     )

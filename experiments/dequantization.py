@@ -157,7 +157,7 @@ def fit(run: runs.Run, steps: int = 1000, batch: int = 64, learning_rate: float 
 
     state, clock = optimizer.init(params), time.perf_counter()
     for k, part in zip(range(1, steps + 1), data.batches(dataset, batch, seed)):
-        den = run.denoiser(jnp.asarray(part["label"]) if run.conditional else None)
+        den = run.denoiser(jax.tree.map(jnp.asarray, part["label"]) if run.conditional else None)
         params, state, log_q = update(den, params, state, part)
         if k % log_every == 0 or k == steps:
             if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((log_q, params))):

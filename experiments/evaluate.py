@@ -42,7 +42,9 @@ def drawn(run: runs.Run, n: int) -> Samples:
     f, options = flags.FLAGS, sampling.from_flags()
     values, nfe = sampling.generate(run, n, f.batch, f.seed, **options)
     images = statistics.images_of(run.dataset, values) if run.dataset.is_image else None
-    return Samples(values, images, sampling.labels_of(run, n), sampling.about(run, n, nfe, f.seed, options))
+    labels = run.labels(n)
+    asked = labels if isinstance(labels, np.ndarray) else None  # of embeddings no classifier knows
+    return Samples(values, images, asked, sampling.about(run, n, nfe, f.seed, options))
 
 
 def from_file(path: str, dataset: data.Dataset | None) -> Samples:

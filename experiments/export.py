@@ -2,7 +2,8 @@
 
 Writes ema.safetensors and raw.safetensors, arrays by names such as Conv_0/kernel; config.json, as of the run; export.json, with the step, the number
 of parameters, what the data were and the SHA-256 of both files. The folder is a --workdir of every command but training;
-without the data, of sampling. Nothing in it is a pickle.
+without the data, of sampling. Of a run that trained an adapter these are the merged weights, and lora.safetensors is the averaged adapter alone
+(`experiments.adapters`). Nothing in it is a pickle.
 """
 
 import json
@@ -12,29 +13,33 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import cli, runs
+from experiments import adapters, cli, runs
 from experiments import weights as files
 
 WEIGHTS = ("ema", "raw")
 
 
-def write(workdir: str | Path, out: str | Path, step: int | None = None) -> dict:
-    """Export a run's checkpoint of `step` (default: the newest) to the folder `out`; returns what export.json says.
+def write(workdir: str | Path, out: str | Path, step: int | None = None, which: tuple[str, ...] = WEIGHTS) -> dict:
+    """Export a run's checkpoint of `step` (default: the newest), `which` of its weights, to the folder `out`; returns what export.json says.
 
     Raises what `runs.load_run` raises, and FileExistsError if `out` holds something else than an older export.
     """
     out = Path(out)
     if out.exists() and not (out / files.SAID).exists() and any(out.iterdir()):
         raise FileExistsError(f"--out={out} exists and is no export: name another folder")
-    loaded = {weights: runs.load_run(workdir, step, weights) for weights in WEIGHTS}
+    loaded = {weights: runs.load_run(workdir, step, weights) for weights in which}
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(workdir) / "config.json", out / "config.json")
     said = loaded["ema"].description() | {
         "parameters": sum(a.size for a in jax.tree.leaves(loaded["ema"].params)),
-        "dataset": {name: getattr(loaded["ema"].dataset, name) for name in files.FACTS},
+        "dataset": {name: getattr(loaded["ema"].dataset, name) for name in (*files.FACTS, "embeddings")},
         "sha256": {weights: files.save(run.params, files.file(out, weights)) for weights, run in loaded.items()},
     }
     del said["weights"]
+    adapter = loaded["ema"].adapter
+    if adapter is not None:
+        base = json.loads((Path(workdir) / runs.BASE / files.SAID).read_text())["sha256"]["ema"]
+        said["sha256"]["lora"] = adapters.save(adapter, loaded["ema"].config.lora, base, out / adapters.FILE)
     (out / files.SAID).write_text(json.dumps(said, indent=1))
     return said
 
@@ -42,7 +47,7 @@ def write(workdir: str | Path, out: str | Path, step: int | None = None) -> dict
 def main():
     f = flags.FLAGS
     said = write(f.workdir, f.out, f.checkpoint)
-    print(f"step {said['step']}, {said['parameters']:,} parameters: wrote {', '.join(str(files.file(f.out, weights)) for weights in WEIGHTS)}")
+    print(f"step {said['step']}, {said['parameters']:,} parameters: wrote {', '.join(str(files.file(f.out, weights)) for weights in said['sha256'])}")
 
 
 if __name__ == "__main__":

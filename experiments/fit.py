@@ -138,7 +138,8 @@ def main():
     if f.solver == "dpm_solver_v3":
         values = run.dataset.values["train"][: f.examples]
         x0 = run.dataset.to_x(jax.random.split(jax.random.key(f.seed), len(values)), values)
-        labelled = run.denoiser(jnp.asarray(run.dataset.labels["train"][: len(values)]) if run.conditional else None)
+        labels = jax.tree.map(lambda a: jnp.asarray(a[: len(values)]), run.dataset.labels["train"])
+        labelled = run.denoiser(labels if run.conditional else None)
         times = grids.log_snr(sde, f.knots)
         measured = v3.estimate(labelled, x0, jax.random.key(f.seed + 1), sde.log_snr(times[1:] if sde.alpha(sde.T) == 0 else times))
         measured.save(path)

@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 import models
 import sde_lib
+from experiments.augmentation import LABELS
 from experiments.cli import build
 from models.schedule import Schedule
 from sde_lib import SDE, Denoiser
@@ -56,12 +57,19 @@ class Network:
     clock: str
     schedule: Schedule | None = None
 
-    def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None):
-        """F [B, ...]. example: [B] global indices and dropout_key, in training only."""
+    def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, **training):
+        """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only."""
         variance = (self.sde.alpha(t) * self.sigma_data) ** 2 + self.sde.sigma(t) ** 2
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         own = {"params": {name: value for name, value in params.items() if name != "schedule"}}
-        return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs)
+        return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
+
+    @property
+    def none(self):
+        """What stands for "no label": a number beyond the classes, or zeros for both of a pair of embeddings; None of an unconditional model."""
+        if getattr(self.module, "embeddings", ()):
+            return 0.0, 0.0
+        return self.module.num_classes or None
 
     def init(self, key, shape: tuple[int, ...]):
         """Parameters for examples of `shape`."""
@@ -78,19 +86,24 @@ class Network:
         first, last = (float(self.sde.time(end)) for end in np.asarray(params["schedule"]["ends"]))
         return first, last
 
-    def denoiser(self, params, label: Int[Array, " b"] | None = None) -> Denoiser:
-        """The Denoiser of these parameters, conditioned on labels [B] if given."""
+    def denoiser(self, params, label=None) -> Denoiser:
+        """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P]."""
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label)
 
 
-def from_config(config: ConfigDict, num_classes: int) -> Network:
-    """The network of `config.sde`, `config.model` and `config.objective`, for data of `num_classes`.
+def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network:
+    """The network of `config.sde`, `config.model` and `config.objective`, for data of `num_classes`, or of `embeddings` (L, E, P).
 
     Raises ValueError for unknown names and options.
     """
     module = build(models, config.model, "model", models.__all__)
     if module.num_classes not in (0, num_classes):
         raise ValueError(f"config.model.num_classes = {module.num_classes}: the data set has {num_classes} classes (0 ignores labels)")
+    asked = getattr(module, "embeddings", ())
+    if asked and (asked != embeddings or module.num_classes):
+        raise ValueError(f"config.model.embeddings = {asked}: the data set has {embeddings or 'none'}; expected its own, and no classes")
+    if config.data.augment and getattr(module, "augment_dim", 0) != LABELS:
+        raise ValueError(f"config.data.augment = {config.data.augment}: the network is told; expected a UNet with model.augment_dim = {LABELS}")
     sde = build(sde_lib, config.sde, "sde", [cls.__name__ for cls in SDE.__subclasses__()])
     objective = config.objective
     if objective.kind not in sde_lib.PLANE:
@@ -105,6 +118,8 @@ def from_config(config: ConfigDict, num_classes: int) -> Network:
             raise ValueError(
                 "config.objective.loss = 'variational' has its own weighting and times: leave objective.weighting and objective.time.name out"
             )
+        if config.data.augment:
+            raise ValueError(f"config.objective.loss = 'variational' is of the data: expected config.data.augment = 0, not {config.data.augment}")
         if objective.time.high <= objective.time.low:
             raise ValueError(f"config.objective.time.high = {objective.time.high}: expected more than time.low = {objective.time.low}")
         schedule = Schedule(objective.time.high, objective.time.low)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from experiments import vdm
+from experiments.augmentation import augment
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
 from sde_lib.numerics import expand
@@ -82,7 +83,7 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
     """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bound`), [B], in float32.
 
-    batch: value [B, ...] raw, label [B], position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
+    batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
     """
     if objective.time.name not in TIME_SAMPLERS:
@@ -91,22 +92,23 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     each = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
     data_keys, noise_keys = each(data_key), each(noise_key)
     u = low_discrepancy(batch["position"], jax.random.bits(offset_key))
-    label, classes = None, network.module.num_classes
-    if classes:
+    label = None
+    if network.none is not None:
         label_keys = each(jax.random.fold_in(key, 4))
         hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(label_keys)
-        label = jnp.where(hidden, classes, batch["label"])
-    fn = jax.tree_util.Partial(network, params, example=batch["position"], dropout_key=dropout_key)
-    den = Denoiser(fn, network.sde, network.kind, network.sigma_data, label)
-
-    values = dataset.augment(each(jax.random.fold_in(key, 6)), batch["value"])
+        label = jax.tree.map(lambda a, none: jnp.where(expand(hidden, a), none, a), batch["label"], network.none)
+    values = dataset.mirror(each(jax.random.fold_in(key, 6)), batch["value"])
+    x0 = dataset.to_x(data_keys, values)
+    training = {"example": batch["position"], "dropout_key": dropout_key}
+    if dataset.augment:
+        x0, training["augmented"] = augment(each(jax.random.fold_in(key, 7)), x0, dataset.augment)
+    den = Denoiser(jax.tree_util.Partial(network, params, **training), network.sde, network.kind, network.sigma_data, label)
 
     if network.schedule is not None:
-        x0 = dataset.middles(values) if dataset.levels else dataset.to_x(data_keys, values)
+        x0 = dataset.middles(values) if dataset.levels else x0
         noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
         return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
-    x0 = dataset.to_x(data_keys, values)
     t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
     last = network.sde.T if network.sde.alpha(network.sde.T) > 0 else network.sde.T - network.sde.eps  # drift and diffusion are infinite at alpha = 0
     t = jnp.clip(t, network.sde.eps, last)

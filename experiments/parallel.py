@@ -19,18 +19,20 @@ def check_batch(batch: int, what: str, parts: int = 1) -> None:
         raise ValueError(f"{what} = {batch} cannot be divided over {n // parts} devices{each}: the nearest that can is {nearest}")
 
 
-def parallel_step(step: Callable) -> Callable:
-    """step(state, batch) of one device, run on all: the state is replicated and donated, the batch [B, ...] split along its first axis.
+def parallel_step(step: Callable, base=None) -> Callable:
+    """step(state, batch, base) of one device, run on all, as a function of state and batch: the state is replicated and donated, the batch [B, ...]
+    split along its first axis, and `base` replicated and kept.
 
     With `in_axes` None and `out_axes` None the state has no device axis, on one device or many.
     """
     n = jax.local_device_count()
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=(0,))
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,))
+    base = replicate(base)
     # several devices simulated on one CPU can dead-lock in the all-reduce when steps are queued
     block = n > 1 and jax.default_backend() == "cpu"
 
     def run(state, batch):
-        result = mapped(state, jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), batch))
+        result = mapped(state, jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), batch), base)
         return jax.block_until_ready(result) if block else result
 
     return run

@@ -1,7 +1,8 @@
 """A trained run, loaded back: its config, data, network and weights."""
 
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, data, network, parallel, state
+from experiments import adapters, cli, data, network, parallel, state
 from experiments import weights as files
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset
@@ -18,10 +19,13 @@ from experiments.network import Network
 from samplers import classifier_free
 from sde_lib import Denoiser
 
+BASE = "base"  # the export, in the workdir of a run that trains an adapter, of the weights that it is for
+
 
 @dataclass(frozen=True)
 class Run:
-    """weights: "ema" or "raw", which of the two `params` are. step: of the checkpoint."""
+    """weights: "ema" or "raw", which of the two `params` are. step: of the checkpoint. adapter: that a run trained (`config.lora`), and lora: the
+    flags --lora, all merged into params."""
 
     workdir: Path
     config: ConfigDict
@@ -30,9 +34,11 @@ class Run:
     params: dict
     weights: str
     step: int
+    adapter: dict | None = None
+    lora: tuple[str, ...] = ()
 
     def denoiser(self, label=None, guidance: float = 1.0) -> Denoiser:
-        """Of this run, conditioned on labels [B] if given; guidance: omega of `samplers.classifier_free`, 1 for none.
+        """Of this run, conditioned on labels (see `labels`) if given; guidance: omega of `samplers.classifier_free`, 1 for none.
 
         Raises ValueError for guidance of a model that knows nothing without a label.
         """
@@ -45,21 +51,42 @@ class Run:
             raise ValueError(
                 f"--guidance={guidance}: this model was trained with objective.label_dropout = 0, it has seen no example without its label"
             )
-        return classifier_free(den, self.network.module.num_classes, guidance)
+        return classifier_free(den, self.network.none, guidance)
 
     @property
     def conditional(self) -> bool:
-        return bool(self.network.module.num_classes)
+        return self.network.none is not None
+
+    def labels(self, n: int, label: int = -1):
+        """What n samples are conditioned on, [n] or a pair of embeddings [n, L, E] and [n, P]; None of an unconditional model.
+
+        label: a class, or the test example whose embeddings are taken; -1 takes all in turn. Raises ValueError if there is no such.
+        """
+        if not self.conditional:
+            if label >= 0:
+                raise ValueError(f"--label={label}: this model is unconditional")
+            return None
+        classes = self.network.module.num_classes
+        choices = np.arange(classes) if classes else self.dataset.labels["test"]
+        count = len(jax.tree.leaves(choices)[0])
+        if not count:
+            raise ValueError(f"this model is conditioned on embeddings: samples need those of its data, {self.config.data.path}, which is not here")
+        if label >= count:
+            raise ValueError(f"--label={label}: expected 0 to {count - 1}")
+        index = np.full(n, label) if label >= 0 else np.arange(n) % count
+        return jax.tree.map(lambda a: a[index], choices)
 
     def fingerprint(self) -> str:
         """What identifies the weights, on this machine."""
         exported = files.file(self.workdir, self.weights)
         file = exported if exported.exists() else self.workdir / "checkpoints" / str(self.step)
-        return f"{self.workdir.resolve()} {self.step} {self.weights} {file.stat().st_mtime_ns}"
+        return f"{self.workdir.resolve()} {self.step} {self.weights} {file.stat().st_mtime_ns}" + "".join(f" {flag}" for flag in self.lora)
 
     def description(self) -> dict:
         """What every figure of this run is reported with."""
-        return {"workdir": self.workdir.name, "data": self.dataset.name, "step": self.step, "weights": self.weights}
+        return {"workdir": self.workdir.name, "data": self.dataset.name, "step": self.step, "weights": self.weights} | (
+            {"lora": list(self.lora)} if self.lora else {}
+        )
 
 
 def define_flags() -> None:
@@ -67,17 +94,19 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "A run made by experiments.train.")
     flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw parameters.")
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint; the newest by default.")
+    flags.DEFINE_multi_string("lora", [], "FILE[:WEIGHT], an adapter that experiments.export wrote, to be added to the weights; any number of them.")
     flags.DEFINE_integer("batch", 256, "Examples at once, over all devices. No result depends on it.")
     flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
 
 
 def from_flags() -> Run:
-    """The run that the flags choose. Raises what `load_run` raises."""
+    """The run that the flags choose, with its --lora. Raises what `load_run` and `adapters.merged` raise."""
     f = flags.FLAGS
     if f.workdir is None:
         raise ValueError("--workdir is missing: expected a run made by `python -m experiments.train`")
     parallel.check_batch(f.batch, "--batch")
-    return load_run(f.workdir, f.checkpoint, f.weights)
+    run = load_run(f.workdir, f.checkpoint, f.weights)
+    return replace(run, params=functools.reduce(adapters.merged, f.lora, run.params), lora=tuple(f.lora))
 
 
 def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema") -> Run:
@@ -85,26 +114,29 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema")
     config = cli.load_config(workdir)
     exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
     dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
-    net = network.from_config(config, dataset.num_classes)
-    like = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
+    net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     folder = Path(workdir) / "checkpoints"
     if exported:
-        params, found = files.read(workdir, weights, like.params)
+        params, found = files.read(workdir, weights, jax.eval_shape(lambda: net.init(jax.random.key(0), dataset.shape)))
         if step not in (None, found):
             raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}: it is an export of step {found}")
         return Run(Path(workdir), config, dataset, net, parallel.replicate(params), weights, found)
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint in {folder}: train first")
+    like = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
     with Checkpoints(folder, keep=None) as checkpoints:
         restored = checkpoints.restore(like, step)
-    params = restored.ema if weights == "ema" else restored.params
-    return Run(Path(workdir), config, dataset, net, parallel.replicate(params), weights, int(restored.step))
+    trained = restored.ema if weights == "ema" else restored.params
+    adapter, base = (trained, load_run(Path(workdir) / BASE).params) if config.lora.rank else (None, None)
+    params = parallel.replicate(state.whole(config, trained, base))
+    return Run(Path(workdir), config, dataset, net, params, weights, int(restored.step), adapter)
 
 
 def in_batches(fn: Callable, n: int, batch: int, key, *arrays, start: int = 0) -> Iterator:
     """fn(keys, *rows) over examples start..n-1 in batches of one shape; yields its results as NumPy arrays without the padding.
 
-    keys: [batch], of each example's global index, so that batches do not matter. arrays: [n, ...]; the last batch is filled up by repetition.
+    keys: [batch], of each example's global index, so that batches do not matter. arrays: [n, ...], or pytrees of them; the last batch is filled up by
+    repetition.
     """
     if n < 1:
         raise ValueError(f"{n} examples: expected at least 1")
@@ -113,7 +145,7 @@ def in_batches(fn: Callable, n: int, batch: int, key, *arrays, start: int = 0) -
     for begin in range(start, n, batch):
         index = np.minimum(np.arange(begin, begin + batch), n - 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index))
-        result = fn(*parallel.shard((keys, *(a[index] for a in arrays))))
+        result = fn(*parallel.shard((keys, *jax.tree.map(lambda a, index=index: a[index], arrays))))
         yield jax.tree.map(lambda a, left=n - begin: np.asarray(a)[:left], result)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Int
 
 import samplers
 from experiments import cli, fit, parallel, plots, runs
@@ -151,16 +150,6 @@ def check(solution):
     return solution
 
 
-def labels_of(run: runs.Run, n: int, label: int = -1) -> Int[np.ndarray, " n"] | None:
-    """The classes that samples 0 to n - 1 of a conditional model are of: `label`, or with -1 all in turn; None of an unconditional one.
-
-    Raises ValueError if the model has no such label."""
-    classes = run.network.module.num_classes
-    if label >= 0 and label >= classes:
-        raise ValueError(f"--label={label}: " + (f"expected 0 to {classes - 1}" if classes else "this model is unconditional"))
-    return (np.full(n, label) if label >= 0 else np.arange(n) % classes) if classes else None
-
-
 def generate(
     run: runs.Run,
     n: int,
@@ -175,12 +164,12 @@ def generate(
 ) -> tuple[np.ndarray, float]:
     """n samples as raw values [n, ...] and their mean number of evaluations; options as in `sampler`.
 
-    label: see `labels_of`. guidance: see `Run.denoiser`. kept: where samples are kept while they are drawn; stop: truthy once to leave after a batch
+    label: see `Run.labels`. guidance: see `Run.denoiser`. kept: where samples are kept while they are drawn; stop: truthy once to leave after a batch
     (see `cli.StopSignal`), raising cli.Stopped. Raises ValueError if the model has no such label.
     """
-    labels = labels_of(run, n, label)
+    labels = run.labels(n, label)
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, **options)
-    one_batch = lambda keys, *labels: draw(run.denoiser(*labels, guidance=guidance), keys)[:2]
+    one_batch = lambda keys, labels: draw(run.denoiser(labels, guidance), keys)[:2]
 
     kept, clock = Kept(None) if kept is None else kept, time.perf_counter()
     fitted = {options["solver"], options["grid"]} & {V3, GITS, *fit.BASES}
@@ -189,7 +178,7 @@ def generate(
     first = len(kept)
     if 0 < first < n:
         progress(f"{first} samples were drawn before", flush=True)
-    for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), *([] if labels is None else [labels]), start=first):
+    for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, start=first):
         kept.add({"values": run.dataset.from_x(x), "nfe": np.asarray(nfe)})
         spent, done = time.perf_counter() - clock, len(kept)
         progress(f"{done}/{n} samples, {spent:.0f} s, ETA {spent * (n - done) / (done - first):.0f} s", flush=True)
@@ -215,8 +204,8 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: 
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
         rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
-        labels = np.arange(len(rows)) % run.network.module.num_classes if run.conditional else None
-        path = sampler(run.network.sde, data.shape, run.workdir, path=True, **options)(run.denoiser(labels, guidance), rows)[2]
+        den = run.denoiser(run.labels(len(rows)), guidance)
+        path = sampler(run.network.sde, data.shape, run.workdir, path=True, **options)(den, rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))  # noise of any scale within the range shown
@@ -238,8 +227,8 @@ def main():
     values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, stop=cli.StopSignal(), progress=print, **options)
     seconds = time.perf_counter() - clock
     images = plots.to_uint8(values, run.dataset.levels) if run.dataset.levels else values
-    labels = labels_of(run, f.num, f.label)
-    savez(file, arr_0=images, **({} if labels is None else {"arr_1": labels}))
+    labels = run.labels(f.num, f.label)
+    savez(file, arr_0=images, **({"arr_1": labels} if isinstance(labels, np.ndarray) else {}))
     said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     file.with_suffix(".json").write_text(json.dumps(said, indent=1))
     kept.remove()
@@ -252,5 +241,5 @@ if __name__ == "__main__":
     runs.define_flags()
     define_flags(steps=20)
     flags.DEFINE_integer("num", 64, "Samples.")
-    flags.DEFINE_integer("label", -1, "Class of a conditional model; -1 takes all in turn.")
+    flags.DEFINE_integer("label", -1, "Class of a conditional model, or test example whose embeddings it is told; -1 takes all in turn.")
     cli.run(main)

@@ -28,7 +28,7 @@ from experiments.inert import Arrays
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-generative"
 HELD_OUT = 20  # one of so many examples is for testing, where the files do not say which
 
-Source = tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]
+Source = tuple[dict[str, np.ndarray], dict[str, np.ndarray | tuple], int]
 
 
 def download(url: str, limit: int, instead: str) -> bytes:
@@ -262,9 +262,30 @@ def folder(path: str, size: int) -> Source:
     return {split: _prepared(root, found, size) for split, found in files.items()}, labels, len(names)
 
 
+def _embeddings(arrays: dict[str, np.ndarray], counts: dict[str, int], path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """tokens and pooled of both splits of so many examples."""
+    names, held = ("tokens", "pooled"), np.arange(sum(counts.values())) % HELD_OUT == HELD_OUT - 1
+    own = "x_test" in arrays
+    missing = [name for name in (*names, *(f"{name}_test" for name in names if own)) if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} has embeddings without {missing[0]}: expected tokens and pooled, and both with _test if there is x_test")
+    split = {
+        "train": tuple(arrays[name] if own else arrays[name][~held[: len(arrays[name])]] for name in names),
+        "test": tuple(arrays[f"{name}_test"] if own else arrays[name][held[: len(arrays[name])]] for name in names),
+    }
+    for part, found in split.items():
+        for name, a, like, ndim in zip(names, found, split["train"], (3, 2)):
+            if a.ndim != ndim or len(a) != counts[part] or a.shape[1:] != like.shape[1:]:
+                raise ValueError(f"{path} has {name} {a.shape} to {part}: expected [{counts[part]}, ...], tokens [n, L, E] and pooled [n, P]")
+            if not (np.issubdtype(a.dtype, np.floating) and np.isfinite(a).all()):
+                raise ValueError(f"{path} has {name} of {a.dtype} to {part}: expected finite floats")
+    return split
+
+
 def npz(path: str) -> Source:
     """Arrays of an .npz file: images [n, H, W, C] uint8, or any float array [n, ...] such as latents, under "x" (ADM's arr_0, images, data) and
-    labels under "y" (arr_1, labels); "x_test" and "y_test", or one example of `HELD_OUT`, for testing."""
+    labels under "y" (arr_1, labels), or an encoder's embeddings of what each is of under "tokens" [n, L, E] and "pooled" [n, P]; "x_test",
+    "y_test" and so on, or one example of `HELD_OUT`, for testing."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -293,6 +314,10 @@ def npz(path: str) -> Source:
         raise ValueError(f"{path} has labels of one split only: expected both y and y_test, or neither")
     classes = 0 if labels["train"] is None else 1 + max(int(got.max()) for got in labels.values())
     values = {split: v.astype(np.uint8 if x.dtype == np.uint8 else np.float32, copy=False) for split, v in values.items()}
+    if {"tokens", "pooled"} & arrays.keys():
+        if classes:
+            raise ValueError(f"{path} has labels and embeddings: expected y, or tokens and pooled")
+        return values, _embeddings(arrays, {split: len(v) for split, v in values.items()}, path), 0
     return values, {split: np.zeros(len(v), np.int32) if not classes else labels[split].astype(np.int32) for split, v in values.items()}, classes
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments import objectives
 from experiments.data import Dataset
 from experiments.network import Network
+from models import lora
 
 AXIS = "devices"
 
@@ -19,7 +20,7 @@ AXIS = "devices"
 @flax.struct.dataclass
 class TrainState:
     """step: updates made, which is also the number of the next batch, so that examples seen = step x batch. key: never changes; noise is keyed by
-    example. params, ema: raw and averaged parameters. opt_state: of the optimizer."""
+    example. params, ema: raw and averaged parameters, or those of the adapter alone (`config.lora`). opt_state: of the optimizer."""
 
     step: Int[Array, ""]
     key: Array
@@ -50,24 +51,34 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def init(config: ConfigDict, network: Network, shape: tuple[int, ...]) -> TrainState:
-    """A new state from config.seed, for examples of `shape`."""
+    """A new state from config.seed, for examples of `shape`. Raises what `lora.init` raises."""
     init_key, key = jax.random.split(jax.random.PRNGKey(config.seed))
 
     @jax.jit
     def make():
         params = network.init(init_key, shape)
+        if config.lora.rank:
+            params = lora.init(init_key, params, config.lora.pattern, config.lora.rank)
         copy = jax.tree.map(jnp.copy, params)  # a buffer of its own: a donated state may not hold one buffer twice
         return TrainState(jnp.zeros((), jnp.int32), key, params, copy, optimizer(config).init(params))
 
     return make()
 
 
+def whole(config: ConfigDict, params: PyTree, base: PyTree | None) -> PyTree:
+    """All parameters of the network: `params`, or `base` with `params` as its adapter."""
+    return lora.merge(base, params, config.lora.alpha / config.lora.rank) if config.lora.rank else params
+
+
 def make_step(config: ConfigDict, network: Network, dataset: Dataset) -> Callable:
-    """(state, batch of one device) -> (state, metrics), to be run under an axis named AXIS over devices (see `experiments.parallel`)."""
+    """(state, batch of one device, base) -> (state, metrics), to be run under an axis named AXIS over devices (see `experiments.parallel`).
+
+    base: the parameters that an adapter is trained on (`config.lora`), which are not in the state."""
     optim, parts = optimizer(config), config.training.accumulate
 
-    def step(state: TrainState, batch):
+    def step(state: TrainState, batch, base=None):
         def mean_loss(params, part):
+            params = whole(config, params, base)
             return objectives.loss(network, params, dataset, config.objective, state.key, part).mean()
 
         def add(total, part):

@@ -1,19 +1,23 @@
 """Train a model: python -m experiments.train --config=configs/digits.py --workdir=runs/digits [--config.training.steps=...]
 
 The same command again resumes from the newest checkpoint and ends with the bit-identical state that an uninterrupted run has (on as many devices).
-The workdir gets config.json, checkpoints/<step>/, log.jsonl and TensorBoard events.
+The workdir gets config.json, checkpoints/<step>/, log.jsonl and TensorBoard events. --config.lora.rank=8 --config.lora.base=runs/digits trains a
+low-rank adapter of that run's weights, which get to base/; checkpoints then hold the adapter alone.
 """
 
 import json
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, data, network, parallel, plots, state, weights
+from experiments import cli, data, export, network, parallel, plots, runs, state, weights
 from experiments.checkpoints import Checkpoints
 from experiments.writers import MetricWriter
 
@@ -32,9 +36,8 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
     if (workdir / weights.SAID).exists():
         raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
     dataset = data.load(config.data)
-    net = network.from_config(config, dataset.num_classes)
+    net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     current = state.init(config, net, dataset.shape)
-    step_fn = parallel.parallel_step(state.make_step(config, net, dataset))
     for name in ("steps", "log_every", "checkpoint_every"):
         if config.training[name] < 1:
             raise ValueError(f"config.training.{name} = {config.training[name]}: expected at least 1")
@@ -45,10 +48,12 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
         if checkpoints.steps():
             current = checkpoints.restore(current)
             print(f"resumed from step {int(current.step)}")
+        base = frozen(config, net, dataset.shape, workdir, resuming=bool(checkpoints.steps()))
+        step_fn = parallel.parallel_step(state.make_step(config, net, dataset), base)
         start = int(current.step)
         size = sum(a.size for a in jax.tree.leaves(current.params))
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters; {devices}")
+        print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters{' of an adapter' if base else ''}; {devices}")
         print("compiling ...", flush=True)
 
         pending, clock, since = [], time.perf_counter(), start
@@ -78,6 +83,33 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
                 raise cli.Stopped(f"stopped by {getattr(stop, 'name', 'request')} at step {done}, which is saved: the same command resumes")
     plots.loss_curve(workdir)
     return current
+
+
+def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], workdir: Path, resuming: bool):
+    """The averaged weights of `config.lora.base` that an adapter is trained on, which are copied to the workdir first; None if all are trained.
+
+    Raises ValueError if they are of another network, or of another path or prediction.
+    """
+    name = config.lora.base
+    if bool(config.lora.rank) != bool(name):
+        raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
+    if not config.lora.rank:
+        return None
+    if not resuming:
+        base = runs.load_run(name)
+        like = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
+        weights.check(flatten_dict(base.params, sep="/"), flatten_dict(like, sep="/"), f"config.lora.base = {name} is not of this config's network")
+        for key in ("sde", "kind", "sigma_data", "clock"):
+            theirs, ours = getattr(base.network, key), getattr(net, key)
+            if theirs != ours:
+                raise ValueError(f"config.lora.base = {name} was trained with {key} = {theirs}, this config has {ours}: expected the same")
+        kept = workdir / runs.BASE
+        if (kept / weights.SAID).exists():  # of a run that was stopped before its first checkpoint
+            shutil.rmtree(kept)
+        with tempfile.TemporaryDirectory(dir=workdir, suffix=".tmp") as temporary:
+            export.write(name, Path(temporary) / runs.BASE, which=("ema",))
+            (Path(temporary) / runs.BASE).rename(kept)
+    return runs.load_run(workdir / runs.BASE).params
 
 
 def check_finite(pending: list, step: int) -> dict[str, float]:

@@ -21,10 +21,10 @@ def file(folder: str | Path, weights: str) -> Path:
     return Path(folder) / f"{weights}.safetensors"
 
 
-def save(params, path: Path) -> str:
-    """Write a tree of arrays, by names such as Conv_0/kernel, at once; returns the SHA-256 of the file."""
+def save(params, path: Path, metadata: dict[str, str] | None = None) -> str:
+    """Write a tree of arrays, by names such as Conv_0/kernel, and metadata, at once; returns the SHA-256 of the file."""
     temporary = path.with_suffix(".tmp")
-    save_file({name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}, temporary)
+    save_file({name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}, temporary, metadata)
     temporary.rename(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -46,8 +46,11 @@ def dataset(folder: str | Path, config: ConfigDict) -> data.Dataset:
         return data.load(config)
     except FileNotFoundError:
         shape, shift, scale, levels, num_classes = _said(folder, lambda said: [said["dataset"][name] for name in FACTS])
+        embeddings = _said(folder, lambda said: said["dataset"].get("embeddings"))
     none = np.zeros((0, *shape), np.uint8 if levels else np.float32)
     labels = np.zeros(0, np.int32)
+    if embeddings:
+        labels = np.zeros((0, *embeddings[:2])), np.zeros((0, embeddings[2]))
     return data.Dataset(config.name, {"train": none, "test": none}, {"train": labels, "test": labels}, shift, scale, levels, num_classes)
 
 
@@ -61,9 +64,13 @@ def read(folder: str | Path, weights: str, like) -> tuple[dict, int]:
         arrays = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file ({error}): export again") from None
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in flatten_dict(like, sep="/").items()}
-    for name in sorted(expected.keys() | arrays.keys()):
-        found = (arrays[name].shape, arrays[name].dtype) if name in arrays else "missing"
-        if found != expected.get(name):
-            raise ValueError(f"{path} does not fit its config.json: {name} is {found}, expected {expected.get(name, 'none')}")
+    check(arrays, flatten_dict(like, sep="/"), f"{path} does not fit its config.json")
     return unflatten_dict(arrays, sep="/"), step
+
+
+def check(arrays: dict, like: dict, what: str) -> None:
+    """Raise ValueError, `what` and the first name that differs, unless arrays by flat names have the shapes and types of `like`."""
+    expected, found = ({name: (leaf.shape, leaf.dtype) for name, leaf in tree.items()} for tree in (like, arrays))
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{what}: {name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}")

@@ -170,10 +170,12 @@ class MMDiT(Patches):
     """A transformer on patches and the tokens of what they are conditioned on: two streams with weights of their own and one attention.
 
     Arguments as `DiT`, and: label_tokens: learned tokens of each class, where `label` is [B] (None: "no label"); otherwise `label` is a pair of an
-    encoder's embeddings, tokens [B, L, E] and pooled [B, P], with num_classes = 0. normalise: queries and keys by their root mean square.
+    encoder's embeddings, tokens [B, L, E] and pooled [B, P], with num_classes = 0. embeddings: (L, E, P) of a model of such pairs, for which None
+    stands for zeros. normalise: queries and keys by their root mean square.
     """
 
     label_tokens: int = 4
+    embeddings: tuple[int, ...] = ()
     normalise: bool = True
 
     @nn.compact
@@ -182,10 +184,13 @@ class MMDiT(Patches):
     ) -> Float[Array, "b h w c"]:
         self.check(x)
         h = self.embed(x)
+        if self.embeddings and label is None:
+            length, features, pooled = self.embeddings
+            label = jnp.zeros((len(x), length, features)), jnp.zeros((len(x), pooled))
         if isinstance(label, tuple):
             if self.num_classes:
                 raise ValueError(f"MMDiT with num_classes = {self.num_classes}: expected labels [B], or num_classes = 0 for embeddings")
-            tokens, pooled = label
+            tokens, pooled = (a.astype(x.dtype) for a in label)
             condition = self.conditioning(0)(t, None, pooled)
         else:
             classes = jnp.full(t.shape, self.num_classes) if label is None else label

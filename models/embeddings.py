@@ -23,6 +23,7 @@ class Conditioning(nn.Module):
     num_classes: 0 for unconditional models; otherwise labels [B] are 0..num_classes - 1, and num_classes itself means "no label".
     embedding: "smooth", `sinusoidal` at scale * t of dim numbers; "positional" and "dit", of `features` numbers, the latter without the last
     frequency; "fourier", sin and cos of t times `features` fixed Gaussian frequencies of standard deviation scale (2011.13456, appendix H).
+    augment_dim: numbers that say how x was augmented, added to the embedded time by a matrix (EDM, 2206.00364, appendix F.2); 0 for none.
     """
 
     dim: int
@@ -30,12 +31,17 @@ class Conditioning(nn.Module):
     embedding: str = "smooth"
     features: int = 0
     scale: float = 100.0
+    augment_dim: int = 0
 
     @nn.compact
     def __call__(
-        self, t: Float[Array, " b"], label: Int[Array, " b"] | None = None, pooled: Float[Array, "b p"] | None = None
+        self,
+        t: Float[Array, " b"],
+        label: Int[Array, " b"] | None = None,
+        pooled: Float[Array, "b p"] | None = None,
+        augmented: Float[Array, "b a"] | None = None,
     ) -> Float[Array, "b dim"]:
-        """pooled: of an encoder of what else is known, if there is one."""
+        """pooled: of an encoder of what else is known, if there is one. augmented: what was done to x, [B, augment_dim]; None: nothing, zeros."""
         if self.embedding not in EMBEDDINGS:
             raise ValueError(f"embedding '{self.embedding}': expected {' or '.join(EMBEDDINGS)}")
         # a scale of 100, not DDPM's 1000: with higher frequencies the network is rough in time, and adaptive solvers take several times the steps
@@ -44,6 +50,9 @@ class Conditioning(nn.Module):
             h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
         else:
             h = sinusoidal(t, self.dim if self.embedding == "smooth" else self.features, self.scale, last=self.embedding != "dit")
+        if self.augment_dim:
+            augmented = jnp.zeros((len(t), self.augment_dim), h.dtype) if augmented is None else augmented
+            h = h + nn.Dense(h.shape[-1], use_bias=False, name="augmented")(augmented)
         h = nn.Dense(self.dim)(h)
         h = nn.Dense(self.dim)(nn.silu(h))
         if self.num_classes:

@@ -136,11 +136,12 @@ class UNet(Layers):
     """A U-Net with skip connections between equal resolutions.
 
     channels: of the first level; multipliers: of each level, each half the resolution of the one before; blocks: residual blocks a level;
-    attention: the resolutions (heights) with attention; dropout; num_classes, embedding, embedding_scale: as in `Conditioning`; frequencies: of
-    `fourier_features` of x; patch: the first level sees squares of so many pixels as one; remat: compute the residual blocks again in the
-    backward pass, for memory; the others: see the table of this module.
+    attention: the resolutions (heights) with attention; dropout; num_classes, embedding, embedding_scale, augment_dim: as in `Conditioning`;
+    frequencies: of `fourier_features` of x; patch: the first level sees squares of so many pixels as one; remat: compute the residual blocks again in
+    the backward pass, for memory; the others: see the table of this module.
 
-    x: [B, H, W, C] -> [B, H, W, C]; t: [B], about 0 to 1; label: [B]; example: [B] global indices, given in training only, turn dropout on.
+    x: [B, H, W, C] -> [B, H, W, C]; t: [B], about 0 to 1; label: [B]; example: [B] global indices, given in training only, turn dropout on;
+    augmented: [B, augment_dim], given in training only.
     Raises ValueError if H or W cannot be halved often enough, and for unknown choices.
     """
 
@@ -163,10 +164,16 @@ class UNet(Layers):
     decoder_attention: str = "every"
     head_channels: int = 64
     remat: bool = False
+    augment_dim: int = 0
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Float[Array, " b"], label=None, example: Int[Array, " b"] | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        label=None,
+        example: Int[Array, " b"] | None = None,
+        augmented: Float[Array, "b a"] | None = None,
     ) -> Float[Array, "b h w c"]:
         if self.patch < 1 or not self.multipliers or not self.blocks > 0:
             raise ValueError(
@@ -183,7 +190,8 @@ class UNet(Layers):
                 raise ValueError(f"UNet {option} '{getattr(self, option)}': expected {' or '.join(choices)}")
         if len(self.kernel) % 2 or not sum(self.kernel) > 0:
             raise ValueError(f"UNet kernel {self.kernel}: expected an even number of taps, of positive sum")
-        condition = Conditioning(4 * self.channels, self.num_classes, self.embedding, self.channels, self.embedding_scale)(t, label)
+        conditioning = Conditioning(4 * self.channels, self.num_classes, self.embedding, self.channels, self.embedding_scale, self.augment_dim)
+        condition = conditioning(t, label, augmented=augmented)
         common = {"epsilon": self.epsilon, "dtype": self.dtype}
         shared = {"rescale": self.rescale, **common}
         block_class = nn.remat(ResBlock) if self.remat else ResBlock

@@ -29,6 +29,7 @@ SHORT = {
     "experiments.train": ["--config.training.steps=2", "--config.training.batch=8"],
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
     "experiments.data": [],
+    "experiments.records": [],
     "experiments.export": [],
     "experiments.fit": ["--steps=3", "--examples=8", "--knots=3", "--iterations=1", "--train_batch=4"],
     "experiments.dequantization": ["--steps=2", "--train_batch=8"],

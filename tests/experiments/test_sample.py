@@ -31,15 +31,15 @@ def test_interrupted_samples_go_on(tmp_path):
     values, again = sample.generate(run, 20, 8, 0, kept=kept, stop=True, progress=lambda line, **_: said.append(line), **OPTIONS)
     assert said[0] == "16 samples were drawn before" and said[1].startswith("20/20 samples") and len(said) == 2
     for name, array in (("whole", whole), ("parts", values)):
-        savez(tmp_path / f"{name}.npz", arr_0=array, arr_1=sample.labels_of(run, 20))
+        savez(tmp_path / f"{name}.npz", arr_0=array, arr_1=run.labels(20))
     assert (tmp_path / "whole.npz").read_bytes() == (tmp_path / "parts.npz").read_bytes() and nfe == again
     assert {member.date_time[0] for member in zipfile.ZipFile(tmp_path / "whole.npz").infolist()} == {1980}
     np.testing.assert_array_equal(sample.generate(run, 12, 8, 0, kept=Kept(tmp_path / "a"), **OPTIONS)[0], whole[:12])
 
     sample.generate(run, 8, 8, 0, label=3, kept=Kept(tmp_path / "a"), **OPTIONS)
     assert len([*tmp_path.glob("a.*.partial")]) == 2
-    np.testing.assert_array_equal(sample.labels_of(run, 12), [*range(10), 0, 1])
-    np.testing.assert_array_equal(sample.labels_of(run, 3, 7), [7, 7, 7])
+    np.testing.assert_array_equal(run.labels(12), [*range(10), 0, 1])
+    np.testing.assert_array_equal(run.labels(3, 7), [7, 7, 7])
     for file in kept.folder.iterdir():
         file.write_bytes(b"damaged")
     np.testing.assert_array_equal(sample.generate(run, 20, 8, 0, kept=Kept(tmp_path / "a"), **OPTIONS)[0], whole)

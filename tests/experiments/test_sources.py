@@ -223,9 +223,9 @@ def test_flips():
     dataset = data.load(ConfigDict({"name": "digits", "flip": True}))
     values = jnp.broadcast_to(jnp.array([0.0, 1.0])[None, None, :, None], (10_000, 1, 2, 1))
     keys = jax.random.split(jax.random.key(0), 10_000)
-    flipped = dataset.augment(keys, values)
+    flipped = dataset.mirror(keys, values)
     assert abs(float(flipped[:, 0, 0, 0].mean()) - 0.5) < 4 * 0.5 / 100
     np.testing.assert_array_equal(flipped.sum(2), 1)
-    np.testing.assert_array_equal(dataset.augment(keys[5:9], values[5:9]), flipped[5:9])
+    np.testing.assert_array_equal(dataset.mirror(keys[5:9], values[5:9]), flipped[5:9])
     with pytest.raises(ValueError, match="config.data.flip mirrors images"):
         data.load(ConfigDict({"name": "moons", "flip": True}))

@@ -1,0 +1,48 @@
+"""Low-rank adapters (`models.lora`) in files: safetensors of names such as Conv_0/kernel/a, with rank, alpha, pattern and the SHA-256 of the base's
+weights as metadata. `experiments.export` writes them; --lora=FILE[:WEIGHT] merges them into a run's weights."""
+
+import json
+from pathlib import Path
+
+from flax.traverse_util import unflatten_dict
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
+
+from experiments import weights
+from models import lora
+
+FILE = "lora.safetensors"
+
+
+def save(adapter: PyTree, options: ConfigDict, base: str, path: Path) -> str:
+    """Write an adapter of `config.lora` for the base weights of SHA-256 `base`; returns the SHA-256 of the file."""
+    said = {"rank": options.rank, "alpha": options.alpha, "pattern": options.pattern, "base": base}
+    return weights.save(adapter, path, {name: json.dumps(value) for name, value in said.items()})
+
+
+def load(path: Path) -> tuple[PyTree, float]:
+    """An adapter and its scale, alpha/rank. Raises FileNotFoundError, and ValueError if the file is none that `save` wrote."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--lora={path}: no such file; expected a {FILE} that experiments.export wrote")
+    try:
+        with safe_open(path, "numpy") as file:
+            said = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            adapter = {name: file.get_tensor(name) for name in file.keys()}
+        return unflatten_dict(adapter, sep="/"), float(said["alpha"]) / int(said["rank"])
+    except (SafetensorError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"--lora={path} is no adapter ({type(error).__name__}: {error}): expected a {FILE} that experiments.export wrote") from None
+
+
+def merged(params: PyTree, flag: str) -> PyTree:
+    """params with the adapter of `flag`, FILE or FILE:WEIGHT (1 by default). Raises ValueError, by name, for an adapter that does not fit."""
+    file, colon, number = flag.rpartition(":")
+    try:
+        file, weight = (file, float(number)) if colon else (flag, 1.0)
+    except ValueError:
+        file, weight = flag, 1.0  # a colon of the path
+    adapter, scale = load(Path(file))
+    try:
+        return lora.merge(params, adapter, weight * scale)
+    except ValueError as error:
+        raise ValueError(f"--lora={flag}: {error}") from None
