@@ -16,7 +16,7 @@ from experiments import sample as sampling
 
 def measures(run: runs.Run, limit: int):
     """name -> function of a set of flat values [n, D], against the training data."""
-    data = run.dataset
+    data = run.reference()
     train = data.values["train"][:limit].reshape(-1, data.dim).astype(np.float64)
     result = {
         "sliced W2": lambda a: metrics.sliced_wasserstein2(a, train),
@@ -41,7 +41,7 @@ def main():
     if f.limit < 10:
         raise ValueError(f"--limit={f.limit}: expected at least 10 examples")
     run = runs.from_flags()
-    data = run.dataset
+    data = run.reference()
     test = data.values["test"][: f.limit]
     n = len(test)
     options = sampling.from_flags()

@@ -165,7 +165,7 @@ def generate(run: runs.Run, n: int, batch: int, seed: int, label: int = -1, guid
 
 def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: float = 1.0, **options) -> list:
     """The picture of samples and, for a table solver, of trajectories; returns the files."""
-    folder, data = run.workdir / "samples", run.dataset
+    folder, data = run.workdir / "samples", run.dataset.images
     files = []
     is_image, is_plane = data.is_image, data.shape == (2,)
     if is_image:
@@ -175,13 +175,13 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: 
     if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
         rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
         labels = np.arange(len(rows)) % run.network.module.num_classes if run.conditional else None
-        path = sampler(run.network.sde, data.shape, run.workdir, path=True, **options)(run.denoiser(labels, guidance), rows)[2]
+        path = sampler(run.network.sde, run.dataset.shape, run.workdir, path=True, **options)(run.denoiser(labels, guidance), rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))  # noise of any scale within the range shown
-            files.append(plots.trajectory(plots.to_uint8(data.from_x(path), data.levels), folder / f"{name}_trajectory.png"))
+            files.append(plots.trajectory(plots.to_uint8(run.dataset.from_x(path), data.levels), folder / f"{name}_trajectory.png"))
         else:
-            files.append(plots.paths(data.from_x(path), folder / f"{name}_trajectory.png"))
+            files.append(plots.paths(run.dataset.from_x(path), folder / f"{name}_trajectory.png"))
     return files
 
 
@@ -197,7 +197,7 @@ def main():
     name = f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}"
     file = run.workdir / "samples" / f"{name}.npz"
     file.parent.mkdir(exist_ok=True)
-    images = plots.to_uint8(values, run.dataset.levels) if run.dataset.levels else values
+    images = plots.to_uint8(values, run.dataset.images.levels) if run.dataset.images.levels else values
     np.savez(file, arr_0=images)
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")
     for written in [file, *pictures(run, values, name, f.seed, **options)]:

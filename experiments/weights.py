@@ -24,9 +24,15 @@ def file(folder: str | Path, weights: str) -> Path:
 def save(params, path: Path) -> str:
     """Write a tree of arrays, by names such as Conv_0/kernel, at once; returns the SHA-256 of the file."""
     temporary = path.with_suffix(".tmp")
-    save_file({name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}, temporary)
+    save_file({name: np.ascontiguousarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}, temporary)
     temporary.rename(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest(params) -> str:
+    """SHA-256 of a tree of arrays, the same in a run and in its export."""
+    arrays = sorted(flatten_dict(params, sep="/").items())
+    return hashlib.sha256(b"".join(name.encode() + np.asarray(leaf).tobytes() for name, leaf in arrays)).hexdigest()
 
 
 def _said(folder: str | Path, part):
@@ -37,18 +43,12 @@ def _said(folder: str | Path, part):
         raise ValueError(f"{Path(folder) / SAID} is missing or damaged: export again") from None
 
 
-FACTS = ("shape", "shift", "scale", "levels", "num_classes")  # of a data set, without which samples are no images
-
-
 def dataset(folder: str | Path, config: ConfigDict) -> data.Dataset:
     """The data that an export was trained on; where their files are not at hand, an empty set of the same kind, by which one can still sample."""
     try:
         return data.load(config)
     except FileNotFoundError:
-        shape, shift, scale, levels, num_classes = _said(folder, lambda said: [said["dataset"][name] for name in FACTS])
-    none = np.zeros((0, *shape), np.uint8 if levels else np.float32)
-    labels = np.zeros(0, np.int32)
-    return data.Dataset(config.name, {"train": none, "test": none}, {"train": labels, "test": labels}, shift, scale, levels, num_classes)
+        return _said(folder, lambda said: data.empty(config.name, said["dataset"]))
 
 
 def read(folder: str | Path, weights: str, like) -> tuple[dict, int]:
@@ -61,9 +61,14 @@ def read(folder: str | Path, weights: str, like) -> tuple[dict, int]:
         arrays = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file ({error}): export again") from None
+    return fitting(arrays, like, f"{path} does not fit its config.json"), step
+
+
+def fitting(arrays: dict[str, np.ndarray], like, what: str) -> dict:
+    """The tree of arrays by names such as Conv_0/kernel. Raises ValueError, beginning with `what`, if it has not the shapes of the pytree `like`."""
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in flatten_dict(like, sep="/").items()}
     for name in sorted(expected.keys() | arrays.keys()):
         found = (arrays[name].shape, arrays[name].dtype) if name in arrays else "missing"
         if found != expected.get(name):
-            raise ValueError(f"{path} does not fit its config.json: {name} is {found}, expected {expected.get(name, 'none')}")
-    return unflatten_dict(arrays, sep="/"), step
+            raise ValueError(f"{what}: {name} is {found}, expected {expected.get(name, 'none')}")
+    return unflatten_dict(arrays, sep="/")
