@@ -21,17 +21,17 @@ from experiments import weights as files
 from experiments.autoencoder import Autoencoder
 
 
-def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip: bool = False, scale: float = 0.0) -> dict:
+def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip: bool = False, scale: float = 0.0, limit: int = 0) -> dict:
     """Write the latents of the data set of `config` to the folder `out`; returns what latents.json says.
 
-    flip: mirrored training images too, as examples of their own. scale: what latents are divided by (1/0.18215 is Stable Diffusion's); 0: the
+    limit: of the examples of a split, 0 for all. flip: mirrored training images too, as examples of their own. scale: what latents are divided by (1/0.18215 is Stable Diffusion's); 0: the
     standard deviation of those of the training images. Raises ValueError for data that are no images, FileExistsError if `out` exists.
     """
     out = Path(out)
     if out.exists():
         raise FileExistsError(f"--out={out} exists: name another folder, or remove it")
-    if not 0 <= scale < np.inf:
-        raise ValueError(f"--scale={scale}: expected above 0, or 0 to measure it")
+    if not 0 <= scale < np.inf or limit < 0:
+        raise ValueError(f"--scale={scale} --limit={limit}: expected above 0, or 0 to measure the one and encode all")
     dataset = data.load(config)
     if not dataset.levels:
         raise ValueError(f"--config has the data {dataset.name}, which are no images of discrete levels")
@@ -43,7 +43,7 @@ def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip:
     temporary.mkdir(parents=True)
     count, first, second = 0, 0.0, 0.0  # and the sums of z and z^2 over the posteriors of the training images
     for split, end in (("train", ""), ("test", "_test")):
-        values, labels = dataset.values[split], dataset.labels[split]
+        values, labels = (of[split][: limit or None] for of in (dataset.values, dataset.labels))
         copies = 2 if flip and split == "train" else 1
         x = np.lib.format.open_memmap(temporary / f"x{end}.npy", "w+", np.float32, (copies * len(values), *shape))
         row = 0
@@ -91,9 +91,9 @@ def main():
     if not isinstance(run.network, Autoencoder):
         raise ValueError(f"--workdir={f.workdir} is no autoencoder: expected a run of configs/autoencoder.py, or of experiments.from_diffusers")
     config = f.config.data if f.config else run.config.data
-    about = encode(run, config, f.out, f.batch, f.flip, f.scale)
+    about = encode(run, config, f.out, f.batch, f.flip, f.scale, f.limit)
     latents = data.load(ConfigDict({"name": "latents", "path": f.out}))
-    truth = data.load(config).values["test"][:1000]
+    truth = data.load(config).values["test"][: min(1000, len(latents.values["test"]))]
     values, psnr = reconstruct(replace(latents, decoder=runs.decoder(latents)), truth)
     levels, few = latents.images.levels, min(64, len(truth))
     figure = plots.side_by_side(*(plots.to_uint8(v[:few], levels) for v in (values, truth)), Path(f.out) / "reconstructions.png")
@@ -108,4 +108,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder of the latents.", required=True)
     flags.DEFINE_bool("flip", False, "Encode mirrored training images too.")
     flags.DEFINE_float("scale", 0.0, "What latents are divided by; 0 measures their standard deviation. Published models of ImageNet: 5.4899.")
+    flags.DEFINE_integer("limit", 0, "At most so many examples a split; 0 for all.")
     cli.run(main)

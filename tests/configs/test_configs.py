@@ -21,6 +21,9 @@ VARIANTS = {
     "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64"),
     "flow_matching": ("lipman",),
     "sit": ("l", "b", "s", "fashion"),
+    "dit": ("l", "b", "s"),
+    "autoencoder": ("f8",),
+    "fashion": ("latents",),
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
@@ -33,7 +36,10 @@ PARAMETERS |= {"score_sde:ve_deep": 107_586_947, "score_sde:vp_deep": 106_632_57
 PARAMETERS |= {"edm": 55_738_371, "edm:cifar10_uncond": 55_732_739, "edm:cifar10_ncsnpp": 56_401_155, "edm:cifar10_uncond_ncsnpp": 56_395_523}
 PARAMETERS |= {"edm:imagenet64": 295_900_035, "flow_matching": 35_746_307, "flow_matching:lipman": 153_094_915}
 PARAMETERS |= {"sit": 674_816_272, "sit:l": 457_824_272, "sit:b": 130_303_504, "sit:s": 32_858_896, "sit:fashion": 1_275_408}
-SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "folder": ((64, 64, 3), 1000), "npz": ((32, 32, 4), 1000)}
+PARAMETERS |= {f"dit{size}": PARAMETERS[f"sit{size}"] for size in ("", ":l", ":b", ":s")}
+PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_275_012}
+SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "folder": ((64, 64, 3), 1000), "latents": ((32, 32, 4), 1000)}
+SHAPES |= {"fashion:latents": ((7, 7, 4), 10)}  # of a config of its own
 
 
 def get_config(name):
@@ -49,7 +55,7 @@ def get_config(name):
 def test_config(name, tmp_path, monkeypatch):
     """Its size as published; a shrunken copy takes two real steps, is saved, and comes back as a Denoiser that gives numbers."""
     config = get_config(name)
-    use_small_data(monkeypatch, config.data.name)
+    use_small_data(monkeypatch, config.data.name, SHAPES.get(name, SHAPES.get(config.data.name)))
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes)
     full = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
@@ -65,6 +71,9 @@ def test_config(name, tmp_path, monkeypatch):
     run = runs.load_run(tmp_path, weights="raw")
     jax.tree.map(np.testing.assert_array_equal, run.params, trained.params)
     x = run.dataset.to_x(jax.random.split(jax.random.key(0), 2), run.dataset.values["test"][:2])
+    if config.objective.loss == "autoencoder":
+        assert np.all(np.isfinite(run.network.decode(run.params, run.network.encode(run.params, x)[..., :4])))
+        return
     label = jnp.arange(2) if run.conditional else None
     assert np.all(np.isfinite(run.denoiser(label).data(x, 0.5)))
 
@@ -90,7 +99,7 @@ assert "all_reduce" in text and '"devices"=8' in text, text[:500]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in NAMES if n.partition(":")[0] in ("score_sde", "edm", "flow_matching", "sit")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.partition(":")[0] in ("score_sde", "edm", "flow_matching", "sit", "dit", "autoencoder")])
 def test_step_lowers_on_eight_devices(name):
     """The full-scale training step, at its own batch, over eight simulated devices with one all-reduce."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(FOLDER.parent)}
@@ -98,14 +107,16 @@ def test_step_lowers_on_eight_devices(name):
     subprocess.run([sys.executable, "-c", LOWER, name, repr(shape)], env=environment, check=True, timeout=600)
 
 
-def use_small_data(monkeypatch, name):
-    """16 examples of the shape of data that are large, or not at hand."""
-    if name not in SHAPES:
+def use_small_data(monkeypatch, name, kind):
+    """16 examples of the shape and classes of data that are large, or not at hand."""
+    if kind is None:
         return
-    shape, classes = SHAPES[name]
+    shape, classes = kind
     rng, labels = np.random.default_rng(0), np.zeros(16, np.int32)
-    latents = name == "npz"
-    values = rng.normal(size=(16, *shape)).astype(np.float32) if latents else rng.integers(0, 256, (16, *shape)).astype(np.uint8)
-    scaling = (0.0, 1.0, 0) if latents else (128.0, 128.0, 256)
-    small = data.Dataset(name, {"train": values, "test": values}, {"train": labels, "test": labels}, *scaling, classes)
+    values = rng.integers(0, 256, (16, *shape)).astype(np.uint8)
+    small = data.Dataset(name, {"train": values, "test": values}, {"train": labels, "test": labels}, 128.0, 128.0, 256, classes)
+    if name == "latents":
+        moments = np.abs(rng.normal(size=(16, *shape[:-1], 2 * shape[-1]))).astype(np.float32)
+        small = data.Latents(name, {"train": moments, "test": moments}, small.labels, 0.0, 1.0, 0, classes)
+        monkeypatch.setattr(runs, "decoder", lambda latents: None)
     monkeypatch.setitem(data.LOADERS, name, lambda path, size: small)
