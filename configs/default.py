@@ -27,10 +27,11 @@ def get_config() -> ConfigDict:
     config.data.augment = 0.0  # probability of each of EDM's augmentations, of which a network with model.augment_dim = 9 is told
 
     config.sde = options("Linear", SDE.__subclasses__())
-    config.model = options("MLP", [getattr(models, name) for name in models.__all__])
+    config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder])
 
     config.objective = ConfigDict()
-    config.objective.loss = "regression"  # or variational: VDM's bound with a learned schedule, from time.high to time.low at the start
+    # or variational: VDM's bound with a learned schedule, from time.high to time.low at the start; or autoencoder (experiments.autoencoder)
+    config.objective.loss = "regression"
     config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
     config.objective.weighting = "own"  # own, likelihood, or the prediction that the error is measured in
     # experiments.objectives.TIME_SAMPLERS; mean and std of logit_normal and log_normal, low and high of log_snr
@@ -38,6 +39,8 @@ def get_config() -> ConfigDict:
     config.objective.sigma_data = 1.0  # rough standard deviation of x_0, for scaling the input and for kind edm
     config.objective.clock = "time"  # the time that the network is told: experiments.network.CLOCKS
     config.objective.label_dropout = 0.0  # share of examples whose label is hidden: what a conditional model knows without a label
+    config.objective.reconstruction = "l1"  # or l2: of an autoencoder
+    config.objective.kl = 1e-6  # weight of an autoencoder's divergence from N(0, I)
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-3

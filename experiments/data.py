@@ -12,8 +12,8 @@ examples k B to (k + 1) B - 1, whatever the number of devices, and noise, dequan
 
 import hashlib
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 import grain
@@ -28,6 +28,9 @@ from sklearn import datasets
 from experiments import cli, records, sources
 from experiments.augmentation import augment
 from experiments.toy import TOYS
+from sde_lib.noise import normal
+
+FACTS = ("shape", "shift", "scale", "levels", "num_classes")  # of a data set, without which samples are no images
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,16 @@ class Dataset:
         return self.levels > 0 and len(self.shape) == 3 and self.shape[-1] in (1, 3)
 
     @property
+    def images(self) -> "Dataset":
+        """What samples are made into; of it no more is sure to be here than the kind."""
+        return self
+
+    @property
+    def facts(self) -> dict:
+        """The kind of data, from which `empty` makes it again."""
+        return {name: getattr(self, name) for name in (*FACTS, "embeddings")}
+
+    @property
     def dim(self) -> int:
         return int(np.prod(self.shape))
 
@@ -103,6 +116,55 @@ class Dataset:
         return "bits/dim" if self.levels else "nats"
 
 
+@dataclass(frozen=True)
+class Latents(Dataset):
+    """Latents of images, as `experiments.autoencode` writes them. values: [n, h, w, 2 c], mean and standard deviation of each image's; x is a draw of
+    them, another one each time that an example comes, divided by `scale`. Their density is that of latents, in nats.
+
+    about: what latents.json says, of the autoencoder and the images. decoder: x [n, h, w, c] * scale -> images in (-1, 1), where it has been loaded
+    (`runs.load_run`); samples are then images.
+    """
+
+    about: dict = field(default_factory=dict)
+    decoder: Callable | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *shape, channels = self.values["train"].shape[1:]
+        return *shape, channels // 2
+
+    @property
+    def images(self) -> Dataset:
+        return empty(self.about["images"]["name"], self.about["images"])
+
+    @property
+    def facts(self) -> dict:
+        return super().facts | {"about": self.about}
+
+    def to_x(self, keys, values: Float[Array, "b h w 2*c"]) -> Float[Array, "b h w c"]:
+        mean, std = jnp.split(jnp.asarray(values, jnp.float32), 2, -1)
+        return (mean + std * normal(keys, mean.shape, mean.dtype) - self.shift) / self.scale
+
+    def from_x(self, x: Float[Array, "*b h w c"]) -> np.ndarray:
+        """The images of x, as their raw values; without a decoder the latents."""
+        z = super().from_x(x)
+        if self.decoder is None:
+            return z
+        values = self.images.from_x(self.decoder(z.reshape(-1, *self.shape)))
+        return values.reshape(*z.shape[:-3], *values.shape[1:])
+
+
+def empty(name: str, facts: dict) -> Dataset:
+    """The data set of these `Dataset.facts` without its examples. Raises KeyError, TypeError or ValueError if they are none."""
+    shape, shift, scale, levels, num_classes = (facts[fact] for fact in FACTS)
+    shape = (*shape[:-1], 2 * shape[-1]) if "about" in facts else shape
+    none = np.zeros((0, *shape), np.uint8 if levels else np.float32)
+    embeddings = facts.get("embeddings")
+    labels = (np.zeros((0, *embeddings[:2])), np.zeros((0, embeddings[2]))) if embeddings else np.zeros(0, np.int32)
+    kind, more = (Latents, {"about": facts["about"]}) if "about" in facts else (Dataset, {})
+    return kind(name, {"train": none, "test": none}, {"train": labels, "test": labels}, shift, scale, levels, num_classes, **more)
+
+
 def load(config: ConfigDict) -> Dataset:
     """The data set that `config.name` names, with `config.variant` and `config.path` where it has them.
 
@@ -114,6 +176,8 @@ def load(config: ConfigDict) -> Dataset:
         dataset = LOADERS[config.name](config.get("path", ""), config.get("size", 0))
     else:
         raise ValueError(f"unknown data set '{config.name}': expected one of {', '.join([*LOADERS, *TOYS])}")
+    if config.get("flip", False) and isinstance(dataset, Latents):
+        raise ValueError("config.data.flip mirrors images, not latents: pass --flip to experiments.autoencode instead")
     if config.get("flip", False) and len(dataset.shape) != 3:
         raise ValueError(f"config.data.flip mirrors images: expected examples [H, W, C], {config.name} has {dataset.shape}")
     chance = config.get("augment", 0.0)
@@ -154,8 +218,15 @@ def _images(name: str, path: str, size: int) -> Dataset:
     return Dataset(name, values, labels, shift, scale, 256 if discrete else 0, classes)
 
 
+@lru_cache(maxsize=2)
+def _latents(path: str, size: int) -> Latents:
+    """What `experiments.autoencode` has written to the folder `path`."""
+    values, labels, about = sources.latents(path)
+    return Latents("latents", values, labels, 0.0, float(about["scale"]), 0, int(about["images"]["num_classes"]), about=about)
+
+
 SOURCES = sources.SOURCES | {"array_record": records.source}
-LOADERS = {"digits": _digits} | {name: partial(_images, name) for name in SOURCES}
+LOADERS = {"digits": _digits, "latents": _latents} | {name: partial(_images, name) for name in SOURCES}
 
 
 class Batches:

@@ -41,7 +41,7 @@ def drawn(run: runs.Run, n: int) -> Samples:
     """n samples of a run, as the flags say."""
     f, options = flags.FLAGS, sampling.from_flags()
     values, nfe = sampling.generate(run, n, f.batch, f.seed, **options)
-    images = statistics.images_of(run.dataset, values) if run.dataset.is_image else None
+    images = statistics.images_of(run.dataset.images, values) if run.dataset.images.is_image else None
     labels = run.labels(n)
     asked = labels if isinstance(labels, np.ndarray) else None  # of embeddings no classifier knows
     return Samples(values, images, asked, sampling.about(run, n, nfe, f.seed, options))
@@ -195,7 +195,7 @@ def main():
             raise ValueError(f"--samples={f.samples} has {len(samples.values)}: expected at least {10 * f.groups}, for {f.groups} groups")
     else:
         run = runs.from_flags()
-        dataset = run.dataset
+        dataset = run.reference()
         n = min(len(dataset.values["test"]), f.limit)
         samples = drawn(run, n * f.groups)
     folder = Path(f.workdir) / "eval" if f.workdir else Path(f.samples).with_suffix(".eval")

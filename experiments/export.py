@@ -32,7 +32,7 @@ def write(workdir: str | Path, out: str | Path, step: int | None = None, which: 
     shutil.copyfile(Path(workdir) / "config.json", out / "config.json")
     said = loaded["ema"].description() | {
         "parameters": sum(a.size for a in jax.tree.leaves(loaded["ema"].params)),
-        "dataset": {name: getattr(loaded["ema"].dataset, name) for name in (*files.FACTS, "embeddings")},
+        "dataset": loaded["ema"].dataset.facts,
         "sha256": {weights: files.save(run.params, files.file(out, weights)) for weights, run in loaded.items()},
     }
     del said["weights"]

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import models
 import sde_lib
+from experiments import autoencoder
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from models.schedule import Schedule
@@ -91,11 +92,14 @@ class Network:
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label)
 
 
-def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network:
-    """The network of `config.sde`, `config.model` and `config.objective`, for data of `num_classes`, or of `embeddings` (L, E, P).
+def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network | autoencoder.Autoencoder:
+    """The network of `config.sde`, `config.model` and `config.objective`, for data of `num_classes`, or of `embeddings` (L, E, P); or the autoencoder,
+    which has no path.
 
     Raises ValueError for unknown names and options.
     """
+    if config.objective.loss == "autoencoder":
+        return autoencoder.from_config(config)
     module = build(models, config.model, "model", models.__all__)
     if module.num_classes not in (0, num_classes):
         raise ValueError(f"config.model.num_classes = {module.num_classes}: the data set has {num_classes} classes (0 ignores labels)")
@@ -124,5 +128,5 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
             raise ValueError(f"config.objective.time.high = {objective.time.high}: expected more than time.low = {objective.time.low}")
         schedule = Schedule(objective.time.high, objective.time.low)
     elif objective.loss != "regression":
-        raise ValueError(f"config.objective.loss = '{objective.loss}': expected regression or variational")
+        raise ValueError(f"config.objective.loss = '{objective.loss}': expected regression, variational or autoencoder")
     return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule)

@@ -1,6 +1,7 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
-The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; for "variational" see `experiments.vdm`):
+The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; for "variational" see `experiments.vdm`, for "autoencoder"
+`experiments.autoencoder`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import vdm
+from experiments import autoencoder, vdm
 from experiments.augmentation import augment
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
@@ -81,11 +82,13 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 
 
 def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
-    """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bound`), [B], in float32.
+    """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bound`) and of "autoencoder" its own, [B].
 
     batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
     """
+    if objective.loss == "autoencoder":
+        return autoencoder.loss(network, params, dataset, objective, key, batch)
     if objective.time.name not in TIME_SAMPLERS:
         raise ValueError(f"config.objective.time.name = '{objective.time.name}': expected one of {', '.join(TIME_SAMPLERS)}")
     data_key, noise_key, dropout_key, offset_key = jax.random.split(key, 4)

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from experiments import adapters, cli, data, network, parallel, state
 from experiments import weights as files
+from experiments.autoencoder import Autoencoder
 from experiments.checkpoints import Checkpoints
-from experiments.data import Dataset
+from experiments.data import Dataset, Latents
 from experiments.network import Network
 from samplers import classifier_free
 from sde_lib import Denoiser
@@ -30,7 +31,7 @@ class Run:
     workdir: Path
     config: ConfigDict
     dataset: Dataset
-    network: Network
+    network: Network | Autoencoder
     params: dict
     weights: str
     step: int
@@ -52,6 +53,12 @@ class Run:
                 f"--guidance={guidance}: this model was trained with objective.label_dropout = 0, it has seen no example without its label"
             )
         return classifier_free(den, self.network.none, guidance)
+
+    def reference(self) -> Dataset:
+        """What samples are judged against: the data set, or of latents the images that they were made from. Raises what `data.load` raises."""
+        if not isinstance(self.dataset, Latents):
+            return self.dataset
+        return data.load(ConfigDict(self.dataset.about["images"]["config"]))
 
     @property
     def conditional(self) -> bool:
@@ -100,20 +107,25 @@ def define_flags() -> None:
 
 
 def from_flags() -> Run:
-    """The run that the flags choose, with its --lora. Raises what `load_run` and `adapters.merged` raise."""
+    """The run that the flags choose, with its --lora. Raises what `load_run` and `adapters.merged` raise, and ValueError for an autoencoder."""
     f = flags.FLAGS
     if f.workdir is None:
         raise ValueError("--workdir is missing: expected a run made by `python -m experiments.train`")
     parallel.check_batch(f.batch, "--batch")
     run = load_run(f.workdir, f.checkpoint, f.weights)
+    if isinstance(run.network, Autoencoder):
+        raise ValueError(f"--workdir={f.workdir} is an autoencoder: encode data with experiments.autoencode, and pass a run that is trained on them")
     return replace(run, params=functools.reduce(adapters.merged, f.lora, run.params), lora=tuple(f.lora))
 
 
-def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema") -> Run:
-    """Load a run, or an export of one. Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit."""
+def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema", dataset: Dataset | None = None) -> Run:
+    """Load a run, or an export of one. dataset: of its kind, in the place of its own. Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit."""
     config = cli.load_config(workdir)
     exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
-    dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
+    if dataset is None:
+        dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
+    if isinstance(dataset, Latents):
+        dataset = replace(dataset, decoder=decoder(dataset))
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     folder = Path(workdir) / "checkpoints"
     if exported:
@@ -130,6 +142,27 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema")
     adapter, base = (trained, load_run(Path(workdir) / BASE).params) if config.lora.rank else (None, None)
     params = parallel.replicate(state.whole(config, trained, base))
     return Run(Path(workdir), config, dataset, net, params, weights, int(restored.step), adapter)
+
+
+DECODED = 16  # latents at once on a device
+
+
+def decoder(latents: Latents) -> Callable:
+    """The function from latents [n, h, w, c] to images [n, H, W, C] in (-1, 1) of the autoencoder that they are of.
+
+    Raises FileNotFoundError if it is not there any more, ValueError if it is another.
+    """
+    about = latents.about
+    place = f"the latents' autoencoder, {about['autoencoder']} ({about['weights']} weights of step {about['step']})"
+    try:
+        run = load_run(about["autoencoder"], about["step"], about["weights"], latents.images)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{place}, is missing ({error}): put it back, or its new place into latents.json") from None
+    if files.digest(run.params) != about["sha256"]:
+        raise ValueError(f"{place}, is another than they were encoded with (its SHA-256 differs): put that back, or encode and train again")
+    decode = jax.jit(run.network.decode)
+    one_batch = lambda keys, z: decode(run.params, z)
+    return lambda z: gather(in_batches(one_batch, len(z), DECODED * jax.device_count(), jax.random.key(0), z))
 
 
 def in_batches(fn: Callable, n: int, batch: int, key, *arrays, start: int = 0) -> Iterator:

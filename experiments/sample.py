@@ -195,7 +195,7 @@ def about(run: runs.Run, n: int, nfe: float, seed: int, options: dict) -> dict:
 
 def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: float = 1.0, **options) -> list:
     """The picture of samples and, for a table solver, of trajectories; returns the files."""
-    folder, data = run.workdir / "samples", run.dataset
+    folder, data = run.workdir / "samples", run.dataset.images
     files = []
     is_image, is_plane = data.is_image, data.shape == (2,)
     if is_image:
@@ -205,13 +205,13 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: 
     if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
         rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
         den = run.denoiser(run.labels(len(rows)), guidance)
-        path = sampler(run.network.sde, data.shape, run.workdir, path=True, **options)(den, rows)[2]
+        path = sampler(run.network.sde, run.dataset.shape, run.workdir, path=True, **options)(den, rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))  # noise of any scale within the range shown
-            files.append(plots.trajectory(plots.to_uint8(data.from_x(path), data.levels), folder / f"{name}_trajectory.png"))
+            files.append(plots.trajectory(plots.to_uint8(run.dataset.from_x(path), data.levels), folder / f"{name}_trajectory.png"))
         else:
-            files.append(plots.paths(data.from_x(path), folder / f"{name}_trajectory.png"))
+            files.append(plots.paths(run.dataset.from_x(path), folder / f"{name}_trajectory.png"))
     return files
 
 
@@ -226,7 +226,7 @@ def main():
     kept, clock = Kept(file.with_suffix("")), time.perf_counter()
     values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, stop=cli.StopSignal(), progress=print, **options)
     seconds = time.perf_counter() - clock
-    images = plots.to_uint8(values, run.dataset.levels) if run.dataset.levels else values
+    images = plots.to_uint8(values, run.dataset.images.levels) if run.dataset.images.levels else values
     labels = run.labels(f.num, f.label)
     savez(file, arr_0=images, **({"arr_1": labels} if isinstance(labels, np.ndarray) else {}))
     said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import json
 import lzma
 import os
 import shutil
@@ -319,6 +320,35 @@ def npz(path: str) -> Source:
             raise ValueError(f"{path} has labels and embeddings: expected y, or tokens and pooled")
         return values, _embeddings(arrays, {split: len(v) for split, v in values.items()}, path), 0
     return values, {split: np.zeros(len(v), np.int32) if not classes else labels[split].astype(np.int32) for split, v in values.items()}, classes
+
+
+# --- latents --------------------------------------------------------------------------------------------------------------------------
+
+LATENTS = "latents.json"
+
+
+def latents(path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
+    """A folder that `experiments.autoencode` wrote, its arrays x.npy, y.npy, x_test.npy and y_test.npy mapped to memory: values [n, h, w, 2 c], mean
+    and standard deviation, labels, and what its latents.json says."""
+    instead = "expected a folder made by python -m experiments.autoencode"
+    if not (Path(path) / LATENTS).is_file():
+        raise FileNotFoundError(f"config.data.path = '{path}': {instead}")
+    try:
+        about = json.loads((Path(path) / LATENTS).read_text())
+        arrays = {n: np.load(Path(path) / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in ("x", "y", "x_test", "y_test")}
+        shape = tuple(about["shape"])
+        for split in ("", "_test"):
+            x, y = arrays["x" + split], arrays["y" + split]
+            wrong = (
+                x.dtype != np.float32 or x.shape[1:] != (*shape[:-1], 2 * shape[-1]) or y.dtype != np.int32 or y.shape != x.shape[:1] or not len(x)
+            )
+            if wrong:
+                raise ValueError(f"x{split} {x.shape} of {x.dtype} and y{split} {y.shape} of {y.dtype} for latents {shape}")
+        if not 0 < float(about["scale"]) < float("inf") or about["images"]["num_classes"] <= max(arrays["y"].max(), arrays["y_test"].max(), -1) > 0:
+            raise ValueError("a scale or number of classes that cannot be")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"config.data.path = '{path}' is damaged ({error}): {instead}") from None
+    return {"train": arrays["x"], "test": arrays["x_test"]}, {"train": np.asarray(arrays["y"]), "test": np.asarray(arrays["y_test"])}, about
 
 
 SOURCES = {

@@ -24,9 +24,15 @@ def file(folder: str | Path, weights: str) -> Path:
 def save(params, path: Path, metadata: dict[str, str] | None = None) -> str:
     """Write a tree of arrays, by names such as Conv_0/kernel, and metadata, at once; returns the SHA-256 of the file."""
     temporary = path.with_suffix(".tmp")
-    save_file({name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}, temporary, metadata)
+    save_file({name: np.ascontiguousarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}, temporary, metadata)
     temporary.rename(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest(params) -> str:
+    """SHA-256 of a tree of arrays, the same in a run and in its export."""
+    arrays = sorted(flatten_dict(params, sep="/").items())
+    return hashlib.sha256(b"".join(name.encode() + np.asarray(leaf).tobytes() for name, leaf in arrays)).hexdigest()
 
 
 def _said(folder: str | Path, part):
@@ -37,21 +43,12 @@ def _said(folder: str | Path, part):
         raise ValueError(f"{Path(folder) / SAID} is missing or damaged: export again") from None
 
 
-FACTS = ("shape", "shift", "scale", "levels", "num_classes")  # of a data set, without which samples are no images
-
-
 def dataset(folder: str | Path, config: ConfigDict) -> data.Dataset:
     """The data that an export was trained on; where their files are not at hand, an empty set of the same kind, by which one can still sample."""
     try:
         return data.load(config)
     except FileNotFoundError:
-        shape, shift, scale, levels, num_classes = _said(folder, lambda said: [said["dataset"][name] for name in FACTS])
-        embeddings = _said(folder, lambda said: said["dataset"].get("embeddings"))
-    none = np.zeros((0, *shape), np.uint8 if levels else np.float32)
-    labels = np.zeros(0, np.int32)
-    if embeddings:
-        labels = np.zeros((0, *embeddings[:2])), np.zeros((0, embeddings[2]))
-    return data.Dataset(config.name, {"train": none, "test": none}, {"train": labels, "test": labels}, shift, scale, levels, num_classes)
+        return _said(folder, lambda said: data.empty(config.name, said["dataset"]))
 
 
 def read(folder: str | Path, weights: str, like) -> tuple[dict, int]:

@@ -1,5 +1,7 @@
-"""Networks only, in flax linen: functions of (x, t) with parameters. They know no SDE; `t` is whatever time they are told, about 0 to 1."""
+"""Networks only, in flax linen: functions of (x, t) with parameters, which `__all__` names, and the autoencoder. They know no SDE; `t` is whatever
+time they are told, about 0 to 1."""
 
+from models.autoencoder import KLAutoencoder as KLAutoencoder
 from models.dit import DiT, MMDiT
 from models.mlp import MLP, ResidualMLP
 from models.unet import UNet

@@ -79,8 +79,8 @@ class Layers(nn.Module):
 
 
 class ResBlock(Layers):
-    """norm, SiLU, conv; norm, shift (and scale) by the condition, SiLU, dropout, conv (zero at the start); plus a skip, where the number of channels
-    changes by a 1x1 conv. resize: of both ways, before their first conv; project: a 1x1 conv in a resized skip too."""
+    """norm, SiLU, conv; norm, shift (and scale) by the condition if any, SiLU, dropout, conv (zero at the start); plus a skip, where the number of
+    channels changes by a 1x1 conv. resize: of both ways, before their first conv; project: a 1x1 conv in a resized skip too."""
 
     channels: int = 32
     dropout: float = 0.0
@@ -91,10 +91,12 @@ class ResBlock(Layers):
     kernel: tuple[float, ...] = (1.0, 1.0)
 
     @nn.compact
-    def __call__(self, x, condition, example=None):
+    def __call__(self, x, condition=None, example=None):
         change = {"": lambda x: x, "up": lambda x: upsample(x, self.kernel), "down": lambda x: downsample(x, self.kernel)}[self.resize]
         h = self.conv(self.channels)(change(nn.silu(self.norm(x))))
-        if self.modulate == "scale_shift":
+        if condition is None:
+            h = nn.silu(self.norm(h))
+        elif self.modulate == "scale_shift":
             scale, shift = jnp.split(self.dense(2 * self.channels)(condition)[:, None, None], 2, -1)
             h = nn.silu(self.norm(h) * (1 + scale) + shift)
         else:

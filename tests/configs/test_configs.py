@@ -22,6 +22,9 @@ VARIANTS = {
     "flow_matching": ("lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified"),
     "score_flow": tuple(f"{data}{rest}" for data in ("cifar10", "imagenet32") for rest in ("", "_deep", "_subvp", "_subvp_deep"))[1:],
     "sit": ("l", "b", "s", "fashion"),
+    "dit": ("l", "b", "s"),
+    "autoencoder": ("f8",),
+    "fashion": ("latents",),
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
@@ -38,12 +41,15 @@ PARAMETERS |= {"flow_matching:lipman_imagenet32": 209_976_323, "flow_matching:li
 PARAMETERS |= {f"score_flow{name}": 61_804_419 for name in ("", ":cifar10_subvp", ":imagenet32", ":imagenet32_subvp")}
 PARAMETERS |= {f"score_flow:{name}_deep": 106_632_579 for name in ("cifar10", "cifar10_subvp", "imagenet32", "imagenet32_subvp")}
 PARAMETERS |= {"vdm:cifar10": 35_119_110, "vdm:imagenet32": 140_260_358, "vdm:imagenet64": 272_536_582, "mmdit": 2_268_036}
-SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "npz": ((32, 32, 4), 1000)}
+PARAMETERS |= {f"dit{size}": PARAMETERS[f"sit{size}"] for size in ("", ":l", ":b", ":s")}
+PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_275_012}
+SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
 
 
-def shape_of(config):
-    """Of an example of data that are large, or not at hand, and the number of classes; None of others."""
-    return ((config.size, config.size, 3), 1000) if config.name == "folder" else SHAPES.get(config.name)
+def shape_of(name):
+    """Of an example of a config whose data are large, or not at hand, and the number of classes; None of others."""
+    config = get_config(name).data
+    return ((config.size, config.size, 3), 1000) if config.name == "folder" else SHAPES.get(name, SHAPES.get(config.name))
 
 
 def get_config(name):
@@ -59,7 +65,7 @@ def get_config(name):
 def test_config(name, tmp_path, monkeypatch):
     """Its size as published; a shrunken copy takes two real steps, is saved, and comes back as a Denoiser that gives numbers."""
     config = get_config(name)
-    use_small_data(monkeypatch, config.data)
+    use_small_data(monkeypatch, config.data.name, shape_of(name))
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes)
     full = jax.eval_shape(lambda: state.init(config, net, dataset.shape))
@@ -75,6 +81,9 @@ def test_config(name, tmp_path, monkeypatch):
     run = runs.load_run(tmp_path, weights="raw")
     jax.tree.map(np.testing.assert_array_equal, run.params, trained.params)
     x = run.dataset.to_x(jax.random.split(jax.random.key(0), 2), run.dataset.values["test"][:2])
+    if config.objective.loss == "autoencoder":
+        assert np.all(np.isfinite(run.network.decode(run.params, run.network.encode(run.params, x)[..., :4])))
+        return
     label = jnp.arange(2) if run.conditional else None
     assert np.all(np.isfinite(run.denoiser(label).data(x, 0.5)))
 
@@ -100,26 +109,24 @@ assert "all_reduce" in text and '"devices"=8' in text, text[:500]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [n for n in NAMES if n.partition(":")[0] in ("score_sde", "edm", "flow_matching", "sit", "score_flow", "vdm") and shape_of(get_config(n).data)],
-)
+@pytest.mark.parametrize("name", [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and n != "fashion:latents"])
 def test_step_lowers_on_eight_devices(name):
     """The full-scale training step, at its own batch, over eight simulated devices with one all-reduce."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(FOLDER.parent)}
-    shape = shape_of(get_config(name).data)
+    shape = shape_of(name)
     subprocess.run([sys.executable, "-c", LOWER, name, repr(shape)], env=environment, check=True, timeout=600)
 
 
-def use_small_data(monkeypatch, config):
-    """16 examples of the shape of data that are large, or not at hand."""
-    name = config.name
-    if shape_of(config) is None:
+def use_small_data(monkeypatch, name, kind):
+    """16 examples of the shape and classes of data that are large, or not at hand."""
+    if kind is None:
         return
-    shape, classes = shape_of(config)
+    shape, classes = kind
     rng, labels = np.random.default_rng(0), np.zeros(16, np.int32)
-    latents = name == "npz"
-    values = rng.normal(size=(16, *shape)).astype(np.float32) if latents else rng.integers(0, 256, (16, *shape)).astype(np.uint8)
-    scaling = (0.0, 1.0, 0) if latents else (128.0, 128.0, 256)
-    small = data.Dataset(name, {"train": values, "test": values}, {"train": labels, "test": labels}, *scaling, classes)
+    values = rng.integers(0, 256, (16, *shape)).astype(np.uint8)
+    small = data.Dataset(name, {"train": values, "test": values}, {"train": labels, "test": labels}, 128.0, 128.0, 256, classes)
+    if name == "latents":
+        moments = np.abs(rng.normal(size=(16, *shape[:-1], 2 * shape[-1]))).astype(np.float32)
+        small = data.Latents(name, {"train": moments, "test": moments}, small.labels, 0.0, 1.0, 0, classes)
+        monkeypatch.setattr(runs, "decoder", lambda latents: None)
     monkeypatch.setitem(data.LOADERS, name, lambda path, size: small)

@@ -28,6 +28,7 @@ def readme_commands():
 SHORT = {
     "experiments.train": ["--config.training.steps=2", "--config.training.batch=8"],
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
+    "experiments.autoencode": ["--limit=16", "--batch=8"],
     "experiments.data": [],
     "experiments.records": [],
     "experiments.export": [],
@@ -43,8 +44,9 @@ SHORT = {
 
 
 def measures(command):
-    """Whether a command is left to the slow run: tables, benchmarks, and the other ways to train for likelihood."""
-    return any(part in command for part in ("experiments.tables", "benchmarks", "runs/vdm", "runs/scoreflow", "dequantization"))
+    """Whether a command is left to the slow run: tables, benchmarks, latents, and the other ways to train for likelihood."""
+    slow = ("experiments.tables", "benchmarks", "runs/vdm", "runs/scoreflow", "dequantization", "runs/autoencoder", "runs/latent")
+    return any(part in command for part in slow)
 
 
 def test_readme_commands_work_as_printed(tmp_path):
@@ -96,6 +98,7 @@ def execute(commands, tmp_path):
         ("experiments.train --config=configs/vdm.py:tiny --workdir={0}", "configs/vdm.py:tiny: expected paper, small or digits"),
         ("experiments.tables --table=nothing", "expected one of"),
         ("experiments.data --path=/nowhere", "config.data.path = '/nowhere': expected a folder of images"),
+        ("experiments.from_diffusers --file={0}/nothing --out={0}/out", "nothing: no such file"),
         ("experiments.train --config=configs/edm.py:cifar --workdir={0}", "configs/edm.py:cifar: expected cifar10, cifar10_uncond"),
     ],
 )  # fmt: skip

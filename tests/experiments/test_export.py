@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from experiments import export, runs, weights
+from experiments import data, export, runs, weights
 from experiments.train import train
 
 
@@ -38,7 +38,7 @@ def test_latents_from_a_file_to_samples_elsewhere(tmp_path):
     assert sampled.returncode == 0, sampled.stderr
     assert np.load(tmp_path / "out" / "samples" / "dpm_solver_pp_2.npz")["arr_0"].shape == (5, 4, 4, 4)
     found = runs.load_run(tmp_path / "out").dataset
-    assert all(getattr(found, name) == getattr(expected, name) for name in weights.FACTS)
+    assert all(getattr(found, name) == getattr(expected, name) for name in data.FACTS)
 
 
 def test_an_export_is_a_run(tmp_path):

@@ -194,3 +194,40 @@ def test_mmdit(normalise):
     with torch.no_grad():
         expected = run().permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(net.apply(params, IMAGES, TIMES, label), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def kl_autoencoders():
+    """Ours and diffusers' of the same kind; widths of which each group of a GroupNorm has the same number of channels in both."""
+    model = diffusers.AutoencoderKL(
+        block_out_channels=(128, 256), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=3,
+        layers_per_block=2, norm_num_groups=32,
+    )  # fmt: skip
+    return models.KLAutoencoder(channels=128, multipliers=(1, 2), latent_channels=3), randomised(model)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_kl_autoencoder(old, tmp_path):
+    """A file of diffusers' weights, as it is today and as it was in 2022, is a run of ours that encodes and decodes as theirs."""
+    import safetensors.torch
+
+    from experiments import from_diffusers, runs
+
+    net, model = kl_autoencoders()
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"} if old else {}
+    arrays = {}
+    for name, array in model.state_dict().items():
+        for new, former in names.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{former}.")
+        arrays[name] = array[..., None, None] if old and "attentions" in name and array.ndim == 2 else array
+    safetensors.torch.save_file({name: array.contiguous() for name, array in arrays.items()}, tmp_path / "vae.safetensors")
+    from_diffusers.write(tmp_path / "vae.safetensors", tmp_path / "out")
+    run = runs.load_run(tmp_path / "out")
+    assert run.network.module == net
+    with torch.no_grad():
+        posterior = model.encode(as_torch(IMAGES)).latent_dist
+        decoded = model.decode(posterior.mean).sample.permute(0, 2, 3, 1).numpy()
+    mean, std = np.split(run.network.encode(run.params, IMAGES), 2, -1)
+    for ours, theirs in ((mean, posterior.mean), (std, posterior.std)):
+        theirs = theirs.permute(0, 2, 3, 1).numpy()
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    np.testing.assert_allclose(run.network.decode(run.params, mean), decoded, atol=1e-4 * np.abs(decoded).max())

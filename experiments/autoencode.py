@@ -1,0 +1,112 @@
+"""Encode a data set once, to train in its latents: python -m experiments.autoencode --workdir=runs/autoencoder --out=runs/latents
+
+Encodes the autoencoder's own data, or those of --config, and writes a folder for --config.data.name=latents --config.data.path=FOLDER: x.npy and
+x_test.npy, mean and standard deviation of each image's latents, [n, h, w, 2 c] float32, so that training draws them anew each time; y.npy and
+y_test.npy, labels; latents.json, with the place and SHA-256 of the autoencoder, by which samples are decoded, and the scale, by which latents are
+divided. Also reconstructions.png, test images beside their reconstructions. Written batch by batch, and renamed once it is complete.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import cli, data, parallel, plots, runs, sources
+from experiments import weights as files
+from experiments.autoencoder import Autoencoder
+
+
+def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip: bool = False, scale: float = 0.0, limit: int = 0) -> dict:
+    """Write the latents of the data set of `config` to the folder `out`; returns what latents.json says.
+
+    limit: of the examples of a split, 0 for all. flip: mirrored training images too, as examples of their own. scale: what latents are divided by (1/0.18215 is Stable Diffusion's); 0: the
+    standard deviation of those of the training images. Raises ValueError for data that are no images, FileExistsError if `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"--out={out} exists: name another folder, or remove it")
+    if not 0 <= scale < np.inf or limit < 0:
+        raise ValueError(f"--scale={scale} --limit={limit}: expected above 0, or 0 to measure the one and encode all")
+    dataset = data.load(config)
+    if not dataset.levels:
+        raise ValueError(f"--config has the data {dataset.name}, which are no images of discrete levels")
+    fn = jax.jit(lambda params, values: run.network.encode(params, dataset.middles(values)))
+    one_batch = lambda mirror: lambda keys, values: fn(run.params, values[:, :, ::-1] if mirror else values)
+    shape = jax.eval_shape(fn, run.params, dataset.values["train"][:1]).shape[1:]
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an interrupted command
+    temporary.mkdir(parents=True)
+    count, first, second = 0, 0.0, 0.0  # and the sums of z and z^2 over the posteriors of the training images
+    for split, end in (("train", ""), ("test", "_test")):
+        values, labels = (of[split][: limit or None] for of in (dataset.values, dataset.labels))
+        copies = 2 if flip and split == "train" else 1
+        x = np.lib.format.open_memmap(temporary / f"x{end}.npy", "w+", np.float32, (copies * len(values), *shape))
+        row = 0
+        for mirror in (False, True)[:copies]:
+            for part in runs.in_batches(one_batch(mirror), len(values), batch, jax.random.key(0), values):
+                x[row : row + len(part)] = part
+                row += len(part)
+                if split == "train":
+                    mean, std = np.split(part.astype(np.float64), 2, -1)
+                    count, first, second = count + mean.size, first + mean.sum(), second + (mean**2 + std**2).sum()
+                print(f"\r{split}: {row}/{len(x)}", end="", flush=True)
+        print()
+        x.flush()
+        np.save(temporary / f"y{end}.npy", np.tile(labels, copies).astype(np.int32))
+    about = {
+        "autoencoder": str(run.workdir.resolve()),
+        "weights": run.weights,
+        "step": run.step,
+        "sha256": files.digest(run.params),
+        "shape": [*shape[:-1], shape[-1] // 2],
+        "scale": scale or float(np.sqrt(second / count - (first / count) ** 2)),
+        "images": {"name": dataset.name, "config": json.loads(config.to_json()), **dataset.facts},
+    }
+    if not (np.isfinite(first + second) and about["scale"] > 0):
+        shutil.rmtree(temporary)
+        raise ValueError(f"the latents are not finite, or all the same: is {run.workdir} trained?")
+    (temporary / sources.LATENTS).write_text(json.dumps(about, indent=1))
+    temporary.rename(out)
+    return about
+
+
+def reconstruct(latents: data.Latents, truth: np.ndarray) -> tuple[np.ndarray, float]:
+    """The first test images, as many as `truth` [n, H, W, C] has, as their mean latents decode to, and their peak signal-to-noise ratio to it in
+    decibels, of the mean squared error over all."""
+    mean = np.split(latents.values["test"][: len(truth)], 2, -1)[0]
+    values = latents.from_x(mean / latents.scale)
+    error = np.mean((values.astype(np.float64) - truth) ** 2)
+    return values, float(10 * np.log10((latents.images.levels - 1) ** 2 / error))
+
+
+def main():
+    f = flags.FLAGS
+    parallel.check_batch(f.batch, "--batch")
+    run = runs.load_run(f.workdir, f.checkpoint, f.weights)
+    if not isinstance(run.network, Autoencoder):
+        raise ValueError(f"--workdir={f.workdir} is no autoencoder: expected a run of configs/autoencoder.py, or of experiments.from_diffusers")
+    config = f.config.data if f.config else run.config.data
+    about = encode(run, config, f.out, f.batch, f.flip, f.scale, f.limit)
+    latents = data.load(ConfigDict({"name": "latents", "path": f.out}))
+    truth = data.load(config).values["test"][: min(1000, len(latents.values["test"]))]
+    values, psnr = reconstruct(replace(latents, decoder=runs.decoder(latents)), truth)
+    levels, few = latents.images.levels, min(64, len(truth))
+    figure = plots.side_by_side(*(plots.to_uint8(v[:few], levels) for v in (values, truth)), Path(f.out) / "reconstructions.png")
+    print(f"latents {latents.shape} of {len(latents.values['train'])} training and {len(latents.values['test'])} test images, divided by ", end="")
+    print(f"{about['scale']:.4f}; reconstruction of {len(truth)} test images: PSNR {psnr:.2f} dB")
+    print(f"wrote {f.out}, {figure}")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Experiment whose data are encoded; the autoencoder's own by default.")
+    runs.define_flags()
+    flags.DEFINE_string("out", None, "Folder of the latents.", required=True)
+    flags.DEFINE_bool("flip", False, "Encode mirrored training images too.")
+    flags.DEFINE_float("scale", 0.0, "What latents are divided by; 0 measures their standard deviation. Published models of ImageNet: 5.4899.")
+    flags.DEFINE_integer("limit", 0, "At most so many examples a split; 0 for all.")
+    cli.run(main)
