@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from experiments import cli, data, network, parallel, state
 from experiments import weights as files
-from experiments.checkpoints import Checkpoints
 from experiments.autoencoder import Autoencoder
+from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, Latents
 from experiments.network import Network
 from samplers import classifier_free
@@ -89,7 +89,10 @@ def from_flags() -> Run:
 
 
 def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema", dataset: Dataset | None = None) -> Run:
-    """Load a run, or an export of one. dataset: of its kind, in the place of its own. Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit."""
+    """Load a run, or an export of one. dataset: of its kind, in the place of its own.
+
+    Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit.
+    """
     config = cli.load_config(workdir)
     exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
     if dataset is None:
