@@ -24,8 +24,9 @@ from experiments.autoencoder import Autoencoder
 def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip: bool = False, scale: float = 0.0, limit: int = 0) -> dict:
     """Write the latents of the data set of `config` to the folder `out`; returns what latents.json says.
 
-    limit: of the examples of a split, 0 for all. flip: mirrored training images too, as examples of their own. scale: what latents are divided by (1/0.18215 is Stable Diffusion's); 0: the
-    standard deviation of those of the training images. Raises ValueError for data that are no images, FileExistsError if `out` exists.
+    flip: mirrored training images too, as examples of their own. scale: what latents are divided by (1/0.18215 is Stable Diffusion's); 0: the
+    standard deviation of those of the training images. limit: of the examples of a split, 0 for all. Raises ValueError for data that are no images,
+    FileExistsError if `out` exists.
     """
     out = Path(out)
     if out.exists():

@@ -18,6 +18,8 @@ from configs import autoencoder
 from experiments import cli, network, state
 from experiments import weights as files
 
+RESNET = {"GroupNorm_0": "norm1", "Conv_0": "conv1", "GroupNorm_1": "norm2", "Conv_1": "conv2", "Conv_2": "conv_shortcut"}
+
 
 def pairs(levels: int, blocks: int) -> list[tuple[str, str]]:
     """Our modules, by paths such as encoder/ResBlock_0/Conv_1, and theirs, such as encoder.down_blocks.0.resnets.0.conv2. Where theirs is missing
@@ -30,9 +32,7 @@ def pairs(levels: int, blocks: int) -> list[tuple[str, str]]:
         middle = ["mid_block.resnets.0", "mid_block.resnets.1"]
         add(next(convs), "conv_in")
         for i, name in enumerate([*resnets, *middle] if half == "encoder" else [*middle, *resnets]):
-            for ours, part in zip(
-                ("GroupNorm_0", "Conv_0", "GroupNorm_1", "Conv_1", "Conv_2"), ("norm1", "conv1", "norm2", "conv2", "conv_shortcut")
-            ):
+            for ours, part in RESNET.items():
                 add(f"ResBlock_{i}/{ours}", f"{name}.{part}")
         for level in range(levels - 1):
             add(next(convs), f"{theirs}.{level}.{'down' if half == 'encoder' else 'up'}samplers.0.conv")

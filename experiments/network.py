@@ -93,8 +93,8 @@ class Network:
 
 
 def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network | autoencoder.Autoencoder:
-    """The network of `config.sde`, `config.model` and `config.objective`, for data of `num_classes`, or of `embeddings` (L, E, P); or the autoencoder,
-    which has no path.
+    """The network of `config.sde`, `config.model` and `config.objective`, for data of `num_classes`, or of `embeddings` (L, E, P); or the
+    autoencoder, which has no path.
 
     Raises ValueError for unknown names and options.
     """

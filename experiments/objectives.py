@@ -1,7 +1,7 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
-The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; for "variational" see `experiments.vdm`, for "autoencoder"
-`experiments.autoencoder`):
+The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; for "variational" see `experiments.vdm`, for
+"autoencoder", which has no plane, `experiments.autoencoder`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 

@@ -119,7 +119,10 @@ def from_flags() -> Run:
 
 
 def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema", dataset: Dataset | None = None) -> Run:
-    """Load a run, or an export of one. dataset: of its kind, in the place of its own. Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit."""
+    """Load a run, or an export of one. dataset: of its kind, in the place of its own.
+
+    Raises FileNotFoundError if there is no run or checkpoint, ValueError if it is corrupt or does not fit.
+    """
     config = cli.load_config(workdir)
     exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
     if dataset is None:

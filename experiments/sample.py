@@ -208,7 +208,8 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: 
         path = sampler(run.network.sde, run.dataset.shape, run.workdir, path=True, **options)(den, rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
-            path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))  # noise of any scale within the range shown
+            if data is run.dataset:  # pixels, not latents: noise of any scale within the range shown
+                path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))
             files.append(plots.trajectory(plots.to_uint8(run.dataset.from_x(path), data.levels), folder / f"{name}_trajectory.png"))
         else:
             files.append(plots.paths(run.dataset.from_x(path), folder / f"{name}_trajectory.png"))

@@ -339,13 +339,13 @@ def latents(path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], di
         shape = tuple(about["shape"])
         for split in ("", "_test"):
             x, y = arrays["x" + split], arrays["y" + split]
-            wrong = (
-                x.dtype != np.float32 or x.shape[1:] != (*shape[:-1], 2 * shape[-1]) or y.dtype != np.int32 or y.shape != x.shape[:1] or not len(x)
-            )
-            if wrong:
+            expected = (np.float32, (len(y), *shape[:-1], 2 * shape[-1]), np.int32, (len(y),))
+            if (x.dtype, x.shape, y.dtype, y.shape) != expected or not len(y):
                 raise ValueError(f"x{split} {x.shape} of {x.dtype} and y{split} {y.shape} of {y.dtype} for latents {shape}")
-        if not 0 < float(about["scale"]) < float("inf") or about["images"]["num_classes"] <= max(arrays["y"].max(), arrays["y_test"].max(), -1) > 0:
-            raise ValueError("a scale or number of classes that cannot be")
+            if y.min() < 0 or y.max() > max(about["images"]["num_classes"] - 1, 0):
+                raise ValueError(f"y{split} with labels {y.min()} to {y.max()} of {about['images']['num_classes']} classes")
+        if not 0 < float(about["scale"]) < float("inf"):
+            raise ValueError(f"the scale {about['scale']}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"config.data.path = '{path}' is damaged ({error}): {instead}") from None
     return {"train": arrays["x"], "test": arrays["x_test"]}, {"train": np.asarray(arrays["y"]), "test": np.asarray(arrays["y_test"])}, about

@@ -95,7 +95,7 @@ def execute(commands, tmp_path):
         ("experiments.evaluate --samples={0}/none.npz --config=configs/digits.py", "none.npz cannot be read"),
         ("experiments.inception --weights={0}/none.pth", "none.pth: no such file"),
         ("experiments.statistics --name=digits", "--inception_weights is missing"),
-        ("experiments.train --config=configs/vdm.py:tiny --workdir={0}", "configs/vdm.py:tiny: expected paper, small or digits"),
+        ("experiments.train --config=configs/vdm.py:tiny --workdir={0}", "configs/vdm.py:tiny: expected paper, cifar10"),
         ("experiments.tables --table=nothing", "expected one of"),
         ("experiments.data --path=/nowhere", "config.data.path = '/nowhere': expected a folder of images"),
         ("experiments.from_diffusers --file={0}/nothing --out={0}/out", "nothing: no such file"),
