@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import log_softmax
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier
 
@@ -111,7 +112,7 @@ def prdc(samples: Points, data: Points, k: int = 5) -> PRDC:
     count, recalled, covered = np.empty(len(samples)), np.zeros(len(data), bool), np.zeros(len(data), bool)
     for start in range(0, len(samples), 1000):  # distances of 50k to 50k do not fit in memory
         part = slice(start, start + 1000)
-        distance = cdist(samples[part], data)
+        distance = euclidean_distances(samples[part], data)  # a product of matrices: ten times as fast as `cdist` in 2048 dimensions
         inside = distance <= radius_data
         count[part] = inside.sum(1)
         covered |= inside.any(0)

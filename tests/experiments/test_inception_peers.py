@@ -116,7 +116,7 @@ def test_distances():
     assert metrics.kid(a, b, subsets=2)[0] == pytest.approx(kid["kernel_inception_distance_mean"], rel=1e-6)
     score = torch_fidelity.metric_isc.isc_features_to_metric(tensors[2], splits=10, shuffle=False)
     assert metrics.inception_score(logits) == pytest.approx((score["inception_score_mean"], score["inception_score_std"]), rel=1e-5)
-    shares = torch_fidelity.metric_prc.prc_features_to_metric(tensors[1], tensors[0], prc_neighborhood=3, prc_batch_size=100, **verbose)
+    shares = torch_fidelity.metric_prc.prc_features_to_metric(tensors[0], tensors[1], prc_neighborhood=3, prc_batch_size=100, **verbose)
     near = metrics.prdc(a, b, k=3)
     assert (near.precision, near.recall) == pytest.approx((shares["precision"], shares["recall"]), abs=1e-6)
 
