@@ -2,7 +2,7 @@
 adversarial term as well, which are not here (for theirs: experiments.from_diffusers).
 
 python -m experiments.train --config=configs/autoencoder.py:fashion --workdir=runs/autoencoder
-:fashion, Fashion-MNIST 28x28x1 to 7x7x4, 0.3 M parameters, minutes on two CPU cores. :f8, their kl-f8 (84 M parameters, 256x256x3 to 32x32x4, rate
+:fashion, Fashion-MNIST 28x28x1 to 7x7x4, 0.66 M parameters, six minutes on two CPU cores (PSNR 23.6 dB on test images). :f8, their kl-f8 (84 M parameters, 256x256x3 to 32x32x4, rate
 and batch of Stable Diffusion's, 4.5e-6 times 12 images on 8 GPUs) on a folder of images: --config.data.path=FOLDER. Not trained here.
 """
 

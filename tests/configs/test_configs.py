@@ -37,7 +37,7 @@ PARAMETERS |= {"edm": 55_738_371, "edm:cifar10_uncond": 55_732_739, "edm:cifar10
 PARAMETERS |= {"edm:imagenet64": 295_900_035, "flow_matching": 35_746_307, "flow_matching:lipman": 153_094_915}
 PARAMETERS |= {"sit": 674_816_272, "sit:l": 457_824_272, "sit:b": 130_303_504, "sit:s": 32_858_896, "sit:fashion": 1_275_408}
 PARAMETERS |= {f"dit{size}": PARAMETERS[f"sit{size}"] for size in ("", ":l", ":b", ":s")}
-PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_275_012}
+PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_817_220}
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "folder": ((64, 64, 3), 1000), "latents": ((32, 32, 4), 1000)}
 SHAPES |= {"fashion:latents": ((7, 7, 4), 10)}  # of a config of its own
 
