@@ -42,7 +42,7 @@ PARAMETERS |= {f"score_flow{name}": 61_804_419 for name in ("", ":cifar10_subvp"
 PARAMETERS |= {f"score_flow:{name}_deep": 106_632_579 for name in ("cifar10", "cifar10_subvp", "imagenet32", "imagenet32_subvp")}
 PARAMETERS |= {"vdm:cifar10": 35_119_110, "vdm:imagenet32": 140_260_358, "vdm:imagenet64": 272_536_582, "mmdit": 2_268_036}
 PARAMETERS |= {f"dit{size}": PARAMETERS[f"sit{size}"] for size in ("", ":l", ":b", ":s")}
-PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_275_012}
+PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_817_220}
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
 
 
