@@ -231,11 +231,11 @@ LOADERS = {"digits": _digits, "latents": _latents} | {name: partial(_images, nam
 
 class Batches:
     """Training batches by number, as a random-access source for grain: {"value", "label", "position"}, position being the global
-    example index modulo 2^32 (after which noise repeats, with other data)."""
+    example index modulo 2^32 (after which noise repeats, with other data). Of `hosts` hosts, `host` has its share of each batch alone."""
 
-    def __init__(self, dataset: Dataset, batch: int, seed: int):
+    def __init__(self, dataset: Dataset, batch: int, seed: int, host: int = 0, hosts: int = 1):
         self.values, self.labels = dataset.values["train"], dataset.labels["train"]
-        self.batch, self.seed = batch, seed
+        self.batch, self.seed, self.host, self.own = batch, seed, host, batch // hosts
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -245,7 +245,7 @@ class Batches:
         return sys.maxsize // self.batch
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
-        position = np.arange(k * self.batch, (k + 1) * self.batch)
+        position = np.arange(self.own) + k * self.batch + self.host * self.own
         epoch, place = np.divmod(position, len(self.values))
         index = np.empty_like(place)
         for e in np.unique(epoch):
@@ -255,8 +255,8 @@ class Batches:
 
 
 def batches(dataset: Dataset, batch: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Batches `start`, `start` + 1, ... of the training stream, by grain."""
-    source = grain.MapDataset.source(Batches(dataset, batch, seed))[start:]
+    """Batches `start`, `start` + 1, ... of the training stream, by grain; of several hosts each reads the examples of its own devices alone."""
+    source = grain.MapDataset.source(Batches(dataset, batch, seed, jax.process_index(), jax.process_count()))[start:]
     # a batch of data in memory is a gather of some 30 microseconds: a prefetching thread would cost more than it hides
     threads = 0 if type(dataset.values["train"]) is np.ndarray else 8
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))

@@ -168,6 +168,8 @@ def generate(
     (see `cli.StopSignal`), raising cli.Stopped. Raises ValueError if the model has no such label.
     """
     labels = run.labels(n, label)
+    if options.get("threshold", "none") != "none" and not run.dataset.levels:
+        raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, **options)
     one_batch = lambda keys, labels: draw(run.denoiser(labels, guidance), keys)[:2]
 

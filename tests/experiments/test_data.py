@@ -52,7 +52,8 @@ def test_values_survive_the_round_trip():
 
 
 def test_stream_is_a_function_of_position():
-    """Starting anywhere gives the batches that come there; each epoch is a permutation, another one each time; grain gives the same."""
+    """Starting anywhere gives the batches that come there; each epoch is a permutation, another one each time; grain gives the same, and so do two
+    hosts together."""
     d = tiny(n=10)
     source = data.Batches(d, batch=4, seed=3)
     every = [source[k] for k in range(10)]
@@ -63,6 +64,10 @@ def test_stream_is_a_function_of_position():
         for name in batch:
             np.testing.assert_array_equal(batch[name], every[k][name])
     assert not np.array_equal(data.Batches(d, 4, seed=4)[0]["label"], every[0]["label"])
+    shares = [data.Batches(d, 4, 3, host, hosts=2) for host in range(2)]
+    for k, batch in enumerate(every):
+        for name, whole in batch.items():
+            np.testing.assert_array_equal(np.concatenate([share[k][name] for share in shares]), whole)
 
 
 def test_digits():
