@@ -22,18 +22,19 @@ def test_published_size():
 def test_shapes_and_draws():
     """Encoding and decoding are each other's shapes; without noise the mean is decoded; log-variances are clipped; a patch halves the latents."""
     net = models.KLAutoencoder(**SMALL)
-    params = net.init(jax.random.key(1), IMAGES)
-    mean, log_variance = net.apply(params, IMAGES, method="encode")
+    apply = jax.jit(net.apply, static_argnames="method")
+    params = jax.jit(net.init)(jax.random.key(1), IMAGES)
+    mean, log_variance = apply(params, IMAGES, method="encode")
     assert mean.shape == log_variance.shape == (2, 4, 6, 3)
-    image, same, _ = net.apply(params, IMAGES)
-    np.testing.assert_allclose(net.apply(params, mean, method="decode"), image, atol=1e-5)
+    image, same, _ = apply(params, IMAGES)
+    np.testing.assert_allclose(apply(params, mean, method="decode"), image, atol=1e-5)
     noise = jnp.ones_like(mean)
-    moved = net.apply(params, mean + jnp.exp(0.5 * log_variance), method="decode")
-    np.testing.assert_allclose(net.apply(params, IMAGES, noise)[0], moved, atol=1e-5)
+    moved = apply(params, mean + jnp.exp(0.5 * log_variance), method="decode")
+    np.testing.assert_allclose(apply(params, IMAGES, noise)[0], moved, atol=1e-5)
     assert image.shape == IMAGES.shape and jnp.abs(moved - image).max() > 1e-3
     bias = params["params"]["encoder"]["Conv_3"]["bias"]
     params["params"]["encoder"]["Conv_3"]["bias"] = jnp.full_like(bias, 100.0)
-    assert np.all(net.apply(params, IMAGES, method="encode")[1] == 20)
+    assert np.all(apply(params, IMAGES, method="encode")[1] == 20)
     patched = jax.eval_shape(lambda: models.KLAutoencoder(**SMALL, patch=2).init_with_output(jax.random.key(1), IMAGES))
     assert patched[0][0].shape == IMAGES.shape and patched[0][1].shape == (2, 2, 3, 3)
 
