@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 

@@ -13,8 +13,20 @@ from sde_lib import PLANE, SDE, GaussianMixture
 
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # the peers come with the extra `peers`, which `make slow` installs
+OPERATORS = (("", "align"), ("", "pool"), ("_", "align_backward"), ("_", "pool_backward"))  # of torchvision's roi_ and ps_roi_
 PEERS = {"diffusers": ["samplers/test_peers.py", "models/test_network_peers.py"], "pytorch_fid": ["experiments/test_inception_peers.py"]}
 collect_ignore = [file for package, files in PEERS.items() if not importlib.util.find_spec(package) for file in files]
+if not collect_ignore:
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:  # its compiled operators are for another PyTorch, and no peer uses them: their names are enough
+        library = torch.library.Library("torchvision", "DEF")
+        of_boxes = ("nms", "qnms", "deform_conv2d", "_deform_conv2d_backward", "qroi_align")
+        for operator in (*of_boxes, *(f"{under}{kind}_{end}" for kind in ("roi", "ps_roi") for under, end in OPERATORS)):
+            library.define(f"{operator}(Tensor a) -> Tensor")
+        import torchvision  # noqa: F401
 PATHS = [cls() for cls in SDE.__subclasses__()]
 
 

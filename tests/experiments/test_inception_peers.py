@@ -3,17 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
-try:
-    import torchvision
-except RuntimeError:  # its compiled operators, of which Inception has none, are for another PyTorch: their names are enough
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms", "roi_align", "_roi_align_backward", "ps_roi_align", "_ps_roi_align_backward", "roi_pool", "_roi_pool_backward"):
-        library.define(f"{operator}(Tensor a) -> Tensor")
-    for operator in ("ps_roi_pool", "_ps_roi_pool_backward", "qroi_align", "deform_conv2d", "_deform_conv2d_backward"):
-        library.define(f"{operator}(Tensor a) -> Tensor")
-    import torchvision
 import torch_fidelity
+import torchvision
 from pytorch_fid import fid_score
 from pytorch_fid import inception as pytorch_fid
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
