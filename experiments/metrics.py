@@ -2,6 +2,7 @@
 between two sets of real data of the same sizes. None needs a download; FID, IS and KID are these of the features of `experiments.inception`."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import log_softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier
@@ -166,7 +168,8 @@ def classifier(values: Points, labels: Int[np.ndarray, " n"]) -> Classifier:
     """Trained on values [n, d], for 300 epochs of few examples and ten of 60,000, always the same."""
     scale = float(np.abs(values).max())
     epochs = int(np.clip(600_000 // len(values), 10, 300))
-    model = MLPClassifier((128, 64), max_iter=epochs, random_state=0, early_stopping=False).fit(values / scale, labels)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # so many epochs and no more are meant
+        model = MLPClassifier((128, 64), max_iter=epochs, random_state=0, early_stopping=False).fit(values / scale, labels)
     return Classifier(scale, model.classes_, model.coefs_, model.intercepts_)
 
 
