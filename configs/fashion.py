@@ -2,6 +2,7 @@
 
 python -m experiments.train --config=configs/fashion.py --workdir=runs/fashion
 (the IDX files are found in --config.data.path, in the Debian package dataset-fashion-mnist, or downloaded)
+1.7 M parameters, forty minutes on two CPU cores (3.5 steps a second).
 :latents is a 2.8 M parameter residual MLP on the 7x7x4 latents of configs/autoencoder.py:fashion, six minutes on two CPU cores, on what
 experiments.autoencode has written: --config.data.path=LATENTS.
 """

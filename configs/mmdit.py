@@ -3,6 +3,7 @@
 python -m experiments.train --config=configs/mmdit.py --workdir=runs/mmdit
 Each class is four learned tokens, which attend to and are attended by the 16 patches of an 8 x 8 image; the label is hidden from a tenth of the
 examples, for guidance. As in the paper: the linear path, times logit-normal, queries and keys normalised by their root mean square.
+2.3 M parameters, seven minutes on two CPU cores (10 steps a second).
 """
 
 from configs import default

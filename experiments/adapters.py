@@ -1,7 +1,9 @@
 """Low-rank adapters (`models.lora`) in files: safetensors of names such as Conv_0/kernel/a, with rank, alpha, pattern and the SHA-256 of the base's
 weights as metadata. `experiments.export` writes them; --lora=FILE[:WEIGHT] merges them into a run's weights."""
 
+import hashlib
 import json
+import math
 from pathlib import Path
 
 from flax.traverse_util import unflatten_dict
@@ -34,14 +36,27 @@ def load(path: Path) -> tuple[PyTree, float]:
         raise ValueError(f"--lora={path} is no adapter ({type(error).__name__}: {error}): expected a {FILE} that experiments.export wrote") from None
 
 
-def merged(params: PyTree, flag: str) -> PyTree:
-    """params with the adapter of `flag`, FILE or FILE:WEIGHT (1 by default). Raises ValueError, by name, for an adapter that does not fit."""
+def parts(flag: str) -> tuple[Path, float]:
+    """File and weight of FILE or FILE:WEIGHT (1 by default). Raises ValueError for a weight that is not finite."""
     file, colon, number = flag.rpartition(":")
     try:
         file, weight = (file, float(number)) if colon else (flag, 1.0)
     except ValueError:
         file, weight = flag, 1.0  # a colon of the path
-    adapter, scale = load(Path(file))
+    if not math.isfinite(weight):
+        raise ValueError(f"--lora={flag}: expected a finite weight")
+    return Path(file), weight
+
+
+def digest(flag: str) -> str:
+    """The beginning of the SHA-256 of the file of `flag`."""
+    return hashlib.sha256(parts(flag)[0].read_bytes()).hexdigest()[:8]
+
+
+def merged(params: PyTree, flag: str) -> PyTree:
+    """params with the adapter of `flag` (see `parts`). Raises ValueError, by name, for an adapter that does not fit."""
+    file, weight = parts(flag)
+    adapter, scale = load(file)
     try:
         return lora.merge(params, adapter, weight * scale)
     except ValueError as error:

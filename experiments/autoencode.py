@@ -44,12 +44,13 @@ def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip:
     temporary.mkdir(parents=True)
     count, first, second = 0, 0.0, 0.0  # and the sums of z and z^2 over the posteriors of the training images
     for split, end in (("train", ""), ("test", "_test")):
-        values, labels = (of[split][: limit or None] for of in (dataset.values, dataset.labels))
+        values = dataset.values[split]  # which need not fit in memory
+        n = min(limit or len(values), len(values))
         copies = 2 if flip and split == "train" else 1
-        x = np.lib.format.open_memmap(temporary / f"x{end}.npy", "w+", np.float32, (copies * len(values), *shape))
+        x = np.lib.format.open_memmap(temporary / f"x{end}.npy", "w+", np.float32, (copies * n, *shape))
         row = 0
         for mirror in (False, True)[:copies]:
-            for part in runs.in_batches(one_batch(mirror), len(values), batch, jax.random.key(0), values):
+            for part in runs.in_batches(one_batch(mirror), n, batch, jax.random.key(0), values):
                 x[row : row + len(part)] = part
                 row += len(part)
                 if split == "train":
@@ -58,7 +59,7 @@ def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip:
                 print(f"\r{split}: {row}/{len(x)}", end="", flush=True)
         print()
         x.flush()
-        np.save(temporary / f"y{end}.npy", np.tile(labels, copies).astype(np.int32))
+        np.save(temporary / f"y{end}.npy", np.tile(dataset.labels[split][:n], copies).astype(np.int32))
     about = {
         "autoencoder": str(run.workdir.resolve()),
         "weights": run.weights,
@@ -88,6 +89,8 @@ def reconstruct(latents: data.Latents, truth: np.ndarray) -> tuple[np.ndarray, f
 def main():
     f = flags.FLAGS
     parallel.check_batch(f.batch, "--batch")
+    if f.workdir is None or f.lora:
+        raise ValueError(f"--workdir={f.workdir} --lora={f.lora}: expected the workdir of an autoencoder, and no adapters")
     run = runs.load_run(f.workdir, f.checkpoint, f.weights)
     if not isinstance(run.network, Autoencoder):
         raise ValueError(f"--workdir={f.workdir} is no autoencoder: expected a run of configs/autoencoder.py, or of experiments.from_diffusers")

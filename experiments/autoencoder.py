@@ -46,6 +46,8 @@ class Autoencoder:
 
 def from_config(config: ConfigDict) -> Autoencoder:
     """The autoencoder of `config.model`. Raises ValueError for unknown names and options."""
+    if config.data.augment:
+        raise ValueError(f"config.data.augment = {config.data.augment}: an autoencoder is not told of augmentations; expected 0")
     if config.objective.reconstruction not in ERRORS:
         raise ValueError(f"config.objective.reconstruction = '{config.objective.reconstruction}': expected {' or '.join(ERRORS)}")
     return Autoencoder(build(models, config.model, "model", ["KLAutoencoder"]))

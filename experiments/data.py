@@ -154,6 +154,11 @@ class Latents(Dataset):
         return values.reshape(*z.shape[:-3], *values.shape[1:])
 
 
+def reference(dataset: Dataset) -> Dataset:
+    """What samples are judged against: the data set, or of latents the images that they were made from. Raises what `load` raises."""
+    return load(ConfigDict(dataset.about["images"]["config"])) if isinstance(dataset, Latents) else dataset
+
+
 def empty(name: str, facts: dict) -> Dataset:
     """The data set of these `Dataset.facts` without its examples. Raises KeyError, TypeError or ValueError if they are none."""
     shape, shift, scale, levels, num_classes = (facts[fact] for fact in FACTS)
@@ -181,7 +186,7 @@ def load(config: ConfigDict) -> Dataset:
     if config.get("flip", False) and len(dataset.shape) != 3:
         raise ValueError(f"config.data.flip mirrors images: expected examples [H, W, C], {config.name} has {dataset.shape}")
     chance = config.get("augment", 0.0)
-    if not 0 <= chance <= 1 or (chance and len(dataset.shape) != 3):
+    if not 0 <= chance <= 1 or (chance and (len(dataset.shape) != 3 or isinstance(dataset, Latents))):
         raise ValueError(f"config.data.augment = {chance}: expected a probability, 0 to 1, and 0 but for images [H, W, C]")
     return replace(dataset, flip=config.get("flip", False), augment=chance)
 

@@ -175,6 +175,8 @@ def main():
     if not 0 < f.learning_rate < np.inf:
         raise ValueError(f"--learning_rate={f.learning_rate}: expected above 0")
     run = runs.from_flags()
+    if run.lora:
+        raise ValueError(f"--lora={run.lora[0]}: a flow is of the run's own weights; fit one of an export of the merged ones")
     path = save(run, fit(run, f.steps, f.train_batch, f.learning_rate, f.seed))
     print(f"wrote {path}, which experiments.likelihood --dequantization=variational uses")
 

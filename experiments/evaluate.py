@@ -24,6 +24,7 @@ from experiments import cli, data, inception, metrics, plots, runs, sources, sta
 from experiments import sample as sampling
 
 TRAINING = 60_000  # at most so many examples train the classifier
+LARGEST = 4096  # numbers of an example up to which raw values are compared
 IN_CLASSIFIER = ("FD-clf", "classifier confidence", "label agreement")  # figures whose reference they are
 
 
@@ -67,6 +68,8 @@ def from_file(path: str, dataset: data.Dataset | None) -> Samples:
         about |= said if said["sha256"] == about["sha256"] else {}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # of another program, which does not say
+    order = np.random.default_rng(0).permutation(len(values))  # a file may be in that of its classes
+    values, labels = values[order], None if labels is None else labels[order]
     images = values if discrete and len(shape) == 3 and shape[-1] in (1, 3) else None
     if dataset and dataset.levels:
         values = np.round(values * ((dataset.levels - 1) / 255.0)).astype(np.uint8)
@@ -186,22 +189,27 @@ def main():
     reference = statistics.read(f.reference) if f.reference else None
     if f.samples:
         config = f.config or (cli.load_config(f.workdir) if f.workdir else None)
-        dataset = data.load(config.data) if config else None
+        dataset = data.reference(data.load(config.data)) if config else None
         if not (dataset or reference):
             raise ValueError(f"--samples={f.samples}: name the data by --config or --workdir, or --reference and --inception_weights")
+    else:
+        run = runs.from_flags()
+        dataset = data.reference(run.dataset)
+    by_value = dataset is not None and dataset.dim <= LARGEST
+    if not (by_value or extract):
+        raise ValueError(f"{dataset.name} has {dataset.dim} numbers an example, too many to compare as they are: pass --inception_weights")
+    if f.samples:
         samples = from_file(f.samples, dataset)
         n = min(len(dataset.values["test"]), f.limit, len(samples.values) // f.groups) if dataset else 0
         if dataset and n < 10:
             raise ValueError(f"--samples={f.samples} has {len(samples.values)}: expected at least {10 * f.groups}, for {f.groups} groups")
     else:
-        run = runs.from_flags()
-        dataset = run.reference()
         n = min(len(dataset.values["test"]), f.limit)
         samples = drawn(run, n * f.groups)
     folder = Path(f.workdir) / "eval" if f.workdir else Path(f.samples).with_suffix(".eval")
     folder.mkdir(parents=True, exist_ok=True)
 
-    rows = by_values(dataset, samples, n) if dataset else {}
+    rows = by_values(dataset, samples, n) if by_value else {}
     if extract:
         if samples.images is None:
             raise ValueError(f"--inception_weights: the samples are no images [H, W, 1 or 3] but {samples.values.shape[1:]}")

@@ -130,7 +130,9 @@ def main():
             raise ValueError(f"--{name}={f[name].value}: expected at least {least}")
     run = runs.from_flags()
     shape, sde = run.dataset.shape, run.network.sde
-    den = run.denoiser(jnp.arange(f.examples) % run.network.module.num_classes if run.conditional else None)
+    if run.lora:
+        raise ValueError(f"--lora={run.lora[0]}: a fit is of the run's own weights; fit an export of the merged ones")
+    den = run.denoiser(run.labels(f.examples))
     path = file_of(f.workdir, f.solver, f.steps)
     path.parent.mkdir(exist_ok=True)
     clock = time.perf_counter()

@@ -106,7 +106,7 @@ def write(file: str | Path, out: str | Path) -> dict:
         "data": "images",
         "step": 0,
         "parameters": sum(a.size for a in params.values()),
-        "dataset": {"shape": shape, "shift": 127.5, "scale": 127.5, "levels": 256, "num_classes": 0},
+        "dataset": {"shape": shape, "shift": 128.0, "scale": 128.0, "levels": 256, "num_classes": 0},
         "sha256": {weights: files.save(tree, files.file(out, weights)) for weights in ("ema", "raw")},
     }
     (out / files.SAID).write_text(json.dumps(said, indent=1))

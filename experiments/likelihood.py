@@ -128,7 +128,7 @@ def stranger(run: runs.Run, split: str, name: str, seed: int) -> runs.Run:
     if not run.dataset.levels or name not in STRANGERS:
         raise ValueError(f"--ood={name} of {run.dataset.name}: expected {', '.join(STRANGERS)}, and data of discrete levels")
     values = run.dataset.values
-    other = STRANGERS[name](np.random.default_rng(seed), values[split], run.dataset.levels - 1)
+    other = STRANGERS[name](np.random.default_rng(seed), np.asarray(values[split][:]), run.dataset.levels - 1)
     return replace(run, dataset=replace(run.dataset, name=name, values={**values, split: other}))
 
 

@@ -152,6 +152,8 @@ def main():
 
     f = flags.FLAGS
     dataset = data.load(ConfigDict({"name": f.name, "path": f.path, "size": f.size}))
+    if dataset.levels not in (0, 256) or isinstance(dataset, data.Latents) or dataset.embeddings:
+        raise ValueError(f"--name={f.name}: records hold images of 256 levels, or floats, and labels; expected folder, npz or such")
     for split, values in dataset.values.items():
         file = Path(f.out) / f"{split}.array_record"
         write(file, values, dataset.labels[split] if dataset.num_classes else None)

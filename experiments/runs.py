@@ -1,6 +1,7 @@
 """A trained run, loaded back: its config, data, network and weights."""
 
 import functools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ BASE = "base"  # the export, in the workdir of a run that trains an adapter, of 
 @dataclass(frozen=True)
 class Run:
     """weights: "ema" or "raw", which of the two `params` are. step: of the checkpoint. adapter: that a run trained (`config.lora`), and lora: the
-    flags --lora, all merged into params."""
+    flags --lora with the SHA-256 of their files, all merged into params."""
 
     workdir: Path
     config: ConfigDict
@@ -46,6 +47,8 @@ class Run:
         den = self.network.denoiser(self.params, label)
         if guidance == 1:
             return den
+        if not np.isfinite(guidance):
+            raise ValueError(f"--guidance={guidance}: expected a finite number")
         if label is None:
             raise ValueError(f"--guidance={guidance}: this model is unconditional; expected 1")
         if not self.config.objective.label_dropout > 0:
@@ -53,12 +56,6 @@ class Run:
                 f"--guidance={guidance}: this model was trained with objective.label_dropout = 0, it has seen no example without its label"
             )
         return classifier_free(den, self.network.none, guidance)
-
-    def reference(self) -> Dataset:
-        """What samples are judged against: the data set, or of latents the images that they were made from. Raises what `data.load` raises."""
-        if not isinstance(self.dataset, Latents):
-            return self.dataset
-        return data.load(ConfigDict(self.dataset.about["images"]["config"]))
 
     @property
     def conditional(self) -> bool:
@@ -69,6 +66,8 @@ class Run:
 
         label: a class, or the test example whose embeddings are taken; -1 takes all in turn. Raises ValueError if there is no such.
         """
+        if label < -1:
+            raise ValueError(f"--label={label}: expected a class, or -1 for all in turn")
         if not self.conditional:
             if label >= 0:
                 raise ValueError(f"--label={label}: this model is unconditional")
@@ -115,7 +114,8 @@ def from_flags() -> Run:
     run = load_run(f.workdir, f.checkpoint, f.weights)
     if isinstance(run.network, Autoencoder):
         raise ValueError(f"--workdir={f.workdir} is an autoencoder: encode data with experiments.autoencode, and pass a run that is trained on them")
-    return replace(run, params=functools.reduce(adapters.merged, f.lora, run.params), lora=tuple(f.lora))
+    params = functools.reduce(adapters.merged, f.lora, run.params)
+    return replace(run, params=params, lora=tuple(f"{flag} {adapters.digest(flag)}" for flag in f.lora))
 
 
 def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema", dataset: Dataset | None = None) -> Run:
@@ -128,6 +128,8 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema",
     if dataset is None:
         dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
     if isinstance(dataset, Latents):
+        if not exported:
+            same_latents(workdir, dataset)
         dataset = replace(dataset, decoder=decoder(dataset))
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     folder = Path(workdir) / "checkpoints"
@@ -147,6 +149,17 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema",
     return Run(Path(workdir), config, dataset, net, params, weights, int(restored.step), adapter)
 
 
+def same_latents(workdir: str | Path, latents: Latents) -> None:
+    """Note in a run's folder which latents it is of. Raises ValueError if it is of others, as of another autoencoder."""
+    file, ours = Path(workdir) / "latents.json", {name: latents.about[name] for name in ("sha256", "scale")}
+    if not file.exists():
+        file.write_text(json.dumps(ours))
+    elif (theirs := json.loads(file.read_text())) != ours:
+        raise ValueError(
+            f"{workdir} was trained on other latents ({theirs}) than those of config.data.path now ({ours}): put them back, or train again"
+        )
+
+
 DECODED = 16  # latents at once on a device
 
 
@@ -160,7 +173,7 @@ def decoder(latents: Latents) -> Callable:
     try:
         run = load_run(about["autoencoder"], about["step"], about["weights"], latents.images)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{place}, is missing ({error}): put it back, or its new place into latents.json") from None
+        raise FileNotFoundError(f"{place}, is missing ({error}): put it back, or its new place into latents.json or export.json") from None
     if files.digest(run.params) != about["sha256"]:
         raise ValueError(f"{place}, is another than they were encoded with (its SHA-256 differs): put that back, or encode and train again")
     decode = jax.jit(run.network.decode)

@@ -195,7 +195,7 @@ def about(run: runs.Run, n: int, nfe: float, seed: int, options: dict) -> dict:
     return {**run.description(), "samples": n, "nfe": nfe, "seed": seed, **options}
 
 
-def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: float = 1.0, **options) -> list:
+def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int = -1, guidance: float = 1.0, **options) -> list:
     """The picture of samples and, for a table solver, of trajectories; returns the files."""
     folder, data = run.workdir / "samples", run.dataset.images
     files = []
@@ -205,8 +205,9 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, guidance: 
     elif is_plane:
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
-        rows = parallel.shard(jax.random.split(jax.random.key(seed), 8 * jax.device_count() if is_image else 256))
-        den = run.denoiser(run.labels(len(rows)), guidance)
+        index = np.arange(8 * jax.device_count() if is_image else 256)
+        rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
+        den = run.denoiser(run.labels(len(rows), label), guidance)
         path = sampler(run.network.sde, run.dataset.shape, run.workdir, path=True, **options)(den, rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
@@ -224,7 +225,7 @@ def main():
         raise ValueError(f"--num={f.num}: expected at least 1")
     run = runs.from_flags()
     options = from_flags()
-    name = f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}"
+    name = (f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}") + (f"_guidance{f.guidance:g}" if f.guidance != 1 else "")
     file = run.workdir / "samples" / f"{name}.npz"
     kept, clock = Kept(file.with_suffix("")), time.perf_counter()
     values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, stop=cli.StopSignal(), progress=print, **options)
@@ -236,7 +237,7 @@ def main():
     file.with_suffix(".json").write_text(json.dumps(said, indent=1))
     kept.remove()
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")
-    for written in [file, *pictures(run, values, name, f.seed, **options)]:
+    for written in [file, *pictures(run, values, name, f.seed, f.label, **options)]:
         print(f"wrote {written}")
 
 

@@ -230,6 +230,7 @@ def folder(path: str, size: int) -> Source:
     """Any folder of images. Its subfolders train and val (or validation, test) are the splits; without them one image of `HELD_OUT`, chosen by its
     name, is for testing. The folders below are the classes, if there are any (those of ImageNet's validation images have to be made)."""
     root = Path(path)
+    digest = lambda f: hashlib.sha256(str(f.relative_to(path)).encode()).hexdigest()
     if not path or not root.is_dir():
         raise FileNotFoundError(f"config.data.path = '{path}': expected a folder of images")
     if size < 1:
@@ -241,10 +242,11 @@ def folder(path: str, size: int) -> Source:
     if all(part.is_dir() for part in splits.values()):
         files = {split: [f for f in every if part in f.parents] for split, part in splits.items()}
     else:
-        chosen = lambda f: int(hashlib.sha256(str(f.relative_to(root)).encode()).hexdigest(), 16) % HELD_OUT == 0
+        chosen = lambda f: int(digest(f), 16) % HELD_OUT == 0
         root = splits["train"] if splits["train"].is_dir() else root
         splits = {"train": root, "test": root}
         files = {"train": [f for f in every if not chosen(f)], "test": [f for f in every if chosen(f)]}
+    files = {split: sorted(found, key=digest) for split, found in files.items()}  # the first of them are of all classes
     for split, found in files.items():
         if not found:
             raise ValueError(

@@ -45,6 +45,8 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
 
     with Checkpoints(workdir / "checkpoints", config.training.keep) as checkpoints, MetricWriter(workdir) as writer:
         check_config(config, workdir, resuming=bool(checkpoints.steps()))
+        if isinstance(dataset, data.Latents):
+            runs.same_latents(workdir, dataset)
         if checkpoints.steps():
             current = checkpoints.restore(current)
             print(f"resumed from step {int(current.step)}")
@@ -100,7 +102,7 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         like = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
         weights.check(flatten_dict(base.params, sep="/"), flatten_dict(like, sep="/"), f"config.lora.base = {name} is not of this config's network")
         for key in ("sde", "kind", "sigma_data", "clock"):
-            theirs, ours = getattr(base.network, key), getattr(net, key)
+            theirs, ours = getattr(base.network, key, None), getattr(net, key, None)
             if theirs != ours:
                 raise ValueError(f"config.lora.base = {name} was trained with {key} = {theirs}, this config has {ours}: expected the same")
         kept = workdir / runs.BASE

@@ -64,8 +64,10 @@ mlir.register_lowering(convolve_p, mlir.lower_fun(_convolve, multiple_results=Fa
 
 
 def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c d"], strides, padding, **options) -> Float[Array, "b h' w' d"]:
-    """A drop-in for `lax.conv_general_dilated` as flax's `nn.Conv` calls it, without dilation or groups; on other devices it is that."""
-    if jax.default_backend() != "cpu":
+    """A drop-in for `lax.conv_general_dilated` as flax's `nn.Conv` calls it; with dilation or groups, and on other devices, it is that."""
+    dilations = {*(options.get("lhs_dilation") or (1,)), *(options.get("rhs_dilation") or (1,))}
+    if jax.default_backend() != "cpu" or dilations != {1} or options.get("feature_group_count", 1) != 1:
+        options.setdefault("dimension_numbers", ("NHWC", "HWIO", "NHWC"))
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)

@@ -30,7 +30,6 @@ SHORT = {
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
     "experiments.autoencode": ["--limit=16", "--batch=8"],
     "experiments.data": [],
-    "experiments.records": [],
     "experiments.export": [],
     "experiments.fit": ["--steps=3", "--examples=8", "--knots=3", "--iterations=1", "--train_batch=4"],
     "experiments.dequantization": ["--steps=2", "--train_batch=8"],

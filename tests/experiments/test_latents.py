@@ -142,7 +142,7 @@ def test_samples_are_images(folders):
     np.testing.assert_allclose(data.load(run.config.data).from_x(x), x * run.dataset.scale, rtol=1e-6)  # no decoder
     values, _ = sample.generate(run, 5, 8, 0, guidance=2.0, **OPTIONS)
     assert values.shape == (5, 8, 8, 1) and values.dtype == np.uint8 and values.max() <= 16
-    assert run.reference().shape == (8, 8, 1) and len(run.reference().values["test"]) == 360
+    assert data.reference(run.dataset).shape == (8, 8, 1) and len(data.reference(run.dataset).values["test"]) == 360
     label, t = jnp.array([3]), jnp.array([0.5])
     raw = lambda label, omega: jax.jit(lambda label: run.denoiser(label, omega).raw(x[0, :1], t))(label)
     some, none = raw(label, 1.0), raw(jnp.array([10]), 1.0)
