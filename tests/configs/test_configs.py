@@ -46,10 +46,11 @@ PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:la
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
 
 
-def shape_of(name):
-    """Of an example of a config whose data are large, or not at hand, and the number of classes; None of others."""
+def shape_of(name, size=None):
+    """Of an example of a config whose data are large, or not at hand, and the number of classes; None of others. size: of images of a folder."""
     config = get_config(name).data
-    return ((config.size, config.size, 3), 1000) if config.name == "folder" else SHAPES.get(name, SHAPES.get(config.name))
+    size = size or config.size
+    return ((size, size, 3), 1000) if config.name == "folder" else SHAPES.get(name, SHAPES.get(config.name))
 
 
 def get_config(name):
@@ -65,7 +66,8 @@ def get_config(name):
 def test_config(name, tmp_path, monkeypatch):
     """Its size as published; a shrunken copy takes two real steps, is saved, and comes back as a Denoiser that gives numbers."""
     config = get_config(name)
-    use_small_data(monkeypatch, config.data.name, shape_of(name))
+    config.data.size = min(config.data.size, 64)
+    use_small_data(monkeypatch, config.data.name, shape_of(name, config.data.size))
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes)
     full = jax.eval_shape(lambda: state.init(config, net, dataset.shape))

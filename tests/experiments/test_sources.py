@@ -115,12 +115,17 @@ def test_folders_of_images(tmp_path):
     config = ConfigDict({"name": "folder", "path": str(tmp_path / "set"), "size": 8})
     dataset = data.load(config)
     assert dataset.shape == (8, 8, 3) and dataset.num_classes == 2 and isinstance(dataset.values["train"], np.memmap)
-    np.testing.assert_array_equal(dataset.labels["train"], [0, 0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(dataset.values["test"], np.broadcast_to(np.array([[255, 0, 0], [0, 0, 255]])[:, None, None], (2, 8, 8, 3)))
+    assert sorted(dataset.labels["train"]) == [0, 0, 0, 1, 1, 1]
+    colors = np.array([[255, 0, 0], [0, 0, 255]])[dataset.labels["test"]]
+    np.testing.assert_array_equal(dataset.values["test"], np.broadcast_to(colors[:, None, None], (2, 8, 8, 3)))
     batch = next(data.batches(dataset, 4, 0))
     assert np.all(batch["value"][..., 0] == np.where(batch["label"] == 0, 255, 0)[:, None, None])
     image(tmp_path / "set" / "train" / "class0" / "0.png", (0, 255, 0))
-    assert np.all(sources.folder(str(tmp_path / "set"), 8)[0]["train"][0] == [0, 255, 0])
+    assert np.sum(np.all(sources.folder(str(tmp_path / "set"), 8)[0]["train"] == [0, 255, 0], (1, 2, 3))) == 1
+    for i in range(60):
+        image(tmp_path / "many" / f"class{i // 30}" / f"{i}.png", (i, 0, 0))
+    labels = sources.folder(str(tmp_path / "many"), 4)[1]["train"]
+    assert 5 < labels[:20].sum() < 15  # the first ones are of all classes
     gradient = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
     Image.fromarray(gradient).save(tmp_path / "set" / "gray.png")
     small = sources.squared(tmp_path / "set" / "gray.png", 16)
