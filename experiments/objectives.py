@@ -87,7 +87,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
     """
-    if objective.loss == "autoencoder":
+    if isinstance(network, autoencoder.Autoencoder):
         return autoencoder.loss(network, params, dataset, objective, key, batch)
     if objective.time.name not in TIME_SAMPLERS:
         raise ValueError(f"config.objective.time.name = '{objective.time.name}': expected one of {', '.join(TIME_SAMPLERS)}")
