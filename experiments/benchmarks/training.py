@@ -95,9 +95,9 @@ def main():
     if quick:
         for config, _, _ in cases:
             config.model.update({name: small for name, small in SMALL.items() if config.model[name] is not None})
-    rows = [measure(config, name, *((1, 1) if quick else (inner, 15))) for config, name, inner in cases]
+    rows = [measure(config, name, *((1, 1) if quick else (inner, 9))) for config, name, inner in cases]
     for config, name, _ in (cases[0], cases[3]):
-        rows += convolutions(config, name, 1 if quick else 7)
+        rows += convolutions(config, name, 1 if quick else 3)
     report(rows, flags.FLAGS.out, "training")
 
 
