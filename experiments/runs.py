@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import adapters, cli, data, network, parallel, state
+from experiments import adapters, cli, data, network, parallel, sources, state
 from experiments import weights as files
 from experiments.autoencoder import Autoencoder
 from experiments.checkpoints import Checkpoints
@@ -150,16 +150,15 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema",
 
 
 def same_latents(workdir: str | Path, latents: Latents) -> None:
-    """Note in a run's folder which latents it is of. Raises ValueError if it is of others, as of another autoencoder."""
-    file, ours = Path(workdir) / "latents.json", {name: latents.about[name] for name in ("sha256", "scale")}
-    if not file.exists():
-        file.write_text(json.dumps(ours))
-    elif (theirs := json.loads(file.read_text())) != ours:
+    """Raises ValueError if a run is of other latents, as of another autoencoder, than those that training noted in its folder."""
+    file, ours = Path(workdir) / sources.LATENTS, {name: latents.about[name] for name in LATENTS_ARE}
+    if file.exists() and (theirs := json.loads(file.read_text())) != ours:
         raise ValueError(
             f"{workdir} was trained on other latents ({theirs}) than those of config.data.path now ({ours}): put them back, or train again"
         )
 
 
+LATENTS_ARE = ("sha256", "scale")  # what tells latents from others
 DECODED = 16  # latents at once on a device
 
 

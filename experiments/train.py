@@ -17,7 +17,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, data, export, network, parallel, plots, runs, state, weights
+from experiments import cli, data, export, network, parallel, plots, runs, sources, state, weights
 from experiments.checkpoints import Checkpoints
 from experiments.writers import MetricWriter
 
@@ -47,6 +47,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainSta
         check_config(config, workdir, resuming=bool(checkpoints.steps()))
         if isinstance(dataset, data.Latents):
             runs.same_latents(workdir, dataset)
+            (workdir / sources.LATENTS).write_text(json.dumps({name: dataset.about[name] for name in runs.LATENTS_ARE}))
         if checkpoints.steps():
             current = checkpoints.restore(current)
             print(f"resumed from step {int(current.step)}")
