@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN ?= runs/digits
 BIN := .venv/bin
 
-.PHONY: demo test slow clean
+.PHONY: demo test slow faults clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,10 @@ test: .venv/installed
 slow: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[test,peers]'
 	$(BIN)/pytest -m slow
+
+# stop, kill, starve and corrupt runs, thousands of times
+faults: .venv/installed
+	$(BIN)/pytest tests/faults --faults -m ""
 
 clean:
 	rm -rf .venv runs

@@ -61,9 +61,12 @@ def get_config() -> ConfigDict:
 
     config.training = ConfigDict()
     config.training.batch = 256  # over all devices
+    config.training.sharding = "data"  # or fsdp: a model that outgrows one device is divided over all
     config.training.accumulate = 1  # parts of a batch that a device computes one after another, for memory
     config.training.steps = 5000
     config.training.log_every = 100
     config.training.checkpoint_every = 1000
     config.training.keep = 2  # newest checkpoints; 0 keeps all
+    config.training.keep_every = 0  # steps of whose multiples the checkpoints are kept besides
+    config.training.nonfinite = "stop"  # or skip: a step whose loss or gradient is not finite then changes no weights, and is counted
     return config

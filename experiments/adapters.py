@@ -1,7 +1,6 @@
 """Low-rank adapters (`models.lora`) in files: safetensors of names such as Conv_0/kernel/a, with rank, alpha, pattern and the SHA-256 of the base's
 weights as metadata. `experiments.export` writes them; --lora=FILE[:WEIGHT] merges them into a run's weights."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,9 +8,10 @@ from pathlib import Path
 from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
-from safetensors import SafetensorError, safe_open
 
 from experiments import weights
+from experiments.kept import sha256
+from experiments.untrusted import tensors
 from models import lora
 
 FILE = "lora.safetensors"
@@ -28,11 +28,10 @@ def load(path: Path) -> tuple[PyTree, float]:
     if not path.is_file():
         raise FileNotFoundError(f"--lora={path}: no such file; expected a {FILE} that experiments.export wrote")
     try:
-        with safe_open(path, "numpy") as file:
-            said = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            adapter = {name: file.get_tensor(name) for name in file.keys()}
+        adapter, metadata = tensors(path)
+        said = {name: json.loads(value) for name, value in metadata.items()}
         return unflatten_dict(adapter, sep="/"), float(said["alpha"]) / int(said["rank"])
-    except (SafetensorError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
         raise ValueError(f"--lora={path} is no adapter ({type(error).__name__}: {error}): expected a {FILE} that experiments.export wrote") from None
 
 
@@ -50,7 +49,7 @@ def parts(flag: str) -> tuple[Path, float]:
 
 def digest(flag: str) -> str:
     """The beginning of the SHA-256 of the file of `flag`."""
-    return hashlib.sha256(parts(flag)[0].read_bytes()).hexdigest()[:8]
+    return sha256(parts(flag)[0])[:8]
 
 
 def merged(params: PyTree, flag: str) -> PyTree:

@@ -1,12 +1,12 @@
 """Small fitted things in one .npz file: arrays by name, and parameters by their flat names."""
 
-import zipfile
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from experiments.kept import savez
+from experiments.untrusted import Npz
 
 
 def save(path: Path, params=(), **arrays) -> None:
@@ -18,9 +18,9 @@ def save(path: Path, params=(), **arrays) -> None:
 def load(path: Path, names: list[str], command: str) -> list[np.ndarray]:
     """Arrays of a file that `command` wrote. Raises ValueError naming it if the file is damaged, or is another."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError):
+        file = Npz(path)
+        return [file[name] for name in names]
+    except (ValueError, KeyError):
         raise ValueError(f"{path} is damaged, of another version, or another file: make it again with {command}") from None
 
 

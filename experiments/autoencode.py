@@ -3,7 +3,8 @@
 Encodes the autoencoder's own data, or those of --config, and writes a folder for --config.data.name=latents --config.data.path=FOLDER: x.npy and
 x_test.npy, mean and standard deviation of each image's latents, [n, h, w, 2 c] float32, so that training draws them anew each time; y.npy and
 y_test.npy, labels; latents.json, with the place and SHA-256 of the autoencoder, by which samples are decoded, and the scale, by which latents are
-divided. Also reconstructions.png, test images beside their reconstructions. Written batch by batch, and renamed once it is complete.
+divided. Also reconstructions.png, test images beside their reconstructions. Written batch by batch to FOLDER.tmp, where the same command goes on if
+it is interrupted, and renamed once it is complete.
 """
 
 import json
@@ -14,11 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, data, parallel, plots, runs, sources
+from experiments import cli, data, parallel, plots, runs, sources, untrusted
 from experiments import weights as files
 from experiments.autoencoder import Autoencoder
+from experiments.kept import write_text
 
 
 def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip: bool = False, scale: float = 0.0, limit: int = 0) -> dict:
@@ -40,41 +43,64 @@ def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip:
     one_batch = lambda mirror: lambda keys, values: fn(run.params, values[:, :, ::-1] if mirror else values)
     shape = jax.eval_shape(fn, run.params, dataset.values["train"][:1]).shape[1:]
     temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an interrupted command
-    temporary.mkdir(parents=True)
-    count, first, second = 0, 0.0, 0.0  # and the sums of z and z^2 over the posteriors of the training images
+    done = started(temporary, [run.fingerprint(), config.to_json(), flip, limit])
     for split, end in (("train", ""), ("test", "_test")):
         values = dataset.values[split]  # which need not fit in memory
         n = min(limit or len(values), len(values))
         copies = 2 if flip and split == "train" else 1
-        x = np.lib.format.open_memmap(temporary / f"x{end}.npy", "w+", np.float32, (copies * n, *shape))
-        row = 0
-        for mirror in (False, True)[:copies]:
-            for part in runs.in_batches(one_batch(mirror), n, batch, jax.random.key(0), values):
+        file, row = temporary / f"x{end}.npy", done.setdefault(split, 0)
+        x = np.lib.format.open_memmap(file, "r+" if row else "w+", np.float32, (copies * n, *shape))
+        for mirror in (False, True)[row // n : copies]:
+            for part in runs.in_batches(one_batch(mirror), n, batch, jax.random.key(0), values, start=row % n):
                 x[row : row + len(part)] = part
                 row += len(part)
-                if split == "train":
-                    mean, std = np.split(part.astype(np.float64), 2, -1)
-                    count, first, second = count + mean.size, first + mean.sum(), second + (mean**2 + std**2).sum()
+                x.flush()
+                done[split] = row
+                write_text(temporary / DONE, json.dumps(done))
                 print(f"\r{split}: {row}/{len(x)}", end="", flush=True)
         print()
-        x.flush()
         np.save(temporary / f"y{end}.npy", np.tile(dataset.labels[split][:n], copies).astype(np.int32))
+    spread = deviation(untrusted.npy(temporary / "x.npy"))
     about = {
         "autoencoder": str(run.workdir.resolve()),
         "weights": run.weights,
         "step": run.step,
         "sha256": files.digest(run.params),
         "shape": [*shape[:-1], shape[-1] // 2],
-        "scale": scale or float(np.sqrt(second / count - (first / count) ** 2)),
+        "scale": scale or spread,
         "images": {"name": dataset.name, "config": json.loads(config.to_json()), **dataset.facts},
     }
-    if not (np.isfinite(first + second) and about["scale"] > 0):
+    if not (np.isfinite(spread) and about["scale"] > 0):
         shutil.rmtree(temporary)
         raise ValueError(f"the latents are not finite, or all the same: is {run.workdir} trained?")
     (temporary / sources.LATENTS).write_text(json.dumps(about, indent=1))
+    (temporary / DONE).unlink()
     temporary.rename(out)
     return about
+
+
+DONE = "done.json"  # in the folder that is being written: of what, and how many rows of each split
+
+
+def started(temporary: Path, of: list) -> dict:
+    """What an interrupted command of the same has done in the folder `temporary`, or a new one where there is none."""
+    try:
+        if (done := untrusted.read_json(temporary / DONE))["of"] == of:
+            return done
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return {"of": of}
+
+
+def deviation(x: Float[np.ndarray, "n h w 2*c"], block: int = 1024) -> float:
+    """The standard deviation over the posteriors of latents, in blocks, as they need not fit in memory."""
+    count, first, second = 0, 0.0, 0.0
+    for start in range(0, len(x), block):
+        mean, std = np.split(x[start : start + block].astype(np.float64), 2, -1)
+        count, first, second = count + mean.size, first + mean.sum(), second + (mean**2 + std**2).sum()
+    return float(np.sqrt(second / count - (first / count) ** 2))
 
 
 def reconstruct(latents: data.Latents, truth: np.ndarray) -> tuple[np.ndarray, float]:

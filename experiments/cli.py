@@ -3,7 +3,7 @@
 import difflib
 import importlib.util
 import inspect
-import json
+import os
 import re
 import runpy
 import signal
@@ -11,19 +11,42 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
+
+from experiments import hosts
+from experiments.untrusted import read_json
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the full traceback of an error instead of one line.")
 
 
-class Stopped(Exception):
-    """The run was asked to stop (SIGINT or SIGTERM), and has saved what it had."""
+RESUMABLE = 75  # the exit code of a command that was asked to stop and has saved: EX_TEMPFAIL, "try again"
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse the flags and run `main`. A user's mistake (ValueError, OSError) prints one line and exits with 1; a stop with 130.
+class Stopped(BaseException):
+    """The run was asked to stop (SIGINT or SIGTERM), and has saved what it had. No `except Exception` takes it for a mistake."""
 
+
+def leave(number, frame):
+    """What SIGINT and SIGTERM do to a command, wherever it is: all but training write whole files only, and keep each batch once it is there
+    (`experiments.kept`). Training has more to save, and polls a `StopSignal`."""
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped(f"stopped by {signal.Signals(number).name}: the same command goes on from what it has kept")
+
+
+def unraisable(found) -> None:
+    """Where an exception cannot be raised, as in a callback of the garbage collector, a stop ends the command all the same."""
+    if isinstance(found.exc_value, Stopped):
+        print(found.exc_value, file=sys.stderr, flush=True)
+        os._exit(RESUMABLE)
+    sys.__unraisablehook__(found)
+
+
+def run(main: Callable[[], None], several: bool = False) -> None:
+    """Parse the flags and run `main`. A user's mistake (ValueError, OSError) prints one line and exits with 1; a stop with `RESUMABLE`.
+
+    several: whether `main` can be run by several processes together (`experiments.hosts`).
     The entry point of every command: ``if __name__ == "__main__": run(main)``.
     """
 
@@ -31,16 +54,27 @@ def run(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             fail(f"unexpected argument '{argv[1]}': flags are written --name=value")
         logging.set_verbosity(logging.ERROR)  # orbax tells of every step of every save
+        sys.unraisablehook = unraisable
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, leave)
         try:
             check_import()
+            if hosts.join() > 1 and not several:
+                raise ValueError("this command is of one process: start it once, with --hosts=off where a cluster has started several")
             main()
         except Stopped as stop:
             print(stop, file=sys.stderr)
-            sys.exit(130)
+            sys.exit(RESUMABLE)
         except KeyboardInterrupt:
             fail("interrupted")
-        except (ValueError, OSError, FloatingPointError) as error:
-            if TRACEBACK.value:
+        except Exception as error:
+            hosts.await_verdict(error)
+            if "RESOURCE_EXHAUSTED" in str(error) and not TRACEBACK.value:
+                fail(
+                    f"out of memory ({str(error).splitlines()[0][:200]}): try a smaller batch, --config.training.accumulate=4, "
+                    "--config.model.remat=True or, on several devices, --config.training.sharding=fsdp"
+                )
+            if TRACEBACK.value or not isinstance(error, ValueError | OSError | FloatingPointError):
                 raise
             fail(str(error))
 
@@ -81,7 +115,8 @@ def flat(tree: Mapping, prefix: str = "") -> dict:
 
 def fail(message: str) -> None:
     """Print one line and exit with 1."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    hosts.leave(1)
     sys.exit(1)
 
 
@@ -114,19 +149,24 @@ def build(module, options: Mapping, what: str, names):
 
 
 class StopSignal:
-    """SIGINT and SIGTERM set a flag that loops poll; a second one interrupts at once."""
+    """Whether SIGINT or SIGTERM has come since the first time that it was asked; a second one ends the command at once, as the first does before.
+
+    Of several processes JAX hears the signals (`hosts.stopping`).
+    """
 
     def __init__(self):
-        self.name = ""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        self.name, self.asked = "", False
 
     def _receive(self, number, frame):
         if self.name:
-            raise KeyboardInterrupt
+            leave(number, frame)
         self.name = signal.Signals(number).name
 
     def __bool__(self) -> bool:
+        if not self.asked and not jax.distributed.is_initialized():
+            self.asked = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._receive)
         return bool(self.name)
 
 
@@ -143,10 +183,7 @@ def load_config(workdir: str) -> ConfigDict:
         raise FileNotFoundError(f"no {file}: expected a --workdir made by `python -m experiments.train`")
     from configs import default  # not before `check_import`
 
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable JSON ({error})") from None
+    values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file} is no config: expected a JSON object")
     return ConfigDict(filled(values, default.get_config().to_dict()))

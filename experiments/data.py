@@ -249,12 +249,17 @@ class Batches:
     def __len__(self) -> int:
         return sys.maxsize // self.batch
 
-    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
-        position = np.arange(self.own) + k * self.batch + self.host * self.own
+    def index(self, position: np.ndarray) -> np.ndarray:
+        """Which examples of the data set are at these global example indices."""
         epoch, place = np.divmod(position, len(self.values))
         index = np.empty_like(place)
         for e in np.unique(epoch):
             index[epoch == e] = self.order(int(e))[place[epoch == e]]
+        return index
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        position = np.arange(self.own) + k * self.batch + self.host * self.own
+        index = self.index(position)
         label = jax.tree.map(lambda a: a[index], self.labels)
         return {"value": self.values[index], "label": label, "position": (position % 2**32).astype(np.uint32)}
 

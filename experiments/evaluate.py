@@ -5,13 +5,12 @@ Distances are between raw values; FD-clf is a Frechet distance in a classifier t
 precision and recall in Inception's features, of all samples together, against --reference or the training data.
 
 --samples=FILE.npz takes samples from a file instead (arr_0 uint8 [n, H, W, C], arr_1 labels, as ADM and `experiments.sample` write them), judged
-against the data of --config, or of the config.json of --workdir, or against --reference alone. Writes eval/metrics.json, a line for each figure,
-with all it depends on, to eval/metrics.jsonl, and a picture of samples beside data (beside FILE, in FILE.eval, where there is no --workdir).
+against the data of --config, or of the config.json of --workdir, or against --reference alone. Samples and features are kept while they are computed,
+so that the same command goes on where it was interrupted. Writes eval/metrics.json, a line for each figure, with all it depends on, to
+eval/metrics.jsonl (once, however often it is measured), and a picture of samples beside data (in FILE.eval where there is no --workdir).
 """
 
-import hashlib
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,12 @@ from ml_collections import config_flags
 
 from experiments import cli, data, inception, metrics, plots, runs, sources, statistics
 from experiments import sample as sampling
+from experiments.kept import Kept, quiet, sha256, write_text
+from experiments.untrusted import Npz, read_json
 
 TRAINING = 60_000  # at most so many examples train the classifier
 LARGEST = 4096  # numbers of an example up to which raw values are compared
+DRAWING = ("solver", "option", "steps", "grid", "tolerance", "guidance", "threshold", "seed", "weights", "checkpoint", "lora")  # flags of `drawn`
 IN_CLASSIFIER = ("FD-clf", "classifier confidence", "label agreement")  # figures whose reference they are
 
 
@@ -38,10 +40,10 @@ class Samples:
     about: dict
 
 
-def drawn(run: runs.Run, n: int) -> Samples:
+def drawn(run: runs.Run, n: int, kept: Kept) -> Samples:
     """n samples of a run, as the flags say."""
     f, options = flags.FLAGS, sampling.from_flags()
-    values, nfe = sampling.generate(run, n, f.batch, f.seed, **options)
+    values, nfe = sampling.generate(run, n, f.batch, f.seed, kept=kept, progress=print, **options)
     images = statistics.images_of(run.dataset.images, values) if run.dataset.images.is_image else None
     labels = run.labels(n)
     asked = labels if isinstance(labels, np.ndarray) else None  # of embeddings no classifier knows
@@ -50,21 +52,19 @@ def drawn(run: runs.Run, n: int) -> Samples:
 
 def from_file(path: str, dataset: data.Dataset | None) -> Samples:
     """Samples of an .npz file, and of the .json beside it how they were drawn. Raises ValueError if they are no samples of the data set."""
-    path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            values, labels = file["arr_0"], file["arr_1"] if "arr_1" in file.files else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise ValueError(f"--samples={path} cannot be read ({error}): expected an .npz file with arr_0, uint8 [n, H, W, C]") from None
+    path, file = Path(path), Npz(path)
+    if "arr_0" not in file:
+        raise ValueError(f"--samples={path} has the arrays {', '.join(file) or 'none'}: expected arr_0, uint8 [n, H, W, C]")
+    values, labels = file["arr_0"], file.get("arr_1")
     shape, discrete = values.shape[1:], values.dtype == np.uint8
     if values.ndim < 2 or (dataset and (shape != dataset.shape or discrete != bool(dataset.levels))):
         expected = f"{'uint8' if dataset.levels else 'floats'} {dataset.shape}, as {dataset.name}" if dataset else "uint8 [n, H, W, C]"
         raise ValueError(f"--samples={path} has examples {shape} of {values.dtype}: expected {expected}")
     if labels is not None and labels.shape != (len(values),):
         raise ValueError(f"--samples={path} has labels {labels.shape}: expected {len(values)}")
-    about = {"samples_file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "samples": len(values)}
+    about = {"samples_file": path.name, "sha256": sha256(path), "samples": len(values)}
     try:
-        said = json.loads(path.with_suffix(".json").read_text())
+        said = read_json(path.with_suffix(".json"))
         about |= said if said["sha256"] == about["sha256"] else {}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # of another program, which does not say
@@ -126,15 +126,27 @@ def count(n: int) -> str:
     return "" if n == 50_000 else f"-{n // 1000}k" if n % 1000 == 0 else f"-{n}"
 
 
-def in_inception(extract: inception.Features, images: np.ndarray, reference: statistics.Statistics) -> dict[str, tuple[float, float]]:
-    """Figures of images of 0 to 255 by name, with the standard deviation over the parts that their authors report (NaN if none).
-
-    Raises ValueError for a reference made in another way.
-    """
+def check_reference(extract: inception.Features, reference: statistics.Statistics) -> None:
+    """Raises ValueError for a reference made in another way."""
     for name, ours in extract.about().items():
         if reference.about.get(name, ours) != ours:
             raise ValueError(f"the reference is of {name} {reference.about[name]}, not {ours}: make it again with python -m experiments.statistics")
-    pool, logits = (np.concatenate(parts) for parts in zip(*extract(images)))
+
+
+def in_inception(
+    extract: inception.Features, images: np.ndarray, reference: statistics.Statistics, kept: Kept | None = None
+) -> dict[str, tuple[float, float]]:
+    """Figures of images of 0 to 255 by name, with the standard deviation over the parts that their authors report (NaN if none). kept: where features
+    are kept while they are computed.
+
+    Raises ValueError for a reference made in another way.
+    """
+    check_reference(extract, reference)
+    kept = Kept(None) if kept is None else kept
+    kept.open({"images": data.fingerprint(images), **extract.about()})
+    parts = lambda start: ({"pool": pool, "logits": logits} for pool, logits in extract(images, start))
+    found = kept.complete(parts, len(images), "images", print if len(images) > 10_000 else quiet)
+    pool, logits = found["pool"], found["logits"]
     if reference.mu.shape != pool.shape[1:]:
         raise ValueError(f"the reference is of {len(reference.mu)} features: expected {pool.shape[1]}")
     end = count(len(images))
@@ -164,7 +176,9 @@ def by_values(dataset: data.Dataset, samples: Samples, n: int) -> dict[str, dict
     return rows
 
 
-def by_inception(extract: inception.Features, dataset: data.Dataset | None, samples: Samples, reference: statistics.Statistics) -> dict[str, dict]:
+def by_inception(
+    extract: inception.Features, dataset: data.Dataset | None, samples: Samples, reference: statistics.Statistics, kept: Kept
+) -> dict[str, dict]:
     """The figures of `in_inception` of all samples, with what they depend on, and their floor where the test set has as many images: a distance of
     fewer is none."""
     n = len(samples.images)
@@ -172,7 +186,7 @@ def by_inception(extract: inception.Features, dataset: data.Dataset | None, samp
     enough = dataset and len(dataset.values["test"]) >= n
     floor = in_inception(extract, statistics.images_of(dataset, dataset.values["test"][:n]), reference) if enough else {}
     rows = {}
-    for name, (value, deviation) in in_inception(extract, samples.images, reference).items():
+    for name, (value, deviation) in in_inception(extract, samples.images, reference, kept).items():
         rows[name] = {"value": value, "deviation_of_parts": deviation, "floor": floor.get(name, (np.nan,))[0], **about}
     return rows
 
@@ -187,7 +201,12 @@ def main():
         raise ValueError(f"--reference={f.reference}: pass --inception_weights as well, which it is compared in")
     extract = inception.load(f.inception_weights, f.resize) if f.inception_weights else None
     reference = statistics.read(f.reference) if f.reference else None
+    if reference:
+        check_reference(extract, reference)
     if f.samples:
+        for name in DRAWING:
+            if f[name].present:
+                raise ValueError(f"--{name} is of samples that are drawn, not of --samples={f.samples}: leave one of them out")
         config = f.config or (cli.load_config(f.workdir) if f.workdir else None)
         dataset = data.reference(data.load(config.data)) if config else None
         if not (dataset or reference):
@@ -198,6 +217,10 @@ def main():
     by_value = dataset is not None and dataset.dim <= LARGEST
     if not (by_value or extract):
         raise ValueError(f"{dataset.name} has {dataset.dim} numbers an example, too many to compare as they are: pass --inception_weights")
+    if extract and dataset and not dataset.is_image:
+        raise ValueError(f"--inception_weights: examples of {dataset.name} are no images [H, W, 1 or 3] but {dataset.shape}")
+    folder = Path(f.workdir) / "eval" if f.workdir else Path(f.samples).with_suffix(".eval")
+    keeps = [Kept(folder / name) for name in ("samples", "features")]
     if f.samples:
         samples = from_file(f.samples, dataset)
         n = min(len(dataset.values["test"]), f.limit, len(samples.values) // f.groups) if dataset else 0
@@ -205,8 +228,7 @@ def main():
             raise ValueError(f"--samples={f.samples} has {len(samples.values)}: expected at least {10 * f.groups}, for {f.groups} groups")
     else:
         n = min(len(dataset.values["test"]), f.limit)
-        samples = drawn(run, n * f.groups)
-    folder = Path(f.workdir) / "eval" if f.workdir else Path(f.samples).with_suffix(".eval")
+        samples = drawn(run, n * f.groups, keeps[0])
     folder.mkdir(parents=True, exist_ok=True)
 
     rows = by_values(dataset, samples, n) if by_value else {}
@@ -214,11 +236,12 @@ def main():
         if samples.images is None:
             raise ValueError(f"--inception_weights: the samples are no images [H, W, 1 or 3] but {samples.values.shape[1:]}")
         reference = reference or statistics.of_training_data(extract, dataset)
-        rows |= by_inception(extract, dataset, samples, reference)
+        rows |= by_inception(extract, dataset, samples, reference, keeps[1])
     rows = {name: {key: None if value != value else value for key, value in row.items()} for name, row in rows.items()}  # JSON has no NaN
-    (folder / "metrics.json").write_text(json.dumps({**samples.about, "metrics": rows}, indent=1))
-    with open(folder / "metrics.jsonl", "a") as log:
-        log.writelines(json.dumps({"figure": name, **row, **samples.about}) + "\n" for name, row in rows.items())
+    write_text(folder / "metrics.json", json.dumps({**samples.about, "metrics": rows}, indent=1))
+    log, lines = folder / "metrics.jsonl", [json.dumps({"figure": name, **row, **samples.about}) for name, row in rows.items()]
+    before = log.read_text().splitlines() if log.exists() else []
+    write_text(log, "".join(f"{line}\n" for line in [*before, *(line for line in lines if line not in before)]))
 
     about = samples.about
     how = f"{about['solver']}, {about['nfe']:.0f} evaluations, {about['weights']} weights of step {about['step']}" if "solver" in about else f.samples
@@ -239,6 +262,8 @@ def main():
         written.append(plots.side_by_side(samples.images[: len(test)], test, folder / "samples_and_data.png"))
     elif dataset and dataset.shape == (2,):
         written.append(plots.scatter(samples.values[:n], dataset.values["test"][:n], folder / "samples_and_data.png"))
+    for kept in keeps:
+        kept.remove()
     print("wrote " + ", ".join(map(str, written)))
 
 

@@ -15,8 +15,12 @@ from absl import flags
 
 from experiments import adapters, cli, runs
 from experiments import weights as files
+from experiments.kept import write_text
+from experiments.untrusted import read_json
 
 WEIGHTS = ("ema", "raw")
+# of an export that was interrupted
+OURS = {"config.json", "export.tmp", f"{files.SAID}.tmp", adapters.FILE, *(f"{weights}.safetensors" for weights in WEIGHTS)}
 
 
 def write(workdir: str | Path, out: str | Path, step: int | None = None, which: tuple[str, ...] = WEIGHTS) -> dict:
@@ -25,22 +29,31 @@ def write(workdir: str | Path, out: str | Path, step: int | None = None, which: 
     Raises what `runs.load_run` raises, and FileExistsError if `out` holds something else than an older export.
     """
     out = Path(out)
-    if out.exists() and not (out / files.SAID).exists() and any(out.iterdir()):
+    if out.exists() and not (out / files.SAID).exists() and {file.name for file in out.iterdir()} - OURS:
         raise FileExistsError(f"--out={out} exists and is no export: name another folder")
-    loaded = {weights: runs.load_run(workdir, step, weights) for weights in which}
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(Path(workdir) / "config.json", out / "config.json")
+    loaded = {}
+    for weights in which:  # of one step, although the run may go on
+        loaded[weights] = runs.load_run(workdir, step, weights)
+        step = loaded[weights].step
+    temporary = out / "export.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # of an interrupted command
+    temporary.mkdir(parents=True)
+    shutil.copyfile(Path(workdir) / "config.json", temporary / "config.json")
     said = loaded["ema"].description() | {
         "parameters": sum(a.size for a in jax.tree.leaves(loaded["ema"].params)),
         "dataset": loaded["ema"].dataset.facts,
-        "sha256": {weights: files.save(run.params, files.file(out, weights)) for weights, run in loaded.items()},
+        "sha256": {weights: files.save(run.params, files.file(temporary, weights)) for weights, run in loaded.items()},
     }
     del said["weights"]
     adapter = loaded["ema"].adapter
     if adapter is not None:
-        base = json.loads((Path(workdir) / runs.BASE / files.SAID).read_text())["sha256"]["ema"]
-        said["sha256"]["lora"] = adapters.save(adapter, loaded["ema"].config.lora, base, out / adapters.FILE)
-    (out / files.SAID).write_text(json.dumps(said, indent=1))
+        base = read_json(Path(workdir) / runs.BASE / files.SAID)["sha256"]["ema"]
+        said["sha256"]["lora"] = adapters.save(adapter, loaded["ema"].config.lora, base, temporary / adapters.FILE)
+    (out / files.SAID).unlink(missing_ok=True)  # without it no export is read: not of some old and some new files
+    for file in temporary.iterdir():
+        file.rename(out / file.name)
+    temporary.rmdir()
+    write_text(out / files.SAID, json.dumps(said, indent=1))
     return said
 
 

@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from experiments import arrays, cli, runs
+from experiments.kept import savez
 from models.amed import StepPredictor
 from samplers import amed, gits, grids, sample, solvers
 from samplers.solvers import v3
@@ -109,17 +110,23 @@ def statistics(path: Path) -> v3.Statistics:
     return v3.Statistics(*arrays.load(path, ["log_snr", "l", "s", "b"], COMMAND))
 
 
-def file_of(workdir: str | Path, solver: str, steps: int) -> Path:
-    """Where a fitted solver is; statistics serve any number of steps."""
-    name = solver if solver == "dpm_solver_v3" else f"{solver}_{steps}"
+def short(value) -> str:
+    """A value in the name of a file."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def file_of(workdir: str | Path, solver: str, steps: int, guidance: float = 1.0) -> Path:
+    """Where a solver that was fitted to the model with that guidance is; statistics serve any number of steps."""
+    name = (solver if solver == "dpm_solver_v3" else f"{solver}_{steps}") + (f"_guidance{short(guidance)}" if guidance != 1 else "")
     return Path(workdir) / "solvers" / f"{name}.npz"
 
 
-def fitted(workdir: str | Path, solver: str, steps: int) -> Path:
+def fitted(workdir: str | Path, solver: str, steps: int, guidance: float = 1.0) -> Path:
     """The file of a fitted solver. Raises FileNotFoundError, with the command that makes it, if it is not there."""
-    path = file_of(workdir, solver, steps)
+    path = file_of(workdir, solver, steps, guidance)
     if not path.exists():
-        raise FileNotFoundError(f"no {path}: fit it with python -m experiments.fit --workdir={workdir} --solver={solver} --steps={steps}")
+        guided = f" --guidance={short(guidance)}" if guidance != 1 else ""
+        raise FileNotFoundError(f"no {path}: fit it with {COMMAND} --workdir={workdir} --solver={solver} --steps={steps}{guided}")
     return path
 
 
@@ -132,8 +139,8 @@ def main():
     shape, sde = run.dataset.shape, run.network.sde
     if run.lora:
         raise ValueError(f"--lora={run.lora[0]}: a fit is of the run's own weights; fit an export of the merged ones")
-    den = run.denoiser(run.labels(f.examples))
-    path = file_of(f.workdir, f.solver, f.steps)
+    den = run.denoiser(run.labels(f.examples), f.guidance)
+    path = file_of(f.workdir, f.solver, f.steps, f.guidance)
     path.parent.mkdir(exist_ok=True)
     clock = time.perf_counter()
     x_T = sde.prior_sample(jax.random.key(f.seed), (f.examples, *shape))
@@ -141,12 +148,12 @@ def main():
         values = run.dataset.values["train"][: f.examples]
         x0 = run.dataset.to_x(jax.random.split(jax.random.key(f.seed), len(values)), values)
         labels = jax.tree.map(lambda a: jnp.asarray(a[: len(values)]), run.dataset.labels["train"])
-        labelled = run.denoiser(labels if run.conditional else None)
+        labelled = run.denoiser(labels if run.conditional else None, f.guidance)
         times = grids.log_snr(sde, f.knots)
         measured = v3.estimate(labelled, x0, jax.random.key(f.seed + 1), sde.log_snr(times[1:] if sde.alpha(sde.T) == 0 else times))
-        measured.save(path)
+        savez(path, **vars(measured))
     elif f.solver == "gits":
-        np.savez(path, times=gits(den, x_T, f.steps - 1))
+        savez(path, times=gits(den, x_T, f.steps - 1))
     else:
         times, middles = amed.every_second(getattr(grids, f.grid), sde, f.steps - 1, BASES[f.solver])
         params, losses = fit_predictor(den, x_T, times, BASES[f.solver], middles, f.iterations, f.train_batch, seed=f.seed)
@@ -161,6 +168,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("solver", None, FITTED, "What to fit.", required=True)
     flags.DEFINE_integer("steps", 6, "Steps as in experiments.sample, the last of which denoises (amed: two evaluations each but for the last).")
     flags.DEFINE_enum("grid", "cosine", ["cosine", "uniform", "quadratic", "karras", "log_snr"], "amed: the grid whose steps are fitted.")
+    flags.DEFINE_float("guidance", 1.0, "Classifier-free guidance of the model that is fitted to: that of experiments.sample --guidance.")
     flags.DEFINE_integer("examples", 512, "Examples to fit on.")
     flags.DEFINE_integer("knots", 60, "dpm_solver_v3: values of log-SNR at which the statistics are taken.")
     flags.DEFINE_integer("iterations", 80, "amed: updates of every step's predictor.")

@@ -5,6 +5,7 @@ experiments.autoencode encodes with. The sizes of the network are those of the a
 """
 
 import json
+import shutil
 from itertools import count
 from pathlib import Path
 
@@ -12,12 +13,11 @@ import jax
 import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from configs import autoencoder
 from experiments import cli, network, state
 from experiments import weights as files
+from experiments.untrusted import tensors
 
 RESNET = {"GroupNorm_0": "norm1", "Conv_0": "conv1", "GroupNorm_1": "norm2", "Conv_1": "conv2", "Conv_2": "conv_shortcut"}
 
@@ -89,8 +89,8 @@ def write(file: str | Path, out: str | Path) -> dict:
     if out.exists():
         raise FileExistsError(f"--out={out} exists: name another folder, or remove it")
     try:
-        options, params = converted(load_file(file))
-    except (SafetensorError, KeyError, ValueError, IndexError) as error:
+        options, params = converted(tensors(file)[0])
+    except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"--file={file} holds no weights of diffusers' AutoencoderKL ({error})") from None
     config = autoencoder.get_config("f8")
     config.model.update(options)
@@ -99,17 +99,20 @@ def write(file: str | Path, out: str | Path) -> dict:
     like = jax.eval_shape(lambda: state.init(config, network.from_config(config, 0), shape)).params
     files.check(params, flatten_dict(like, sep="/"), f"--file={file} holds no weights of diffusers' AutoencoderKL")
     tree = unflatten_dict(params, sep="/")
-    out.mkdir(parents=True)
-    (out / "config.json").write_text(json.dumps(json.loads(config.to_json()), indent=1))
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an interrupted command
+    temporary.mkdir(parents=True)
+    (temporary / "config.json").write_text(json.dumps(json.loads(config.to_json()), indent=1))
     said = {
         "workdir": file.name,
         "data": "images",
         "step": 0,
         "parameters": sum(a.size for a in params.values()),
         "dataset": {"shape": shape, "shift": 128.0, "scale": 128.0, "levels": 256, "num_classes": 0},
-        "sha256": {weights: files.save(tree, files.file(out, weights)) for weights in ("ema", "raw")},
+        "sha256": {weights: files.save(tree, files.file(temporary, weights)) for weights in ("ema", "raw")},
     }
-    (out / files.SAID).write_text(json.dumps(said, indent=1))
+    (temporary / files.SAID).write_text(json.dumps(said, indent=1))
+    temporary.rename(out)
     return said
 
 

@@ -5,7 +5,6 @@ and jax-fid's pickled dictionary of arrays; and what this command writes. All of
 `experiments.evaluate`. NVIDIA's inception-2015-12-05.pkl is a program, and is not read.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import UInt8
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from experiments import cli, inert, parallel, runs
+from experiments import cli, inert, kept, parallel, runs
+from experiments.untrusted import tensors
 from models.inception import RESIZES, Inception
 
 PUBLISHED = {"6726825d": "pytorch-fid's and torch-fidelity's", "4e030efa": "jax-fid's"}  # how the SHA-256 of the public files begin
@@ -54,12 +53,13 @@ class Features:
     sha256: str
     resize: str = "tf1"
 
-    def __call__(self, images: UInt8[np.ndarray, "n h w c"], batch: int = BATCH):
-        """Yields pool_3 [b, 2048] and logits [b, 1008] of images of 0 to 255, in float32, batch by batch; no result depends on `batch`."""
+    def __call__(self, images: UInt8[np.ndarray, "n h w c"], start: int = 0, batch: int = BATCH):
+        """Yields pool_3 [b, 2048] and logits [b, 1008] of images of 0 to 255 from number `start`, in float32, batch by batch; no result depends on
+        `batch`."""
         batch = -(-batch // jax.device_count()) * jax.device_count()
         params = parallel.replicate({"params": unflatten_dict(self.params, sep="/")})
         apply = jax.jit(Inception(self.resize).apply)
-        yield from runs.in_batches(lambda keys, images: apply(params, images), len(images), batch, jax.random.key(0), images)
+        yield from runs.in_batches(lambda keys, images: apply(params, images), len(images), batch, jax.random.key(0), images, start=start)
 
     def about(self) -> dict:
         """What every figure in these features is reported with."""
@@ -80,7 +80,7 @@ def load(path: str | Path, resize: str = "tf1") -> Features:
         except (KeyError, ValueError, AttributeError) as error:
             lacks = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"--inception_weights={path}: {lacks}; expected the file of pytorch-fid, torch-fidelity or jax-fid") from None
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        sha256 = kept.sha256(path)
     for name, shape in shapes().items():
         found = params[name].shape if name in params else "missing"
         if found != shape or not np.isfinite(params[name]).all():
@@ -91,12 +91,10 @@ def load(path: str | Path, resize: str = "tf1") -> Features:
 
 
 def _ours(path: Path) -> tuple[dict, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     try:
-        with safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["sha256"]
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        params, about = tensors(path)
+        return params, about["sha256"]
+    except (ValueError, KeyError) as error:
         raise ValueError(f"--inception_weights={path} is not what `python -m experiments.inception` writes ({error})") from None
 
 

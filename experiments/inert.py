@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-LARGEST = 1 << 30  # bytes of a file of weights
+from experiments import untrusted
+
+LARGEST = 256 << 20  # bytes of a file of weights: Inception's have 95 MiB
+LEAVES, DEPTH = 10_000, 16  # arrays of a file, and dictionaries in dictionaries
 NUMBERS = ("u1", "i4", "i8", "f2", "f4", "f8")
 
 
@@ -19,6 +22,8 @@ class Array:
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, raw = state
+        if not isinstance(raw, bytes | bytearray):  # of a number there would be as many zeros
+            raise pickle.UnpicklingError("it has an array without its bytes")
         self.value = np.frombuffer(bytes(raw), dtype.name).reshape(shape, order="F" if fortran else "C")
 
 
@@ -28,7 +33,7 @@ class Dtype:
     def __init__(self, name, *_):
         self.name = name.decode() if isinstance(name, bytes) else name
         if self.name not in NUMBERS:
-            raise pickle.UnpicklingError(f"it has an array of {self.name}")
+            raise pickle.UnpicklingError(f"it has an array of {self.name:.20}" if isinstance(self.name, str) else "it has an array of no numbers")
 
     def __setstate__(self, state):
         pass
@@ -40,8 +45,30 @@ def _encoded(text: str, coding: str) -> bytes:
     return text.encode(coding)
 
 
-class Arrays(pickle.Unpickler):
-    """Reads pickles of lists, numbers and arrays of numbers, by stand-ins, and refuses whatever else they ask for."""
+def _as_list(count: int | None):
+    """Reads a tuple of `count` objects, or of those from a mark, as a list."""
+
+    def load(reader):
+        if count is None:
+            items = reader.pop_mark()
+        else:
+            items = [reader.stack.pop() for _ in range(count)][::-1]
+        reader.append(items)
+
+    return load
+
+
+class Arrays(pickle._Unpickler):
+    """Reads pickles of lists, numbers and arrays of numbers, by stand-ins, and refuses whatever else they ask for.
+
+    By Python's own reader: that in C gives as much memory as the largest number of an object that the file names, whatever it has. Tuples become
+    lists, which are no keys: to hash a tuple of tuples that are all one takes 2^depth steps.
+    """
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.TUPLE[0]: _as_list(None),
+        **{code[0]: _as_list(n) for n, code in enumerate((pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3))},
+    }
 
     stand_ins = {
         ("_codecs", "encode"): _encoded,
@@ -68,12 +95,18 @@ class Storage:
             raise pickle.UnpicklingError(f"the storage {self.key} is not the {self.count} numbers that it should be")
         return np.frombuffer(self.raw, self.dtype)
 
+    def __setstate__(self, state):
+        pass
+
 
 class Tensor:
     """A pickled tensor: a view of a storage that may not have been read yet."""
 
     def __init__(self, storage, offset, size, stride, *_):
         self.parts = storage, offset, size, stride
+
+    def __setstate__(self, state):
+        pass
 
     def array(self) -> np.ndarray:
         """A copy. Raises UnpicklingError for a view beyond its storage."""
@@ -117,7 +150,7 @@ class Tensors(Arrays):
             assert word == "storage" and isinstance(key, str) and isinstance(count, int) and dtype in self.storage_types.values()
             assert view in ([], [None])  # a view of a storage is of PyTorch before 0.4
         except (AssertionError, TypeError, ValueError):
-            raise pickle.UnpicklingError(f"it has a reference {found!r:.80}") from None
+            raise pickle.UnpicklingError("it has a reference to no storage") from None
         return self.storages.setdefault(key, Storage(dtype, key, count))
 
 
@@ -126,7 +159,7 @@ MAGIC = 0x1950A86A20F9469CFC6C  # the first number of an old file of PyTorch
 
 def _of_zip(path: Path):
     with zipfile.ZipFile(path) as archive:
-        members = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
+        members = {name.partition("/")[2]: member for name, member in untrusted.members(path).items()}
         if "data.pkl" not in members or sum(member.file_size for member in members.values()) > LARGEST:
             raise pickle.UnpicklingError(f"it has no data.pkl, or more than {LARGEST >> 20} MiB")
         if "constants.pkl" in members:
@@ -148,7 +181,7 @@ def _of_pickles(path: Path):
             return first
         version, about = Arrays(file).load(), Arrays(file).load()
         if version != 1001 or not about["little_endian"]:
-            raise pickle.UnpicklingError(f"it is of version {version}, {about}")
+            raise pickle.UnpicklingError("it is of another version, or its numbers are big-endian")
         reader = Tensors(file)
         found, keys = reader.load(), Arrays(file).load()
         for key in keys:
@@ -166,16 +199,27 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size >> 20} MiB: expected a file of weights of at most {LARGEST >> 20}")
 
-    def flat(tree, prefix):
-        if isinstance(tree, Array):
-            return {prefix: tree.value}
-        if isinstance(tree, Tensor):
-            return {prefix: tree.array()}
-        if not isinstance(tree, dict):
-            raise pickle.UnpicklingError(f"it has {type(tree).__name__} under '{prefix}'")
-        return {name: leaf for key, value in tree.items() for name, leaf in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+    found, total, visited = {}, 0, 0
+
+    def gather(tree, prefix="", depth=0):
+        nonlocal total, visited
+        visited += 1
+        if visited > LEAVES:
+            raise pickle.UnpicklingError(f"it has more than {LEAVES} arrays")
+        if isinstance(tree, dict) and depth < DEPTH:
+            for key, value in tree.items():
+                gather(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+            return
+        if not isinstance(tree, Array | Tensor):
+            raise pickle.UnpicklingError(f"it has {type(tree).__name__} under '{prefix:.80}'")
+        found[prefix] = tree.value if isinstance(tree, Array) else tree.array()
+        total += found[prefix].nbytes
+        if total > 2 * path.stat().st_size:  # the same numbers again and again
+            raise pickle.UnpicklingError(f"its {path.stat().st_size} bytes are arrays of more than {total}")
 
     try:
-        return flat(_of_zip(path) if zipfile.is_zipfile(path) else _of_pickles(path), "")
+        gather(_of_zip(path) if zipfile.is_zipfile(path) else _of_pickles(path))
+        return found
     except Exception as error:  # a wrong file raises anything
-        raise ValueError(f"{path} cannot be read as weights ({error}): expected the arrays of torch.save, or a pickled dictionary of them") from None
+        why = str(error) or "it ends early"
+        raise ValueError(f"{path} cannot be read as weights ({why}): expected the arrays of torch.save, or a pickled dictionary of them") from None

@@ -2,11 +2,25 @@
 
 import hashlib
 import json
+import os
 import shutil
-import zipfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+from experiments.untrusted import Npz
+
+
+def quiet(*_, **__) -> None:
+    """In the place of `print`."""
+
+
+def sha256(path: Path, name: str = "sha256") -> str:
+    """The sum of a file, which need not fit in memory; or another sum that hashlib has."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, name).hexdigest()
 
 
 def savez(path: Path, **arrays) -> None:
@@ -14,6 +28,16 @@ def savez(path: Path, **arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npz")
     np.savez(temporary, **arrays)
+    temporary.rename(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`Path.write_text` at once, likewise."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or it may be empty after a machine has lost its power
     temporary.rename(path)
 
 
@@ -32,11 +56,10 @@ class Kept:
         self.folder = Path(f"{self.stem}.{digest}.partial")
         while (path := self.folder / f"{len(self):08d}.npz").exists():
             try:
-                with np.load(path, allow_pickle=False) as file:
-                    part = dict(file)
+                part = dict(Npz(path))
                 if not len({len(v) for v in part.values()} - {0}) == 1:
                     raise ValueError
-            except (ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError):
+            except (ValueError, TypeError):
                 print(f"{path} is damaged: going on from example {len(self)}")
                 return
             self.parts.append(part)
@@ -49,6 +72,18 @@ class Kept:
         if self.folder is not None:
             savez(self.folder / f"{len(self):08d}.npz", **part)
         self.parts.append(part)
+
+    def complete(self, parts: Callable[[int], Iterator[dict]], n: int, what: str, progress=quiet) -> dict[str, np.ndarray]:
+        """The results of the first n examples, of which those not kept yet are computed: parts(start) yields them from example `start`, batch by
+        batch, each of which is kept at once. what: they are called, in what `progress` is told."""
+        first, clock = len(self), time.perf_counter()
+        if 0 < first < n:
+            progress(f"{first} {what} were kept", flush=True)
+        for part in parts(first) if first < n else ():
+            self.add(part)
+            done, spent = len(self), time.perf_counter() - clock
+            progress(f"{done}/{n} {what}, {spent:.0f} s, ETA {spent * (n - done) / (done - first):.0f} s", flush=True)
+        return self.results(n)
 
     def results(self, n: int) -> dict[str, np.ndarray]:
         """Of the first n examples."""

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from experiments import cli, plots, runs
 from experiments.dequantization import DEQUANTIZATIONS, bin_time
-from experiments.kept import Kept
+from experiments.kept import Kept, savez, write_text
 from samplers import log_likelihood, variational_bound
 from samplers.likelihood import DIVERGENCES, LEVELS, PATHS
 
@@ -90,16 +90,10 @@ def score(
 
     chosen = {"times": times} if bound == "variational" else {"dequantization": dequantization, **about, "draws": draws, **options}
     chosen |= {"ends": (last, start), "method": (PATHS, LEVELS)}
-    kept, clock = Kept(None) if kept is None else kept, time.perf_counter()
+    kept = Kept(None) if kept is None else kept
     kept.open({"weights": run.fingerprint(), "data": dataset.name, "split": split, "seed": seed, **chosen})
-    first = len(kept)
-    if 0 < first < n:
-        progress(f"{first} examples were scored before", flush=True)
-    for part in runs.in_batches(one_batch, n, batch, jax.random.key(seed), values, labels, start=first):
-        kept.add(part)
-        spent, done = time.perf_counter() - clock, len(kept)
-        progress(f"{done}/{n} examples, {spent:.0f} s, ETA {spent * (n - done) / (done - first):.0f} s", flush=True)
-    result = kept.results(n)
+    parts = lambda start: runs.in_batches(one_batch, n, batch, jax.random.key(seed), values, labels, start=start)
+    result = kept.complete(parts, n, "examples", progress)
     failed = np.flatnonzero(~result["success"].all(1))
     if len(failed):
         few = ", ".join(map(str, failed[:8]))
@@ -224,8 +218,8 @@ def main():
         "seed": f.seed,
         "seconds": time.perf_counter() - clock,
     }
-    Path(f"{name}.json").write_text(json.dumps(finite(summary), indent=1, allow_nan=False))
-    np.savez(f"{name}.npz", index=np.arange(summary["n"]), **result)
+    write_text(Path(f"{name}.json"), json.dumps(finite(summary), indent=1, allow_nan=False))
+    savez(Path(f"{name}.npz"), index=np.arange(summary["n"]), **result)
     figure = plots.histogram(scores, dataset.unit, f"{name}.png")
     for file in kept.values():
         file.remove()

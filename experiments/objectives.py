@@ -12,6 +12,7 @@ two predictions differ by a factor b(t), so that weightings are named by the pre
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -68,7 +69,7 @@ def log_snr(u, sde: SDE, options: ConfigDict):
 
 TIME_SAMPLERS = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log_normal, "log_snr": log_snr}
 
-GOLDEN = jnp.uint32(2654435769)  # 2^32 / golden ratio
+GOLDEN = np.uint32(2654435769)  # 2^32 / golden ratio
 
 
 def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:

@@ -1,4 +1,5 @@
-"""Data parallelism, all of it: `pmap` for the training step, sharded arrays for everything else."""
+"""Parallelism, all of it: of the training step `pmap` over the batch, or, where a model outgrows one device, `jit` over parts of its arrays too;
+sharded arrays for everything else. Devices are those of all processes (`experiments.hosts`), each of which reads its own rows of a batch alone."""
 
 from collections.abc import Callable
 
@@ -6,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.state import AXIS
+from experiments.state import AXIS, make_step
 
 
 def check_batch(batch: int, what: str, parts: int = 1) -> None:
@@ -28,22 +29,74 @@ def parallel_step(step: Callable, base=None) -> Callable:
     n = jax.local_device_count()
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,))
     base = replicate(base)
-    # several devices simulated on one CPU can dead-lock in the all-reduce when steps are queued
-    block = n > 1 and jax.default_backend() == "cpu"
 
     def run(state, batch):
-        result = mapped(state, jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), batch), base)
-        return jax.block_until_ready(result) if block else result
+        return _settled(mapped(state, jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), batch), base))
 
     return run
 
 
+def training_step(config, net, dataset, base=None) -> Callable:
+    """The step of `config.training.sharding`, as a function of state and batch."""
+    if config.training.sharding == "fsdp":
+        return divided_step(make_step(config, net, dataset, axis=None), base)
+    return parallel_step(make_step(config, net, dataset), base)
+
+
+SMALL = 1024  # numbers in an array that is not worth dividing
+
+
+def spec(shape: tuple[int, ...], n: int) -> PartitionSpec:
+    """How an array of a state is divided over n devices: along its longest axis that n divides; a small one, or one without such an axis, is on
+    all."""
+    axes = [i for i, size in enumerate(shape) if size % n == 0]
+    if n == 1 or not axes or np.prod(shape) < SMALL:
+        return PartitionSpec()
+    longest = max(axes, key=lambda i: shape[i])
+    return PartitionSpec(*(AXIS if i == longest else None for i in range(len(shape))))
+
+
+def divided(tree):
+    """The shardings by which each device holds a part of a state's arrays (ZeRO-3, Rajbhandari et al. 2020, 1910.02054; FSDP, Zhao et al. 2023,
+    2304.11277)."""
+    return jax.tree.map(lambda a: NamedSharding(_mesh(), spec(a.shape, jax.device_count())), tree)
+
+
+def divided_step(step: Callable, base=None) -> Callable:
+    """As `parallel_step`, of a step without an axis, for a state whose arrays are `divided`: XLA gathers parameters where they are needed, and
+    scatters the sum of the gradients."""
+    base, compiled, rows = replicate(base), {}, NamedSharding(_mesh(), PartitionSpec(AXIS))
+
+    def run(state, batch):
+        if not compiled:
+            layout, whole = divided(state), NamedSharding(_mesh(), PartitionSpec())
+            state = jax.tree.map(_put, state, layout)
+            compiled["step"] = jax.jit(step, in_shardings=(layout, None, None), out_shardings=(layout, whole), donate_argnums=(0,))
+        batch = jax.tree.map(lambda a: jax.make_array_from_process_local_data(rows, np.asarray(a)), batch)
+        return _settled(compiled["step"](state, batch, base))
+
+    return run
+
+
+def _put(a, sharding):
+    """An array that every process has, or one that is in place already, in `sharding`."""
+    return a if getattr(a, "sharding", None) == sharding else jax.make_array_from_callback(a.shape, sharding, lambda index: np.asarray(a)[index])
+
+
+def _settled(result):
+    """Several devices on CPUs can dead-lock in the all-reduce when steps are queued."""
+    return jax.block_until_ready(result) if jax.device_count() > 1 and jax.default_backend() == "cpu" else result
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
 def shard(tree):
     """Arrays [B, ...] laid out over all devices along the first axis; B must be a multiple of their number."""
-    mesh = Mesh(np.array(jax.devices()), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec(AXIS)))
 
 
 def replicate(tree):
     """Arrays copied to all devices."""
-    return jax.device_put(tree, NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec()))
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))

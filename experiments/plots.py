@@ -89,7 +89,7 @@ def paths(points: Float[np.ndarray, "s n 2"], path: str | Path) -> Path:
 def loss_curve(workdir: str | Path) -> Path | None:
     """loss.png of log.jsonl; None if nothing has been logged. Steps that a resumed run logged twice count once."""
     lines = [line for line in open(Path(workdir) / "log.jsonl") if line.endswith("}\n")]  # a kill may leave half a line
-    rows = {row["step"]: row for row in map(json.loads, lines)}
+    rows = {row["step"]: row for row in map(json.loads, lines) if "loss" in row}  # all steps of a line may have been skipped
     if not rows:
         return None
     steps = sorted(rows)

@@ -10,7 +10,6 @@ integer []. Others write it without us: ArrayRecordWriter(path, "group_size:1").
 import glob
 import hashlib
 import io
-import tempfile
 from pathlib import Path
 
 import grain
@@ -22,6 +21,7 @@ from safetensors.numpy import load, save
 
 from experiments import cli
 from experiments.sources import CACHE, HELD_OUT, LARGEST, Source, keep
+from experiments.untrusted import npy
 
 CLASSES = 2**20  # a label above is taken for damage
 SCAN = 1024  # records at once
@@ -38,14 +38,13 @@ def writer(path: Path):
 def write(file: Path, values, labels=None) -> None:
     """Examples [n, ...] and, if there are any, labels [n] as one ArrayRecord file, which is there once it is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, suffix=".tmp") as folder:
-        temporary = Path(folder) / file.name
-        out = writer(temporary)
-        for i in range(len(values)):
-            label = {} if labels is None else {"y": np.asarray(labels[i], np.int32)}
-            out.write(save({"x": np.ascontiguousarray(values[i]), **label}))
-        out.close()
-        temporary.rename(file)
+    temporary = file.with_name(file.name + ".tmp")  # one of an interrupted command is written over
+    out = writer(temporary)
+    for i in range(len(values)):
+        label = {} if labels is None else {"y": np.asarray(labels[i], np.int32)}
+        out.write(save({"x": np.ascontiguousarray(values[i]), **label}))
+    out.close()
+    temporary.rename(file)
 
 
 class Records:
@@ -107,7 +106,7 @@ class Records:
         stamp = "".join(f"{Path(f).resolve()} {Path(f).stat().st_size} {Path(f).stat().st_mtime_ns}\n" for f in self.files)
         cached = CACHE / "records" / f"{hashlib.sha256(stamp.encode() + self.numbers.tobytes()).hexdigest()[:24]}.npy"
         if cached.exists():
-            return np.load(cached, allow_pickle=False)
+            return np.array(npy(cached))
         found = []
         for start in range(0, len(self), SCAN):
             found += [int(record.get("y", -1)) for record in self.read(self.numbers[start : start + SCAN], like=self)]

@@ -1,7 +1,6 @@
 """A trained run, loaded back: its config, data, network and weights."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from experiments.autoencoder import Autoencoder
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, Latents
 from experiments.network import Network
+from experiments.untrusted import read_json
 from samplers import classifier_free
 from sde_lib import Denoiser
 
@@ -83,10 +83,8 @@ class Run:
         return jax.tree.map(lambda a: a[index], choices)
 
     def fingerprint(self) -> str:
-        """What identifies the weights, on this machine."""
-        exported = files.file(self.workdir, self.weights)
-        file = exported if exported.exists() else self.workdir / "checkpoints" / str(self.step)
-        return f"{self.workdir.resolve()} {self.step} {self.weights} {file.stat().st_mtime_ns}" + "".join(f" {flag}" for flag in self.lora)
+        """What identifies the weights."""
+        return files.digest(self.params)
 
     def description(self) -> dict:
         """What every figure of this run is reported with."""
@@ -152,7 +150,7 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema",
 def same_latents(workdir: str | Path, latents: Latents) -> None:
     """Raises ValueError if a run is of other latents, as of another autoencoder, than those that training noted in its folder."""
     file, ours = Path(workdir) / sources.LATENTS, {name: latents.about[name] for name in LATENTS_ARE}
-    if file.exists() and (theirs := json.loads(file.read_text())) != ours:
+    if file.exists() and (theirs := read_json(file)) != ours:
         raise ValueError(
             f"{workdir} was trained on other latents ({theirs}) than those of config.data.path now ({ours}): put them back, or train again"
         )

@@ -1,13 +1,13 @@
 """Draw samples: python -m experiments.sample --workdir=runs/digits --solver=dpm_solver_pp --steps=15 --num=64
 
-Writes samples/<solver>.npz (arr_0: uint8 NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as
-.json, a picture of the first hundred and one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
+Writes samples/<solver>_<steps>.npz (with guidance, seed, weights, checkpoint and label in its name where they are not the default; arr_0: uint8
+NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a picture of the first hundred and
+one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
 Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on the devices.
 """
 
 import ast
 import functools
-import hashlib
 import inspect
 import json
 import time
@@ -20,7 +20,7 @@ from absl import flags
 
 import samplers
 from experiments import cli, fit, parallel, plots, runs
-from experiments.kept import Kept, savez
+from experiments.kept import Kept, savez, sha256, write_text
 from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
@@ -90,14 +90,16 @@ def sampler(
     tolerance: float,
     option: tuple[str, ...] = (),
     threshold: str = "none",
+    guidance: float = 1.0,
     path: bool = False,
 ) -> Callable:
     """The function of (den, keys [B]) that draws samples x_0 [B, *shape] by a named solver, and gives their evaluations [B] and the path
     [P, B, ...] or None (where there is none). Tables are built and fits are read once, here.
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
-    FileNotFoundError if they are not.
+    FileNotFoundError if they are not; guidance: of `den`, for which they were fitted.
     """
+    fitted = functools.partial(fit.fitted, workdir, steps=steps, guidance=guidance)
     if option and solver not in (*solvers.SOLVERS, V3):
         raise ValueError(f"--option={option[0]}: --solver={solver} has no options")
     if solver != ADAPTIVE and steps < 2:
@@ -110,7 +112,7 @@ def sampler(
             return check(solution).x, solution.nfe, None
 
     elif solver in fit.BASES:
-        params, times, middles = fit.load_predictor(fit.fitted(workdir, solver, steps), shape)
+        params, times, middles = fit.load_predictor(fitted(solver), shape)
         nfe = amed.evaluations(sde, times) + 1
 
         def integrate(den, x_T, keys):
@@ -118,7 +120,7 @@ def sampler(
             return denoise(den, x), np.full(len(x), nfe), None
 
     else:
-        times = fit.load_times(fit.fitted(workdir, GITS, steps)) if grid == GITS else getattr(grids, grid)(sde, steps - 1)
+        times = fit.load_times(fitted(GITS)) if grid == GITS else getattr(grids, grid)(sde, steps - 1)
         if solver == REVERSE_SDE:
 
             def integrate(den, x_T, keys):
@@ -126,7 +128,7 @@ def sampler(
                 return denoise(den, check(solution).x), solution.nfe + 1, None
 
         else:
-            table = make_solver(solver, option, fit.statistics(fit.fitted(workdir, V3, steps)) if solver == V3 else None)(sde, times)
+            table = make_solver(solver, option, fit.statistics(fitted(V3)) if solver == V3 else None)(sde, times)
 
             def integrate(den, x_T, keys):
                 x = sample(den, x_T, times, lambda sde, times: table, keys, path=path)
@@ -158,35 +160,29 @@ def generate(
     label: int = -1,
     guidance: float = 1.0,
     kept: Kept | None = None,
-    stop=False,
     progress=lambda *_, **__: None,
     **options,
 ) -> tuple[np.ndarray, float]:
     """n samples as raw values [n, ...] and their mean number of evaluations; options as in `sampler`.
 
-    label: see `Run.labels`. guidance: see `Run.denoiser`. kept: where samples are kept while they are drawn; stop: truthy once to leave after a batch
-    (see `cli.StopSignal`), raising cli.Stopped. Raises ValueError if the model has no such label.
+    label: see `Run.labels`. guidance: see `Run.denoiser`. kept: where samples are kept while they are drawn. Raises ValueError if the model has no
+    such label.
     """
     labels = run.labels(n, label)
     if options.get("threshold", "none") != "none" and not run.dataset.levels:
         raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
-    draw = sampler(run.network.sde, run.dataset.shape, run.workdir, **options)
+    draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **options)
     one_batch = lambda keys, labels: draw(run.denoiser(labels, guidance), keys)[:2]
 
-    kept, clock = Kept(None) if kept is None else kept, time.perf_counter()
+    def parts(start):
+        for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, start=start):
+            yield {"values": run.dataset.from_x(x), "nfe": np.asarray(nfe)}
+
+    kept = Kept(None) if kept is None else kept
     fitted = {options["solver"], options["grid"]} & {V3, GITS, *fit.BASES}
-    fits = {name: fit.fitted(run.workdir, name, options["steps"]).stat().st_mtime_ns for name in fitted}
+    fits = {name: fit.fitted(run.workdir, name, options["steps"], guidance).stat().st_mtime_ns for name in fitted}
     kept.open({"weights": run.fingerprint(), "seed": seed, "label": label, "guidance": guidance, "fits": fits, **options})
-    first = len(kept)
-    if 0 < first < n:
-        progress(f"{first} samples were drawn before", flush=True)
-    for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, start=first):
-        kept.add({"values": run.dataset.from_x(x), "nfe": np.asarray(nfe)})
-        spent, done = time.perf_counter() - clock, len(kept)
-        progress(f"{done}/{n} samples, {spent:.0f} s, ETA {spent * (n - done) / (done - first):.0f} s", flush=True)
-        if stop and done < n:
-            raise cli.Stopped(f"stopped after {done} of {n} samples: the same command goes on from there")
-    found = kept.results(n)
+    found = kept.complete(parts, n, "samples", progress)
     return found["values"], float(found["nfe"].mean())
 
 
@@ -208,7 +204,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int
         index = np.arange(8 * jax.device_count() if is_image else 256)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
         den = run.denoiser(run.labels(len(rows), label), guidance)
-        path = sampler(run.network.sde, run.dataset.shape, run.workdir, path=True, **options)(den, rows)[2]
+        path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **options)(den, rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             if data is run.dataset:  # pixels, not latents: noise of any scale within the range shown
@@ -225,20 +221,21 @@ def main():
         raise ValueError(f"--num={f.num}: expected at least 1")
     run = runs.from_flags()
     options = from_flags()
-    name = (f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}") + (f"_guidance{f.guidance:g}" if f.guidance != 1 else "")
+    other = [(name, f[name].value) for name in ("guidance", "seed", "weights", "checkpoint", "label") if f[name].value != f[name].default]
+    name = "_".join([f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}", *(f"{name}{fit.short(value)}" for name, value in other)])
     file = run.workdir / "samples" / f"{name}.npz"
     kept, clock = Kept(file.with_suffix("")), time.perf_counter()
-    values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, stop=cli.StopSignal(), progress=print, **options)
+    values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, progress=print, **options)
     seconds = time.perf_counter() - clock
     images = plots.to_uint8(values, run.dataset.images.levels) if run.dataset.images.levels else values
     labels = run.labels(f.num, f.label)
     savez(file, arr_0=images, **({"arr_1": labels} if isinstance(labels, np.ndarray) else {}))
-    said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    file.with_suffix(".json").write_text(json.dumps(said, indent=1))
-    kept.remove()
+    said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": sha256(file)}
+    write_text(file.with_suffix(".json"), json.dumps(said, indent=1))
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")
     for written in [file, *pictures(run, values, name, f.seed, f.label, **options)]:
         print(f"wrote {written}")
+    kept.remove()
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import gzip
 import hashlib
 import http.client
 import io
-import json
-import lzma
 import os
 import shutil
 import struct
@@ -16,7 +14,6 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +22,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from experiments.inert import Arrays
+from experiments.kept import sha256
+from experiments.untrusted import AT_ONCE, Bounded, Npz, inside, npy, read_json
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-generative"
 HELD_OUT = 20  # one of so many examples is for testing, where the files do not say which
@@ -57,6 +56,7 @@ def keep(file: Path, content: bytes) -> None:
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # the Debian package dataset-fashion-mnist
 FASHION_CACHE = Path.home() / ".cache" / "fashion-mnist"
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+FASHION_LARGEST = 47_040_016  # bytes of the largest file, uncompressed
 FASHION_SHA256 = {  # of the uncompressed files
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -69,15 +69,16 @@ def _idx(name: str, folder: Path) -> np.ndarray:
     """One verified IDX file, from `folder`, or downloaded to the cache."""
     file = next((folder / n for n in (name, name + ".gz") if (folder / n).exists()), None)
     downloaded = file is None
-    if downloaded:
-        file = FASHION_CACHE / (name + ".gz")
-        instead = "pass --config.data.path=FOLDER with the IDX files of Fashion-MNIST, or install the Debian package dataset-fashion-mnist"
-        raw = download(FASHION_URL + file.name, 64 << 20, instead)
-    else:
-        raw = file.read_bytes()
     try:
-        content = gzip.decompress(raw) if file.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
+        if downloaded:
+            file = FASHION_CACHE / (name + ".gz")
+            instead = "pass --config.data.path=FOLDER with the IDX files of Fashion-MNIST, or install the Debian package dataset-fashion-mnist"
+            raw = download(FASHION_URL + file.name, FASHION_LARGEST, instead)
+        else:
+            with open(file, "rb") as opened:
+                raw = opened.read(FASHION_LARGEST + 1)
+        content = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(FASHION_LARGEST + 1) if file.suffix == ".gz" else raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file} cannot be read ({error}): delete it and try again") from None
     if hashlib.sha256(content).hexdigest() != FASHION_SHA256[name]:
         raise ValueError(f"{file} is not the {name} of Fashion-MNIST (its SHA-256 differs): delete it and try again")
@@ -112,19 +113,37 @@ CIFAR_FILES = {
     100: {"train": ["train"], "test": ["test"]},
 }
 CIFAR_SIZES = {"train": 50_000, "test": 10_000}
-LARGEST = 256 << 20  # bytes of a member of an archive
+CIFAR_BYTES = 3200  # of an image at most, with its labels and the name of its file
+LARGEST = 256 << 20  # bytes of an archive, packed or not, and of a record
 
 
-def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
-    """Contents by name of the wanted files in a folder, or in a tar archive that is not extracted."""
+MEMBERS = 1000  # of an archive at most
+
+
+def _members(path: Path, wanted: dict[str, int]) -> dict[str, bytes]:
+    """Contents by name of the wanted files, of so many bytes at most, in a folder, or in a tar archive that is not extracted."""
     if path.is_dir():
-        return {file.name: file.read_bytes() for file in sorted(path.rglob("*")) if file.name in wanted and file.is_file()}
+        files = [file for file in sorted(path.rglob("*")) if file.name in wanted and file.is_file()]
+        for file in files:
+            if file.stat().st_size > wanted[file.name]:
+                raise ValueError(f"{file} has {file.stat().st_size} bytes: expected at most {wanted[file.name]}")
+        return {file.name: file.read_bytes() for file in files}
+    found = {}
     try:
-        with tarfile.open(path) as archive:
-            members = [m for m in archive if Path(m.name).name in wanted and m.isfile() and m.size <= LARGEST]
-            return {Path(m.name).name: archive.extractfile(m).read() for m in members}
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        with open(path, "rb") as packed:
+            zipped = packed.read(2) == b"\x1f\x8b"
+            packed.seek(0)
+            with tarfile.open(fileobj=Bounded(gzip.GzipFile(fileobj=packed) if zipped else packed, LARGEST), mode="r:") as archive:
+                for i, member in enumerate(archive):
+                    name = inside(path, member.name).name
+                    if not 0 <= member.size <= wanted.get(name, LARGEST) or i == MEMBERS:
+                        raise ValueError(f"{member.name[:80]}, member {i}, has {member.size} bytes")
+                    if name in wanted and member.isreg() and not member.issparse():
+                        content = archive.extractfile(member)
+                        found[name] = b"".join(iter(lambda: content.read(AT_ONCE), b""))  # noqa: B023
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a tar archive ({error})") from None
+    return found
 
 
 def _cifar_batch(name: str, content: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +157,7 @@ def _cifar_batch(name: str, content: bytes, classes: int) -> tuple[np.ndarray, n
         return rows[:, head:], rows[:, head - 1]
     try:
         batch = Arrays(io.BytesIO(content), encoding="bytes").load()
-        labels = np.asarray(batch[b"labels" if classes == 10 else b"fine_labels"], np.int64)
+        labels = np.fromiter(batch[b"labels" if classes == 10 else b"fine_labels"], np.int64)
         return batch[b"data"].value.astype(np.uint8).reshape(-1, 3072), labels
     except Exception as error:  # a wrong pickle raises anything
         raise ValueError(f"{name} is no batch of CIFAR-{classes} ({error})") from None
@@ -158,10 +177,13 @@ def cifar(classes: int, path: str) -> Source:
         raise FileNotFoundError(f"config.data.path = {path}: no such file or folder")
     if place.is_dir():
         place = next((place / name for name in names if (place / name).exists()), place)
-    if place.name in CIFAR_MD5 and hashlib.md5(place.read_bytes()).hexdigest() != CIFAR_MD5[place.name]:
+    if place.is_file() and place.stat().st_size > LARGEST:
+        raise ValueError(f"{place} has {place.stat().st_size >> 20} MiB: expected an archive of at most {LARGEST >> 20}")
+    if place.name in CIFAR_MD5 and sha256(place, "md5") != CIFAR_MD5[place.name]:
         raise ValueError(f"{place} is not the archive of that name (its MD5 differs): delete it and try again")
     files = CIFAR_FILES[classes]
-    found = _members(place, {name + end for part in files.values() for name in part for end in ("", ".bin")})
+    bytes_of = {split: CIFAR_BYTES * CIFAR_SIZES[split] // len(part) + (1 << 16) for split, part in files.items()}
+    found = _members(place, {name + end: bytes_of[split] for split, part in files.items() for name in part for end in ("", ".bin")})
     values, labels = {}, {}
     for split, part in files.items():
         missing = [name for name in part if name not in found and name + ".bin" not in found]
@@ -178,6 +200,8 @@ def cifar(classes: int, path: str) -> Source:
 
 # --- folders of images ----------------------------------------------------------------------------------------------------------------
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF")  # whatever the file's name: PIL runs Ghostscript for some others
+PIXELS = Image.MAX_IMAGE_PIXELS
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
 
 
@@ -185,7 +209,9 @@ def squared(file: Path, size: int) -> np.ndarray:
     """An image as [size, size, 3]: halved by boxes while it is twice too large, then resized bicubically, and its centre cut out, as ADM does.
     Upright as its EXIF data say, on white where it is transparent, with the high byte of 16-bit values."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels, more than {PIXELS:,}")
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):
                 image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -223,7 +249,7 @@ def _prepared(root: Path, files: list[Path], size: int) -> np.ndarray:
             temporary.rename(cached)
         finally:
             shutil.rmtree(temporary.parent)
-    return np.load(cached, mmap_mode="r")
+    return npy(cached)
 
 
 def folder(path: str, size: int) -> Source:
@@ -289,11 +315,7 @@ def npz(path: str) -> Source:
     """Arrays of an .npz file: images [n, H, W, C] uint8, or any float array [n, ...] such as latents, under "x" (ADM's arr_0, images, data) and
     labels under "y" (arr_1, labels), or an encoder's embeddings of what each is of under "tokens" [n, L, E] and "pooled" [n, P]; "x_test",
     "y_test" and so on, or one example of `HELD_OUT`, for testing."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise FileNotFoundError(f"config.data.path = '{path}' cannot be read as an .npz file of arrays ({error})") from None
+    arrays = dict(Npz(path))
     first = lambda names: next((arrays[name] for name in names if name in arrays), None)
     x, y = first(("x", "arr_0", "images", "data")), first(("y", "arr_1", "labels"))
     if x is None or x.ndim < 2 or not (x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)):
@@ -336,8 +358,8 @@ def latents(path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], di
     if not (Path(path) / LATENTS).is_file():
         raise FileNotFoundError(f"config.data.path = '{path}': {instead}")
     try:
-        about = json.loads((Path(path) / LATENTS).read_text())
-        arrays = {n: np.load(Path(path) / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in ("x", "y", "x_test", "y_test")}
+        about = read_json(Path(path) / LATENTS)
+        arrays = {n: npy(Path(path) / f"{n}.npy") for n in ("x", "y", "x_test", "y_test")}
         shape = tuple(about["shape"])
         for split in ("", "_test"):
             x, y = arrays["x" + split], arrays["y" + split]

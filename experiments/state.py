@@ -50,11 +50,11 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def init(config: ConfigDict, network: Network, shape: tuple[int, ...]) -> TrainState:
-    """A new state from config.seed, for examples of `shape`. Raises what `lora.init` raises."""
+def init(config: ConfigDict, network: Network, shape: tuple[int, ...], divided: Callable | None = None) -> TrainState:
+    """A new state from config.seed, for examples of `shape`; divided: from its shapes to the shardings that it is made in (`parallel.divided`), so
+    that no device ever holds all of it. Raises what `lora.init` raises."""
     init_key, key = jax.random.split(jax.random.PRNGKey(config.seed))
 
-    @jax.jit
     def make():
         params = network.init(init_key, shape)
         if config.lora.rank:
@@ -62,7 +62,7 @@ def init(config: ConfigDict, network: Network, shape: tuple[int, ...]) -> TrainS
         copy = jax.tree.map(jnp.copy, params)  # a buffer of its own: a donated state may not hold one buffer twice
         return TrainState(jnp.zeros((), jnp.int32), key, params, copy, optimizer(config).init(params))
 
-    return make()
+    return jax.jit(make, out_shardings=divided(jax.eval_shape(make)) if divided else None)()
 
 
 def whole(config: ConfigDict, params: PyTree, base: PyTree | None) -> PyTree:
@@ -70,32 +70,44 @@ def whole(config: ConfigDict, params: PyTree, base: PyTree | None) -> PyTree:
     return lora.merge(base, params, config.lora.alpha / config.lora.rank) if config.lora.rank else params
 
 
-def make_step(config: ConfigDict, network: Network, dataset: Dataset) -> Callable:
-    """(state, batch of one device, base) -> (state, metrics), to be run under an axis named AXIS over devices (see `experiments.parallel`).
+def make_step(config: ConfigDict, network: Network, dataset: Dataset, axis: str | None = AXIS) -> Callable:
+    """(state, batch, base) -> (state, metrics), run by `experiments.parallel`: on the part of a batch that each device has, under an `axis` over
+    devices; or, `axis` being None, as if on one device, which XLA divides.
 
-    base: the parameters that an adapter is trained on (`config.lora`), which are not in the state."""
-    optim, parts = optimizer(config), config.training.accumulate
+    base: the parameters that an adapter is trained on (`config.lora`), which are not in the state. metrics: loss, grad_norm, finite [B], of which
+    example the loss is finite, and, where config.training.nonfinite is "skip", skipped: 1 if the step was not finite and changed nothing but `step`.
+    """
+    optim, parts, skip = optimizer(config), config.training.accumulate, config.training.nonfinite == "skip"
 
     def step(state: TrainState, batch, base=None):
         def mean_loss(params, part):
             params = whole(config, params, base)
-            return objectives.loss(network, params, dataset, config.objective, state.key, part).mean()
+            each = objectives.loss(network, params, dataset, config.objective, state.key, part)
+            return each.mean(), jnp.isfinite(each)
 
         def add(total, part):
-            return jax.tree.map(lambda a, b: a + b / parts, total, jax.value_and_grad(mean_loss)(state.params, part)), None
+            (loss, finite), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, part)
+            return jax.tree.map(lambda a, b: a + b / parts, total, (loss, grads)), finite
 
         if parts == 1:
-            loss, grads = jax.value_and_grad(mean_loss)(state.params, batch)
-        else:  # noise is keyed by example: in parts the gradient is the same
-            split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
-            (loss, grads), _ = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)), split)
-        if jax.lax.axis_size(AXIS) > 1:  # an all-reduce costs a CPU a tenth of a small step even when there is nothing to reduce
-            loss, grads = jax.lax.pmean((loss, grads), AXIS)
+            (loss, finite), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, batch)
+        else:  # noise is keyed by example: in parts, each of which takes something of all devices, the gradient is the same
+            split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
+            (loss, grads), finite = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)), split)
+            finite = finite.T.reshape(-1)
+        if axis and jax.lax.axis_size(axis) > 1:  # an all-reduce costs a CPU a tenth of a small step even when there is nothing to reduce
+            loss, grads = jax.lax.pmean((loss, grads), axis)
+            finite = jax.lax.all_gather(finite, axis, tiled=True)
         updates, opt_state = optim.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(config.optim.ema, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
-        return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "finite": finite}
+        new = params, ema, opt_state
+        if skip:
+            sound = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"]) & jnp.isfinite(optax.global_norm(updates))
+            new = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, (state.params, state.ema, state.opt_state))
+            metrics["skipped"] = 1 - sound.astype(jnp.int32)
+        return TrainState(state.step + 1, state.key, *new), metrics
 
     return step

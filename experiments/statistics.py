@@ -7,7 +7,6 @@ the SHA-256 of the weights; and the features of --keep images spread over the da
 """
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,12 @@ from jaxtyping import Float
 
 from experiments import cli, data, inception, plots, sources
 from experiments.kept import savez
+from experiments.untrusted import Npz
 
 LAYOUTS = (("mu", "sigma"), ("ref_mu", "ref_sigma"))  # EDM, ADM and pytorch-fid; meanflow
 FEATURES = ("features", "pool_3")  # ours; score_sde, which has no moments
 KEEP = 10_000
+EVERY = 1024  # images after which sums are kept
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,47 @@ def images_of(dataset: data.Dataset, values: np.ndarray) -> np.ndarray:
     return values if dataset.levels == 256 else plots.to_uint8(values, dataset.levels)
 
 
-def compute(extract: inception.Features, images: np.ndarray, keep: int = KEEP) -> Statistics:
+def compute(extract: inception.Features, images: np.ndarray, keep: int = KEEP, partial: Path | None = None) -> Statistics:
     """Of images [n, H, W, C] uint8, batch by batch in float64; the features of `keep` of them, spread evenly as classes may be in order.
 
-    Raises ValueError for fewer than two.
+    partial: the file where the sums are kept while they are computed, and are gone on with if they are of the same images, extractor and `keep`.
+    Raises ValueError for fewer than two images.
     """
     n = len(images)
     if n < 2:
         raise ValueError(f"{n} images: expected at least 2 for a covariance")
     chosen = np.zeros(n, bool)
     chosen[np.linspace(0, n - 1, min(keep, n)).astype(int)] = True
-    total, outer, kept, done = 0.0, 0.0, [], 0
-    for pool, _ in extract(images):
-        kept.append(pool[chosen[done : done + len(pool)]])
-        pool = pool.astype(np.float64)
+    of = str([data.fingerprint(images), keep, extract.about()])
+    names = ("total", "outer", "done", "features")
+    total, outer, done, *features = (partial and resumed(partial, of, names)) or (0.0, 0.0, 0)
+    for pool, _ in extract(images, int(done)):
+        features.append(pool[chosen[done : done + len(pool)]])
+        before, pool = done // EVERY, pool.astype(np.float64)
         total, outer, done = total + pool.sum(0), outer + pool.T @ pool, done + len(pool)
+        if partial and done // EVERY > before and done < n:
+            savez(partial, of=of, **dict(zip(names, (total, outer, done, np.concatenate(features)))))
+            print(f"{done}/{n} images", flush=True)
     mu = total / n
-    return Statistics(mu, (outer - n * np.outer(mu, mu)) / (n - 1), n, np.concatenate(kept), extract.about())
+    return Statistics(mu, (outer - n * np.outer(mu, mu)) / (n - 1), n, np.concatenate(features), extract.about())
+
+
+def resumed(partial: Path, of: str, names: tuple[str, ...]) -> list[np.ndarray] | None:
+    """What `compute` had before it was interrupted, if it was of the same."""
+    try:
+        file = Npz(partial)
+        return [file[name][()] for name in names] if str(file["of"]) == of else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def computed(out: Path, extract: inception.Features, images: np.ndarray, keep: int = KEEP) -> Statistics:
+    """`compute`, kept in the file `out`, and until then beside it."""
+    partial = out.with_suffix(".partial.npz")
+    found = compute(extract, images, keep, partial)
+    found.save(out)
+    partial.unlink(missing_ok=True)
+    return found
 
 
 def of_training_data(extract: inception.Features, dataset: data.Dataset) -> Statistics:
@@ -77,12 +102,12 @@ def of_training_data(extract: inception.Features, dataset: data.Dataset) -> Stat
     if cached.exists():
         return read(cached)
     print(f"statistics of {len(images)} training images of {dataset.name}: computed once, kept in {cached}", flush=True)
-    found = compute(extract, images_of(dataset, images))
+    images = images_of(dataset, images)
     try:
-        found.save(cached)
+        return computed(cached, extract, images)
     except OSError as error:
         print(f"{cached} cannot be kept ({error}): it is computed again next time")
-    return found
+    return compute(extract, images)
 
 
 def read(path: str | Path) -> Statistics:
@@ -90,14 +115,9 @@ def read(path: str | Path) -> Statistics:
 
     Raises FileNotFoundError if there is no such file, ValueError if it is of another layout or damaged.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--reference={path}: no such file")
     wanted = {*FEATURES, "n", "inception", "resize", *(name for layout in LAYOUTS for name in layout)}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names, arrays = file.files, {name: file[name] for name in wanted & set(file.files)}
-    except (ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError, MemoryError, OSError) as error:
-        raise ValueError(f"--reference={path} cannot be read as an .npz file of arrays ({error})") from None
+    names = Npz(path)
+    arrays = {name: names[name] for name in wanted & {*names}}
     layout = next((layout for layout in LAYOUTS if {*layout} <= {*names}), None)
     features = next((arrays[name] for name in FEATURES if name in names), None)
     if layout is None and "pool_3" not in names:
@@ -123,8 +143,7 @@ def main():
         raise ValueError(f"--out={f.out} --keep={f.keep}: expected a name that ends in .npz, and no features or two and more")
     extract = inception.load(f.inception_weights, f.resize)
     dataset = data.from_flags()
-    found = compute(extract, images_of(dataset, dataset.values[f.split]), f.keep)
-    found.save(Path(f.out))
+    found = computed(Path(f.out), extract, images_of(dataset, dataset.values[f.split]), f.keep)
     print(f"{found.n} images of {dataset.name} to {f.split}, resize {f.resize}, Inception {extract.sha256[:8]}, hash {found.hash}: wrote {f.out}")
 
 

@@ -1,8 +1,9 @@
 """Train a model: python -m experiments.train --config=configs/digits.py --workdir=runs/digits [--config.training.steps=...]
 
 The same command again resumes from the newest checkpoint and ends with the bit-identical state that an uninterrupted run has (on as many devices).
-The workdir gets config.json, checkpoints/<step>/, log.jsonl and TensorBoard events. --config.lora.rank=8 --config.lora.base=runs/digits trains a
-low-rank adapter of that run's weights, which get to base/; checkpoints then hold the adapter alone.
+The workdir gets config.json (`experiments.drift` says what of it may change), checkpoints/<step>/, log.jsonl and TensorBoard events.
+--config.lora.rank=8 --config.lora.base=runs/digits trains a low-rank adapter of that run's weights, which get to base/; checkpoints then hold the
+adapter alone. Several processes, on several hosts, train one run together (see `experiments.hosts`).
 """
 
 import json
@@ -12,80 +13,121 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, data, export, network, parallel, plots, runs, sources, state, weights
+from experiments import cli, data, drift, export, hosts, network, parallel, plots, runs, sources, state, weights
 from experiments.checkpoints import Checkpoints
 from experiments.writers import MetricWriter
 
+NONFINITE = "nonfinite.jsonl"
+IDLE = 10  # steps in a row that may be skipped
 
-def train(config: ConfigDict, workdir: str | Path, stop=False) -> state.TrainState:
+
+def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool = False) -> state.TrainState:
     """Train until config.training.steps, resuming if `workdir` has checkpoints; returns the final state.
 
-    stop: truthy once the run should save and leave (see `cli.StopSignal`). Raises ValueError for configs that cannot be run,
-    FloatingPointError when the loss or its gradient is not finite (nothing is saved then), cli.Stopped when stopped.
+    stop: truthy once the run should save and leave (see `cli.StopSignal`). allow_drift: resume with a config that changes the result (see
+    `experiments.drift`). Raises ValueError for configs that cannot be run, FloatingPointError when the loss, its gradient or the weights are not
+    finite (nothing is saved then), OSError if a checkpoint cannot be saved, cli.Stopped when stopped.
     """
     workdir = Path(workdir)
-    parts = config.training.accumulate
-    if parts < 1:
-        raise ValueError(f"config.training.accumulate = {parts}: expected at least 1")
-    parallel.check_batch(config.training.batch, "config.training.batch", parts)
+    check_settings(config.training)
     if (workdir / weights.SAID).exists():
         raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
-    current = state.init(config, net, dataset.shape)
-    for name in ("steps", "log_every", "checkpoint_every"):
-        if config.training[name] < 1:
-            raise ValueError(f"config.training.{name} = {config.training[name]}: expected at least 1")
+    current = state.init(config, net, dataset.shape, parallel.divided if config.training.sharding == "fsdp" else None)
     workdir.mkdir(parents=True, exist_ok=True)
 
-    with Checkpoints(workdir / "checkpoints", config.training.keep) as checkpoints, MetricWriter(workdir) as writer:
-        check_config(config, workdir, resuming=bool(checkpoints.steps()))
+    keep, every = config.training.keep, config.training.keep_every
+    with Checkpoints(workdir / "checkpoints", keep, every) as checkpoints, MetricWriter(workdir) as writer:
+        checkpoints.expected()
+        changes = drift.check(config, workdir, dataset, allow_drift) if checkpoints.steps() else []
         if isinstance(dataset, data.Latents):
             runs.same_latents(workdir, dataset)
-            (workdir / sources.LATENTS).write_text(json.dumps({name: dataset.about[name] for name in runs.LATENTS_ARE}))
+            if hosts.writes():
+                (workdir / sources.LATENTS).write_text(json.dumps({name: dataset.about[name] for name in runs.LATENTS_ARE}))
         if checkpoints.steps():
             current = checkpoints.restore(current)
             print(f"resumed from step {int(current.step)}")
+        start, steps = int(current.step), config.training.steps
+        if hosts.writes() and start <= steps:
+            drift.record(config, workdir, dataset, start, changes)  # now that the checkpoint is known to fit
+        if start >= steps:
+            print(f"nothing to train: config.training.steps = {steps}", flush=True)
+            if hosts.writes():
+                plots.loss_curve(workdir)
+            return current
         base = frozen(config, net, dataset.shape, workdir, resuming=bool(checkpoints.steps()))
-        step_fn = parallel.parallel_step(state.make_step(config, net, dataset), base)
-        start = int(current.step)
+        step_fn = parallel.training_step(config, net, dataset, base)
+        if config.training.sharding == "data" and jax.process_count() == 1:
+            current = parallel.replicate(current)  # as the step returns it, or the second step would be compiled again
         size = sum(a.size for a in jax.tree.leaves(current.params))
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters{' of an adapter' if base else ''}; {devices}")
         print("compiling ...", flush=True)
 
-        pending, clock, since = [], time.perf_counter(), start
-        for k, batch in zip(range(start, config.training.steps), data.batches(dataset, config.training.batch, config.seed, start)):
+        source = data.Batches(dataset, config.training.batch, config.seed)
+        pending, examined, idle, clock, since = [], [], 0, time.perf_counter(), start
+        for k, batch in zip(range(start, steps), data.batches(dataset, config.training.batch, config.seed, start)):
             current, metrics = step_fn(current, batch)
             pending.append(metrics)
+            jax.block_until_ready(pending[-3:][0])  # not further ahead, or a signal would wait for all that has been asked for
             done = k + 1
-            if done == start + 1:  # the first step compiles: the speed is of the others
-                check_finite(pending, done)
+            first = done == start + 1
+            if first:  # the first step compiles: the speed is of the others
+                jax.block_until_ready(metrics)
                 print(f"compiled in {time.perf_counter() - clock:.1f} s", flush=True)
                 clock, since = time.perf_counter(), done
-            logging = done % config.training.log_every == 0 or done == config.training.steps
-            stopping = bool(stop)  # asked once a step: a signal may come between two questions
-            saving = done % config.training.checkpoint_every == 0 or done == config.training.steps or stopping
-            if logging or saving:
-                values = check_finite(pending, done)
+            logging = done % config.training.log_every == 0 or done == steps
+            stopping = hosts.stopping(stop, done)  # asked once a step: a signal may come between two questions
+            saving = done % config.training.checkpoint_every == 0 or done == steps or stopping
+            if first or logging or saving:
+                found = examine(pending, done, source, workdir)
+                for values in found:
+                    idle = idle + 1 if values.get("skipped") else 0
+                if idle >= IDLE:
+                    raise FloatingPointError(
+                        f"the last {idle} steps were not finite and all skipped: stopped. Try a lower config.optim.learning_rate"
+                    )
+                pending, examined = [], examined + found
+                checkpoints.check()
             if logging:
-                pending, rate = [], (done - since) / (time.perf_counter() - clock)
+                values, rate = means(examined), (done - since) / (time.perf_counter() - clock)
+                examined = []
                 clock, since = time.perf_counter(), done
                 writer.write(done, **values, steps_per_second=rate)
-                eta = (config.training.steps - done) / rate if rate else 0.0
-                text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-                print(f"step {done}/{config.training.steps}  {text}  {rate:.1f} steps/s  ETA {eta // 60:.0f}:{eta % 60:02.0f}", flush=True)
+                eta = (steps - done) / rate if rate else 0.0
+                text = "  ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+                print(f"step {done}/{steps}  {text}  {rate:.1f} steps/s  ETA {eta // 60:.0f}:{eta % 60:02.0f}", flush=True)
             if saving:
+                if name := not_finite(current):
+                    raise FloatingPointError(f"{name} is not finite at step {done}: stopped, checkpoints before it are kept")
                 checkpoints.save(current)
-            if stopping and done < config.training.steps:
-                raise cli.Stopped(f"stopped by {getattr(stop, 'name', 'request')} at step {done}, which is saved: the same command resumes")
-    plots.loss_curve(workdir)
+            if stopping and done < steps:
+                checkpoints.wait()
+                by = getattr(stop, "name", "request") or "SIGTERM"  # of several processes another may have heard it
+                raise cli.Stopped(f"stopped by {by} at step {done}, which is saved: the same command resumes")
+    if hosts.writes():
+        plots.loss_curve(workdir)
+    hosts.barrier("trained")
     return current
+
+
+def check_settings(training: ConfigDict) -> None:
+    """Raise ValueError for a field of `config.training` that is no use."""
+    for names, least in ((("steps", "log_every", "checkpoint_every", "accumulate"), 1), (("keep", "keep_every"), 0)):
+        for name in names:
+            if training[name] < least:
+                raise ValueError(f"config.training.{name} = {training[name]}: expected at least {least}")
+    for name, words in (("sharding", ("data", "fsdp")), ("nonfinite", ("stop", "skip"))):
+        if training[name] not in words:
+            raise ValueError(f"config.training.{name} = '{training[name]}': expected {' or '.join(words)}")
+    parallel.check_batch(training.batch, "config.training.batch", training.accumulate)
 
 
 def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], workdir: Path, resuming: bool):
@@ -98,6 +140,8 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
     if not config.lora.rank:
         return None
+    if jax.process_count() > 1:
+        raise ValueError(f"config.lora.rank = {config.lora.rank}: an adapter is trained by one process, there are {jax.process_count()}")
     if not resuming:
         base = runs.load_run(name)
         like = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
@@ -115,43 +159,53 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
     return runs.load_run(workdir / runs.BASE).params
 
 
-def check_finite(pending: list, step: int) -> dict[str, float]:
-    """The mean of each metric over the steps since the last log. Raises FloatingPointError if any is not finite."""
-    values = {name: [float(m[name]) for m in pending] for name in pending[0]}
-    for name, series in values.items():
-        bad = np.flatnonzero(~np.isfinite(series))
-        if len(bad):
-            first = step - len(series) + 1 + int(bad[0])
-            raise FloatingPointError(
-                f"{name} is {series[bad[0]]} at step {first}: stopped, checkpoints before it are kept. Try a lower config.optim.learning_rate"
-            )
-    return {name: float(np.mean(series)) for name, series in values.items()}
+def examine(pending: list, step: int, source: data.Batches, workdir: Path) -> list[dict[str, float]]:
+    """The numbers of the steps up to `step`, from their metrics (see `state.make_step`).
 
-
-def check_config(config: ConfigDict, workdir: Path, resuming: bool) -> None:
-    """Write config.json; resuming, refuse a config that differs from the run's in more than the length and the logging of training.
-
-    The length counts too under a schedule that ends with it, whose every rate depends on it.
+    Of a step that is not finite nonfinite.jsonl tells its number, the examples of its batch, by their place in the training data, and those among
+    them whose own loss is not finite. Raises FloatingPointError unless it was skipped.
     """
-    file = workdir / "config.json"
-    new = json.loads(config.to_json())
-    free = {f"training.{name}" for name in ("log_every", "checkpoint_every", "keep", "accumulate")}
-    if config.optim.schedule == "constant":
-        free.add("training.steps")
-    if file.exists() and resuming:
-        before, after = cli.flat(cli.load_config(workdir)), cli.flat(ConfigDict(new))
-        for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key) and key not in free:
-                raise ValueError(
-                    f"{workdir} was trained with {key} = {before.get(key)}, not {after.get(key)}: use another --workdir, or the same value"
-                )
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(new, indent=1))
-    temporary.rename(file)  # at once: a run without a readable config is lost
+    pending = jax.device_get(pending)
+    found = [{name: float(value) for name, value in metrics.items() if name != "finite"} for metrics in pending]
+    for at, metrics, values in zip(range(step - len(pending) + 1, step + 1), pending, found):
+        wrong = next((name for name, value in values.items() if not np.isfinite(value)), None)
+        if wrong is None:
+            continue
+        index = source.index(np.arange(source.batch) + (at - 1) * source.batch)
+        told = {"step": at, **{name: value if np.isfinite(value) else str(value) for name, value in values.items()}}
+        told |= {"not_finite": index[~np.asarray(metrics["finite"])].tolist(), "batch": index.tolist()}
+        if hosts.writes():
+            with open(workdir / NONFINITE, "a") as log:
+                log.write(json.dumps(told) + "\n")
+        if not values.get("skipped"):
+            raise FloatingPointError(
+                f"{wrong} is {values[wrong]} at step {at}: stopped, checkpoints before it are kept; {workdir / NONFINITE} names the examples. "
+                "Try a lower config.optim.learning_rate"
+            )
+    return found
+
+
+def means(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of each number over the steps that were not skipped, and how many were."""
+    made = [values for values in found if not values.get("skipped")]
+    skipped = {"skipped": len(found) - len(made)} if "skipped" in found[0] else {}
+    return {name: float(np.mean([values[name] for values in made])) for name in found[0] if made and name != "skipped"} | skipped
+
+
+@jax.jit
+def _finite(tree):
+    return jax.tree.map(lambda a: jnp.isfinite(a).all(), tree)
+
+
+def not_finite(current: state.TrainState) -> str | None:
+    """The name of an array that is not finite."""
+    found = jax.tree.leaves_with_path(jax.device_get(_finite(current)))
+    return next((jax.tree_util.keystr(path, simple=True, separator="/") for path, finite in found if not finite), None)
 
 
 if __name__ == "__main__":
     CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/digits.py", lock_config=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+    ALLOW = flags.DEFINE_bool("allow_drift", False, "Resume with a config that changes the result, which config_history.jsonl notes.")
     flags.mark_flags_as_required(["config", "workdir"])
-    cli.run(lambda: train(CONFIG.value, WORKDIR.value, cli.StopSignal()))
+    cli.run(lambda: train(CONFIG.value, WORKDIR.value, cli.StopSignal(), ALLOW.value), several=True)

@@ -2,16 +2,16 @@
 `runs.load_run` reads."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from experiments import data
+from experiments.kept import sha256
+from experiments.untrusted import TENSORS_HEADER, read_json, tensors
 
 SAID = "export.json"
 
@@ -26,7 +26,7 @@ def save(params, path: Path, metadata: dict[str, str] | None = None) -> str:
     temporary = path.with_suffix(".tmp")
     save_file({name: np.ascontiguousarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}, temporary, metadata)
     temporary.rename(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256(path)
 
 
 def digest(params) -> str:
@@ -38,7 +38,7 @@ def digest(params) -> str:
 def _said(folder: str | Path, part):
     """part(what export.json says)."""
     try:
-        return part(json.loads((Path(folder) / SAID).read_text()))
+        return part(read_json(Path(folder) / SAID))
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{Path(folder) / SAID} is missing or damaged: export again") from None
 
@@ -55,13 +55,15 @@ def read(folder: str | Path, weights: str, like) -> tuple[dict, int]:
     """Parameters shaped as the pytree `like`, and their step. Raises ValueError if a file is damaged or does not fit."""
     path = file(folder, weights)
     digest, step = _said(folder, lambda said: (said["sha256"][weights], int(said["step"])))
-    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise ValueError(f"{path} is missing or corrupt (its SHA-256 differs from that in {SAID}): export again")
-    try:
-        arrays = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}): export again") from None
-    check(arrays, flatten_dict(like, sep="/"), f"{path} does not fit its config.json")
+    expected = flatten_dict(like, sep="/")
+    if not path.exists():
+        raise ValueError(f"{path} is missing: export again")
+    if path.stat().st_size > TENSORS_HEADER + sum(leaf.size * leaf.dtype.itemsize for leaf in expected.values()):
+        raise ValueError(f"{path} does not fit its config.json: it has {path.stat().st_size} bytes, more than the network's parameters")
+    if sha256(path) != digest:
+        raise ValueError(f"{path} is corrupt (its SHA-256 differs from that in {SAID}): export again")
+    arrays, _ = tensors(path)
+    check(arrays, expected, f"{path} does not fit its config.json")
     return unflatten_dict(arrays, sep="/"), step
 
 

@@ -5,11 +5,16 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from experiments import hosts
+
 
 class MetricWriter:
-    """Use as a context manager."""
+    """Use as a context manager. Of several processes the first alone writes."""
 
     def __init__(self, workdir: str | Path):
+        self.writes = hosts.writes()
+        if not self.writes:
+            return
         self.file = open(Path(workdir) / "log.jsonl", "a+")
         self.file.seek(0)
         if (self.file.read() or "\n")[-1] != "\n":
@@ -20,10 +25,13 @@ class MetricWriter:
         return self
 
     def __exit__(self, *error):
-        self.file.close()
-        self.board.close()
+        if self.writes:
+            self.file.close()
+            self.board.close()
 
     def write(self, step: int, **values: float) -> None:
+        if not self.writes:
+            return
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():

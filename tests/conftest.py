@@ -11,6 +11,7 @@ import pytest
 from samplers import solvers
 from sde_lib import PLANE, SDE, GaussianMixture
 
+pytest_plugins = ["commands"]
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # the peers come with the extra `peers`, which `make slow` installs
 OPERATORS = (("", "align"), ("", "pool"), ("_", "align_backward"), ("_", "pool_backward"))  # of torchvision's roi_ and ps_roi_
@@ -28,6 +29,19 @@ if not collect_ignore:
             library.define(f"{operator}(Tensor a) -> Tensor")
         import torchvision  # noqa: F401
 PATHS = [cls() for cls in SDE.__subclasses__()]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", action="store_true", help="inject every fault of tests/faults as often as its table says")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The counts of injected faults."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", []) if getattr(report, "when", "") == "call" else []:
+                if name == "fault":
+                    terminalreporter.write_line(value)
 
 
 def pytest_configure(config):

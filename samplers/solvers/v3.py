@@ -13,7 +13,6 @@ flow (eq. 11). l = 1, s = b = 0 is DPM-Solver++ with consistent differences, l =
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +36,6 @@ class Statistics:
     l: Float[np.ndarray, "k ..."]  # noqa: E741 the paper's name
     s: Float[np.ndarray, "k ..."]
     b: Float[np.ndarray, "k ..."]
-
-    def save(self, path: str | Path) -> None:
-        np.savez(path, log_snr=self.log_snr, l=self.l, s=self.s, b=self.b)
 
     @classmethod
     def constant(cls, log_snr: tuple[float, float], shape: tuple[int, ...], l: float = 1.0, s: float = 0.0) -> "Statistics":  # noqa: E741

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small import small_config
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*words, timeout=300):
-    command = [sys.executable, *words[1:]] if words[0] == "python" else list(words)
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
 
 
 def readme_commands():
@@ -30,6 +26,8 @@ SHORT = {
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
     "experiments.autoencode": ["--limit=16", "--batch=8"],
     "experiments.data": [],
+    "experiments.doctor": [],
+    "experiments.profile": ["--steps=2", "--config.training.batch=8"],
     "experiments.export": [],
     "experiments.fit": ["--steps=3", "--examples=8", "--knots=3", "--iterations=1", "--train_batch=4"],
     "experiments.dequantization": ["--steps=2", "--train_batch=8"],
@@ -39,6 +37,7 @@ SHORT = {
     "experiments.benchmarks.sampling": ["--quick"],
     "experiments.benchmarks.training": ["--quick"],
     "experiments.benchmarks.likelihood": ["--quick"],
+    "experiments.benchmarks.scaling": ["--quick"],
 }
 
 
@@ -48,22 +47,22 @@ def measures(command):
     return any(part in command for part in slow)
 
 
-def test_readme_commands_work_as_printed(tmp_path):
+def test_readme_commands_work_as_printed(start, tmp_path):
     """Each command on a run that the README prints, with the run in a temporary folder and shortened, exits with 0 and writes what it says."""
     commands = readme_commands()
     assert {shlex.split(c)[2] for c in commands} == set(SHORT)
-    execute([c for c in commands if not measures(c)], tmp_path)
+    execute(start, [c for c in commands if not measures(c)], tmp_path)
 
 
 @pytest.mark.slow
-def test_readme_measurements_work_as_printed(tmp_path):
+def test_readme_measurements_work_as_printed(start, tmp_path):
     """The README's tables and benchmarks, likewise, after the training that some of them need."""
     commands = readme_commands()
     trained = next(c for c in commands if "experiments.train" in c and "runs/digits" in c)
-    execute([trained, *filter(measures, commands)], tmp_path)
+    execute(start, [trained, *filter(measures, commands)], tmp_path)
 
 
-def execute(commands, tmp_path):
+def execute(start, commands, tmp_path):
     for command in commands:
         words = shlex.split(command.replace("runs/", f"{tmp_path}/"))
         if words[2] == "experiments.tables" or "benchmarks" in words[2]:
@@ -71,9 +70,9 @@ def execute(commands, tmp_path):
         if words[2] == "experiments.data":
             words.append(f"--out={tmp_path / 'data.png'}")
         narrow = ["--config.model.channels=8", "--config.model.attention=()"] if "configs/digits.py" in command or ":digits" in command else []
-        done = run(*words, *SHORT[words[2]], *narrow)
-        assert done.returncode == 0, (command, done.stderr[-3000:])
-        for written in re.findall(r"wrote (\S+?)[,\s]", done.stdout + " "):
+        done = start(*words[2:], *SHORT[words[2]], *narrow)
+        assert done.wait() == 0, (command, done.said[-3000:])
+        for written in re.findall(r"wrote (\S+?)[,\s]", done.said + " "):
             assert Path(written).exists(), (command, written)
 
 
@@ -96,24 +95,29 @@ def execute(commands, tmp_path):
         ("experiments.statistics --name=digits", "--inception_weights is missing"),
         ("experiments.train --config=configs/vdm.py:tiny --workdir={0}", "configs/vdm.py:tiny: expected paper, cifar10"),
         ("experiments.tables --table=nothing", "expected one of"),
+        ("experiments.profile --config=configs/digits.py --steps=0", "--steps=0: expected at least 1"),
         ("experiments.data --path=/nowhere", "config.data.path = '/nowhere': expected a folder of images"),
         ("experiments.from_diffusers --file={0}/nothing --out={0}/out", "nothing: no such file"),
         ("experiments.train --config=configs/edm.py:cifar --workdir={0}", "configs/edm.py:cifar: expected cifar10, cifar10_uncond"),
     ],
 )  # fmt: skip
-def test_mistakes_end_in_one_clear_line(tmp_path, command, words):
-    done = run("python", "-m", *shlex.split(command.format(tmp_path)))
-    assert done.returncode == 1 and words in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("Pass --help")]
-    assert len(lines) <= 2, done.stderr  # absl prints the flag's error under a heading
+def test_mistakes_end_in_one_clear_line(start, tmp_path, command, words):
+    done = start(*shlex.split(command.format(tmp_path)))
+    assert done.wait() == 1 and words in done.said, done.said
+    assert "Traceback" not in done.said
+    lines = [line for line in done.said.splitlines() if line.strip() and not line.startswith("Pass --help")]
+    assert len(lines) <= 2, done.said  # absl prints the flag's error under a heading
+
+
+def test_python_itself_runs_a_command(tmp_path):
+    """Without the server that the other tests are forked of: one line, and 1."""
+    command = [sys.executable, "-m", "experiments.sample", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and "expected a --workdir made by" in done.stderr
 
 
 def test_samples_do_not_depend_on_number_or_batch(tmp_path):
     """--num=5 --batch=4 gives the first five of --num=8 --batch=8, through the files."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from test_train import small_config
-
     from experiments import runs, sample
     from experiments.train import train
 

@@ -15,9 +15,9 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from configs import default
-from experiments import autoencode, autoencoder, data, export, network, objectives, runs, sample, state
+from experiments import autoencode, autoencoder, data, drift, export, network, objectives, runs, sample, state
 from experiments.checkpoints import Checkpoints
-from experiments.train import check_config, train
+from experiments.train import train
 
 OPTIONS = {"solver": "ddim", "steps": 3, "grid": "log_snr", "tolerance": 1e-3}
 
@@ -51,7 +51,7 @@ def save_random(config, workdir):
     workdir.mkdir()
     with Checkpoints(workdir / "checkpoints", keep=0) as checkpoints:
         checkpoints.save(new.replace(step=np.int32(1), params=params, ema=params))
-    check_config(config, workdir, resuming=False)
+    drift.record(config, workdir, dataset, 1)
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_an_interrupted_score_goes_on(tmp_path):
         score(run, "test", 0, 16, 0, kept=Kept(tmp_path / "a"), progress=interrupt, **OPTIONS)
     said = []
     again = score(run, "test", 0, 40, 0, kept=Kept(tmp_path / "a"), progress=lambda line, **_: said.append(line), **OPTIONS)
-    assert said[0] == "16 examples were scored before" and len(said) == 2
+    assert said[0] == "16 examples were kept" and len(said) == 2
     for name, value in whole.items():
         np.testing.assert_allclose(again[name], value, rtol=1e-5, atol=2e-6)
     score(run, "test", 0, 40, 1, kept=Kept(tmp_path / "a"), progress=lambda line, **_: said.append(line), **OPTIONS)

@@ -1,11 +1,10 @@
 """Samples of a conditional model: resumable, the same bytes, with their labels."""
 
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from small import small_config
 
 from experiments import cli, runs, sample
 from experiments.kept import Kept, savez
@@ -16,20 +15,22 @@ OPTIONS = {"solver": "ancestral", "steps": 4, "grid": "log_snr", "tolerance": 1e
 
 def test_interrupted_samples_go_on(tmp_path):
     """Stopped after each batch and resumed: the same bytes as in one go, in a file without a clock; other settings are not mixed in."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from test_train import small_config
-
     config = small_config(steps=2)
     config.model.num_classes = 10
     train(config, tmp_path)
     run = runs.load_run(tmp_path)
     whole, nfe = sample.generate(run, 20, 8, 0, **OPTIONS)
+
+    def interrupt(line, **_):
+        if "kept" not in line:
+            raise cli.Stopped(line)
+
     for done in (8, 16):
-        with pytest.raises(cli.Stopped, match=f"stopped after {done} of 20 samples"):
-            sample.generate(run, 20, 8, 0, kept=Kept(tmp_path / "a"), stop=True, **OPTIONS)
+        with pytest.raises(cli.Stopped, match=f"{done}/20 samples"):
+            sample.generate(run, 20, 8, 0, kept=Kept(tmp_path / "a"), progress=interrupt, **OPTIONS)
     said, kept = [], Kept(tmp_path / "a")
-    values, again = sample.generate(run, 20, 8, 0, kept=kept, stop=True, progress=lambda line, **_: said.append(line), **OPTIONS)
-    assert said[0] == "16 samples were drawn before" and said[1].startswith("20/20 samples") and len(said) == 2
+    values, again = sample.generate(run, 20, 8, 0, kept=kept, progress=lambda line, **_: said.append(line), **OPTIONS)
+    assert said[0] == "16 samples were kept" and said[1].startswith("20/20 samples") and len(said) == 2
     for name, array in (("whole", whole), ("parts", values)):
         savez(tmp_path / f"{name}.npz", arr_0=array, arr_1=run.labels(20))
     assert (tmp_path / "whole.npz").read_bytes() == (tmp_path / "parts.npz").read_bytes() and nfe == again

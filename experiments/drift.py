@@ -1,0 +1,130 @@
+"""What a resumed run may change of its config: every field has a class, and all that have drifted are said at once, old -> new.
+
+`FREE` fields change nothing of the result but rounding. `RESULT` fields make another experiment: refused, unless --allow_drift. The saved state does
+not fit another value of a `STATE` field, and nothing overrides that. A field that is newer than the run has its default and has not drifted; one in
+no class is a `RESULT` field. What a run has been through is in its config_history.jsonl, the newest config alone in config.json.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
+
+from experiments import cli, state
+from experiments.data import Dataset, fingerprint
+from experiments.kept import write_text
+
+FREE, RESULT, STATE = "changes nothing of the result", "changes the result", "the saved state does not fit"
+CLASSES = {
+    FREE: """
+        training.log_every training.checkpoint_every training.keep training.keep_every training.nonfinite training.accumulate training.sharding
+        model.remat""",
+    RESULT: """
+        seed data.name data.variant data.path data.size data.flip data.augment
+        sde.name sde.T sde.beta_max sde.beta_min sde.betas sde.noise sde.s sde.sigma_data sde.sigma_max sde.sigma_min sde.sigmas sde.theta
+        model.activation model.dropout model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel model.rescale
+        objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
+        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.std
+        optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.schedule optim.warmup optim.weight_decay
+        lora.alpha training.batch training.steps""",
+    STATE: """
+        model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding model.embeddings
+        model.frequencies model.grow_input model.grow_output model.image_channels model.label_tokens model.latent_channels model.mlp_ratio
+        model.modulate model.multipliers model.normalise model.num_classes model.num_heads model.patch model.resample model.width
+        objective.loss lora.base lora.pattern lora.rank""",
+}
+FIELDS = {field: kind for kind, fields in CLASSES.items() for field in fields.split()}
+PLACE = ("data.name", "data.variant", "data.path", "data.size")  # where data come from: nothing, if they are the same
+DATA, HISTORY = "data.json", "config_history.jsonl"
+LOOK = 64  # examples of each split, by which data are known
+
+
+def examined(dataset: Dataset) -> dict:
+    """What tells data from others wherever they are: shape and numbers, and a projection of each of `LOOK` examples of a split and their labels."""
+    found = {"shape": list(dataset.shape)}
+    for split, values in dataset.values.items():
+        index = np.unique(np.linspace(0, len(values) - 1, LOOK).astype(int))
+        parts = [part[index].reshape(len(index), -1).astype(np.float64) for part in (values, *jax.tree.leaves(dataset.labels[split]))]
+        numbers = [part for part in jax.tree.leaves(dataset.labels[split]) if np.issubdtype(part.dtype, np.integer)]
+        looks = [part @ np.cos(np.arange(part.shape[1])) / np.sqrt(part.shape[1]) for part in parts]
+        found[split] = {"examples": len(values), "looks": [look.tolist() for look in looks], "labels": fingerprint(*numbers)}
+        if type(values) is np.ndarray:  # in memory
+            found[split]["mean"] = float(values.mean(dtype=np.float64))
+    return found
+
+
+def same(noted: dict, found: dict) -> bool:
+    """Whether `examined` was of the same data. Another release of a decoder or of NumPy may differ in a level or a last digit."""
+    near = lambda a, b: len(a) == len(b) and np.allclose(a, b, rtol=0, atol=0.2 * np.std(b) + 1e-6)
+    pairs = [(noted[split], found[split]) for split in ("train", "test")]
+    looks = lambda a, b: len(a) == len(b) and all(map(near, a, b))
+    for a, b in pairs:
+        if a["labels"] != b["labels"] or not np.isclose(a.get("mean", 0), b.get("mean", 0), rtol=1e-2):
+            return False
+    return noted["shape"] == found["shape"] and all(a["examples"] == b["examples"] and looks(a["looks"], b["looks"]) for a, b in pairs)
+
+
+def drifted(before: dict, after: dict, same_data: bool) -> dict[str, str]:
+    """The class of each field whose value differs between two flat configs (`cli.flat`); same_data: whether both are of the same examples."""
+    changed = [field for field in sorted(before.keys() | after.keys()) if before.get(field) != after.get(field)]
+    classes = {}
+    for field in changed:
+        classes[field] = FIELDS.get(field, RESULT)
+        other = [before | {field: after.get(field)}, after | {field: before.get(field)}]
+        if field in PLACE and same_data:
+            classes[field] = FREE
+        elif field == "training.steps" and before["optim.schedule"] == after["optim.schedule"] == "constant":
+            classes[field] = FREE
+        elif field.startswith("optim.") and any(_moments(a) != _moments(b) for a, b in zip((before, after), other)):
+            classes[field] = STATE
+    return classes
+
+
+def _moments(config: dict):
+    """The structure of the optimizer's state: of weight decay and schedules it has parts of their own."""
+    nested = ConfigDict(unflatten_dict(config, sep="."))
+    return jax.tree.structure(jax.eval_shape(state.optimizer(nested).init, {}))
+
+
+def check(config: ConfigDict, workdir: str | Path, dataset: Dataset, allow: bool = False) -> list[tuple]:
+    """What `config` and its data change of the run in `workdir`, as (field, old, new), printed.
+
+    Raises ValueError, naming all fields that drifted, old and new, if one of them changes the result, unless `allow`, or if the saved state does
+    not fit.
+    """
+    workdir, found = Path(workdir), examined(dataset)
+    before, after = cli.flat(cli.load_config(workdir)), cli.flat(ConfigDict(json.loads(config.to_json())))
+    file = workdir / DATA
+    try:
+        noted = json.loads(file.read_text()) if file.exists() else None  # a run older than this file has none
+        unchanged = noted is not None and same(noted, found)
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file} is corrupt: delete it, if the data are those that the run was trained on") from None
+    classes = drifted(before, after, unchanged)
+    changes = [(field, before.get(field), after.get(field)) for field in classes]
+    if noted is not None and not unchanged:
+        changes.append(("the data", f"{noted['train']['examples']} examples", f"{found['train']['examples']} others"))
+    lines = [f"{field}: {old} -> {new} ({classes.get(field, RESULT)})" for field, old, new in changes]
+    kinds = {classes.get(field, RESULT) for field, _, _ in changes}
+    if STATE in kinds or (RESULT in kinds and not allow):
+        way = "use another --workdir, or the old values" + ("" if STATE in kinds else ", or go on with --allow_drift")
+        raise ValueError(f"{workdir} was trained with another config: {'; '.join(lines)}: {way}")
+    for line in lines:
+        print(line)
+    return changes
+
+
+def record(config: ConfigDict, workdir: str | Path, dataset: Dataset, step: int, changes: list[tuple] = ()) -> None:
+    """Write data.json and config.json, each at once, after a line of config_history.jsonl that says what changes before `step` + 1."""
+    workdir = Path(workdir)
+    if changes:
+        with open(workdir / HISTORY, "a") as history:
+            history.write(json.dumps({"step": step, "changed": {field: [old, new] for field, old, new in changes}}) + "\n")
+            history.flush()
+            os.fsync(history.fileno())
+    for name, content in ((DATA, examined(dataset)), ("config.json", json.loads(config.to_json()))):
+        write_text(workdir / name, json.dumps(content, indent=1))  # a run without a readable config is lost
