@@ -22,7 +22,7 @@ EARLIER = {"_CHECKPOINT_METADATA", "commit_success.txt"}  # what manifests had b
 LAST = "last_checkpoint"  # beside the folder: that there were checkpoints, should they be gone
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def sums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of the state in a checkpoint, by relative path; the others are orbax's notes, of which nothing is read."""
     return {str(f.relative_to(folder)): sha256(f) for f in sorted((folder / STATE).rglob("*")) if f.is_file()}
 
@@ -39,9 +39,9 @@ def _copy(a):
     return a.copy() if isinstance(a, jax.Array) and not (a.is_fully_addressable or a.is_fully_replicated) else np.array(a)
 
 
-def _own(sums: dict[str, str]) -> str:
+def own_sum(found: dict[str, str]) -> str:
     """The sum of a manifest itself."""
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _mib(size: float) -> str:
@@ -59,7 +59,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, keep: int | None, every: int = 0):
-        self.folder, self.manager, self.needed = Path(folder).resolve(), None, 0
+        self.folder, self.manager, self.needed, self.noted = Path(folder).resolve(), None, 0, None
         if keep is not None:
             if hosts.writes():
                 self._lock()
@@ -107,13 +107,14 @@ class Checkpoints:
         if not hosts.writes():
             return
         (temporary,) = self.folder.glob(TEMPORARY)
-        sums = _sums(temporary)
-        write_text(temporary / MANIFEST, json.dumps({**sums, MANIFEST: _own(sums)}, indent=1))
+        found = sums(temporary)
+        write_text(temporary / MANIFEST, json.dumps({**found, MANIFEST: own_sum(found)}, indent=1))
 
     def _note(self) -> None:
         """Write beside the folder which is the newest checkpoint."""
-        if hosts.writes() and (steps := self.steps()):
+        if hosts.writes() and (steps := self.steps()) and steps[-1] != self.noted:
             write_text(self.folder.parent / LAST, str(steps[-1]))
+            self.noted = steps[-1]
 
     def save(self, state: TrainState) -> None:
         """Begin to write `state`, of which a copy is taken; a step that is there already is left alone.
@@ -141,11 +142,12 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def check(self) -> None:
-        """Raise OSError if a save has failed meanwhile."""
+        """Raise OSError if a save has failed meanwhile; note one that has ended well."""
         try:
             self.manager.check_for_errors()
         except Exception as failure:
             raise self._failed(failure) from failure
+        self._note()
 
     def wait(self) -> None:
         """Until the checkpoint that is being written is whole. Raises OSError if it failed."""
@@ -193,7 +195,7 @@ class Checkpoints:
             raise FileNotFoundError(f"no checkpoint of step {step} in {self.folder}: there are {', '.join(map(str, steps))}")
         damaged = []
         for chosen in [step] if step is not None else reversed(steps):
-            damage = self._damage(chosen)
+            damage = self.damage(chosen)
             if damage is None:
                 break
             damaged.append((chosen, damage))
@@ -237,20 +239,20 @@ class Checkpoints:
                     raise ValueError(f"checkpoint {place.parent} has {name} {theirs.shape} in chunks of {theirs.storage.chunk_shape}: it is not ours")
             return reader.restore(place, jax.tree.map(_as, like))
 
-    def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files."""
+    def damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint's files, every byte of which is read."""
         folder = self.folder / str(step)
         try:
             manifest = read_json(folder / MANIFEST)
             expected = {name: digest for name, digest in manifest.items() if name.startswith(STATE)}
-            sound = manifest.get(MANIFEST) == _own(expected) or manifest.keys() - expected.keys() == EARLIER
+            sound = manifest.get(MANIFEST) == own_sum(expected) or manifest.keys() - expected.keys() == EARLIER
         except FileNotFoundError:
             return f"checkpoint file {folder / MANIFEST} is missing"
         except (ValueError, AttributeError):
             sound = False
         if not sound:
             return f"checkpoint file {folder / MANIFEST} is corrupt"
-        found = _sums(folder)
+        found = sums(folder)
         for name in sorted(expected.keys() | found.keys()):
             if found.get(name) != expected.get(name):
                 wrong = "is missing" if name not in found else "is corrupt (its SHA-256 differs)" if name in expected else "is not in the manifest"

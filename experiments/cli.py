@@ -180,7 +180,8 @@ def load_config(workdir: str) -> ConfigDict:
     """The config that a run was trained with, and the defaults of keys that are newer than it. Raises FileNotFoundError if `workdir` holds none."""
     file = Path(workdir) / "config.json"
     if not file.exists():
-        raise FileNotFoundError(f"no {file}: expected a --workdir made by `python -m experiments.train`")
+        lost = "put back a copy of it, or name another --workdir" if (Path(workdir) / "checkpoints").exists() else ""
+        raise FileNotFoundError(f"no {file}: {lost or 'expected a --workdir made by `python -m experiments.train`'}")
     from configs import default  # not before `check_import`
 
     values = read_json(file)

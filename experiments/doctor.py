@@ -173,8 +173,8 @@ def data_sets() -> Iterator[Finding]:
 
 
 def run(workdir: Path) -> Iterator[Finding]:
-    """A run: its newest checkpoint, its last logged step, and whether the next checkpoints fit on the disk."""
-    from experiments.checkpoints import MANIFEST
+    """A run: its checkpoints, by their checksums, its last logged step, and whether the next checkpoints fit on the disk."""
+    from experiments.checkpoints import Checkpoints
 
     if not (workdir / "config.json").exists():
         yield place("workdir", workdir)
@@ -184,11 +184,15 @@ def run(workdir: Path) -> Iterator[Finding]:
         json.loads((workdir / "config.json").read_text())
     except ValueError as error:
         yield Finding("workdir", f"config.json is not readable JSON ({error})", "put back a copy of it, or train in another --workdir", True)
-    steps = sorted(int(f.parent.name) for f in workdir.glob(f"checkpoints/*/{MANIFEST}") if f.parent.name.isdigit())
+    checkpoints = Checkpoints(workdir / "checkpoints", None)
+    steps = checkpoints.steps()
     bytes_of = lambda step: sum(f.stat().st_size for f in (workdir / "checkpoints" / str(step)).rglob("*") if f.is_file())
     each = bytes_of(steps[-1]) if steps else 0
     yield place("workdir", workdir, RESERVE * each)
     yield Finding("", f"checkpoints {', '.join(map(str, steps))}, the newest of {size(each)}" if steps else "no checkpoint yet")
+    for step in steps:
+        if damage := checkpoints.damage(step):
+            yield Finding("", damage, f"train again: it falls back to the newest whole one, and moves {step} to damaged_checkpoints/")
     logged = 0
     try:
         for line in (workdir / "log.jsonl").read_text().splitlines():

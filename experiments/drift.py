@@ -59,13 +59,10 @@ def examined(dataset: Dataset) -> dict:
 
 def same(noted: dict, found: dict) -> bool:
     """Whether `examined` was of the same data. Another release of a decoder or of NumPy may differ in a level or a last digit."""
-    near = lambda a, b: len(a) == len(b) and np.allclose(a, b, rtol=0, atol=0.2 * np.std(b) + 1e-6)
-    pairs = [(noted[split], found[split]) for split in ("train", "test")]
-    looks = lambda a, b: len(a) == len(b) and all(map(near, a, b))
-    for a, b in pairs:
-        if a["labels"] != b["labels"] or not np.isclose(a.get("mean", 0), b.get("mean", 0), rtol=1e-2):
-            return False
-    return noted["shape"] == found["shape"] and all(a["examples"] == b["examples"] and looks(a["looks"], b["looks"]) for a, b in pairs)
+    exact = lambda a: (a["examples"], a["labels"], [len(look) for look in a["looks"]])
+    near = lambda a, b: np.allclose(a, b, rtol=0, atol=0.2 * np.std(b) + 1e-6)
+    alike = lambda a, b: exact(a) == exact(b) and np.isclose(a.get("mean", 0), b.get("mean", 0), rtol=1e-2) and all(map(near, a["looks"], b["looks"]))
+    return noted["shape"] == found["shape"] and all(alike(noted[split], found[split]) for split in ("train", "test"))
 
 
 def drifted(before: dict, after: dict, same_data: bool) -> dict[str, str]:
@@ -90,13 +87,13 @@ def _moments(config: dict):
     return jax.tree.structure(jax.eval_shape(state.optimizer(nested).init, {}))
 
 
-def check(config: ConfigDict, workdir: str | Path, dataset: Dataset, allow: bool = False) -> list[tuple]:
-    """What `config` and its data change of the run in `workdir`, as (field, old, new), printed.
+def check(config: ConfigDict, workdir: str | Path, found: dict, allow: bool = False) -> list[tuple]:
+    """What `config` and its data, `examined`, change of the run in `workdir`, as (field, old, new), printed.
 
     Raises ValueError, naming all fields that drifted, old and new, if one of them changes the result, unless `allow`, or if the saved state does
     not fit.
     """
-    workdir, found = Path(workdir), examined(dataset)
+    workdir = Path(workdir)
     before, after = cli.flat(cli.load_config(workdir)), cli.flat(ConfigDict(json.loads(config.to_json())))
     file = workdir / DATA
     try:
@@ -118,7 +115,7 @@ def check(config: ConfigDict, workdir: str | Path, dataset: Dataset, allow: bool
     return changes
 
 
-def record(config: ConfigDict, workdir: str | Path, dataset: Dataset, step: int, changes: list[tuple] = ()) -> None:
+def record(config: ConfigDict, workdir: str | Path, found: dict, step: int, changes: list[tuple] = ()) -> None:
     """Write data.json and config.json, each at once, after a line of config_history.jsonl that says what changes before `step` + 1."""
     workdir = Path(workdir)
     if changes:
@@ -126,5 +123,5 @@ def record(config: ConfigDict, workdir: str | Path, dataset: Dataset, step: int,
             history.write(json.dumps({"step": step, "changed": {field: [old, new] for field, old, new in changes}}) + "\n")
             history.flush()
             os.fsync(history.fileno())
-    for name, content in ((DATA, examined(dataset)), ("config.json", json.loads(config.to_json()))):
+    for name, content in ((DATA, found), ("config.json", json.loads(config.to_json()))):
         write_text(workdir / name, json.dumps(content, indent=1))  # a run without a readable config is lost

@@ -24,7 +24,7 @@ PROCESS = flags.DEFINE_integer("process", None, "With --coordinator, the number 
 WAIT = flags.DEFINE_integer("wait", 30, "Seconds that processes wait for each other at the start.")
 
 HEARTBEAT = 20  # seconds of silence after which a process counts as dead
-GRACE = 5  # seconds that a process that fails waits for the others to fail alike
+GRACE = 15  # seconds that a process that fails waits for the others to fail alike
 
 
 def join() -> int:

@@ -69,13 +69,24 @@ def divided_step(step: Callable, base=None) -> Callable:
 
     def run(state, batch):
         if not compiled:
-            layout, whole = divided(state), NamedSharding(_mesh(), PartitionSpec())
-            state = jax.tree.map(_put, state, layout)
-            compiled["step"] = jax.jit(step, in_shardings=(layout, None, None), out_shardings=(layout, whole), donate_argnums=(0,))
+            state = jax.tree.map(_put, state, divided(state))
+            compiled["step"] = _jit_divided(step, state)
         batch = jax.tree.map(lambda a: jax.make_array_from_process_local_data(rows, np.asarray(a)), batch)
         return _settled(compiled["step"](state, batch, base))
 
     return run
+
+
+def _jit_divided(step: Callable, state) -> Callable:
+    layout, whole = divided(state), NamedSharding(_mesh(), PartitionSpec())
+    return jax.jit(step, in_shardings=(layout, None, None), out_shardings=(layout, whole), donate_argnums=(0,))
+
+
+def lower(config, net, dataset, state, batch, base=None):
+    """The step of `training_step`, lowered: for what XLA counts in it."""
+    if config.training.sharding == "fsdp":
+        return _jit_divided(make_step(config, net, dataset, axis=None), state).lower(state, batch, replicate(base))
+    return jax.jit(training_step(config, net, dataset, base), donate_argnums=0).lower(state, batch)
 
 
 def _put(a, sharding):

@@ -43,22 +43,20 @@ def profile(config: ConfigDict, dataset: Dataset, steps: int, trace: str | Path 
     its batch at hand, with its transfer. step: of the loop of training, where data are made while the device computes. idle: the share of it in which
     the device has nothing to do, max(0, min(step - compute, wait)) / step. bound: "input" if that is above `IDLE`, else "compute". Medians over
     the steps, and for wait and step, as threads read several batches at once, over the means of the rounds.
-    Raises ValueError for configs that cannot be run, and for a state that is divided.
+    Raises ValueError for configs that cannot be run.
     """
     if steps < 1:
         raise ValueError(f"--steps={steps}: expected at least 1")
     check_settings(config.training)
-    if config.training.sharding != "data":
-        raise ValueError(f"config.training.sharding = '{config.training.sharding}': the profile is of data, where each device has the whole state")
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
-    current = state.init(config, net, dataset.shape)
+    current = state.init(config, net, dataset.shape, parallel.divided if config.training.sharding == "fsdp" else None)
     base = net.init(jax.random.key(0), dataset.shape) if config.lora.rank else None  # random ones take as long
-    step_fn = parallel.parallel_step(state.make_step(config, net, dataset), base)
+    step_fn = parallel.training_step(config, net, dataset, base)
     stream = data.batches(dataset, config.training.batch, config.seed)
     batch = next(stream)
 
     found = {"parameters": sum(a.size for a in jax.tree.leaves(current.params))}
-    found |= analysis(config, jax.jit(step_fn, donate_argnums=0).lower(current, batch).compile())
+    found |= analysis(config, parallel.lower(config, net, dataset, current, batch, base).compile())
     clock = time.perf_counter()
     current, _ = jax.block_until_ready(step_fn(current, batch))
     found["compile"] = time.perf_counter() - clock

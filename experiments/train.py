@@ -46,7 +46,8 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
     keep, every = config.training.keep, config.training.keep_every
     with Checkpoints(workdir / "checkpoints", keep, every) as checkpoints, MetricWriter(workdir) as writer:
         checkpoints.expected()
-        changes = drift.check(config, workdir, dataset, allow_drift) if checkpoints.steps() else []
+        examined = drift.examined(dataset)
+        changes = drift.check(config, workdir, examined, allow_drift) if checkpoints.steps() else []
         if isinstance(dataset, data.Latents):
             runs.same_latents(workdir, dataset)
             if hosts.writes():
@@ -56,7 +57,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
             print(f"resumed from step {int(current.step)}")
         start, steps = int(current.step), config.training.steps
         if hosts.writes() and start <= steps:
-            drift.record(config, workdir, dataset, start, changes)  # now that the checkpoint is known to fit
+            drift.record(config, workdir, examined, start, changes)  # now that the checkpoint is known to fit
         if start >= steps:
             print(f"nothing to train: config.training.steps = {steps}", flush=True)
             if hosts.writes():
@@ -72,7 +73,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
         print("compiling ...", flush=True)
 
         source = data.Batches(dataset, config.training.batch, config.seed)
-        pending, examined, idle, clock, since = [], [], 0, time.perf_counter(), start
+        pending, unlogged, idle, clock, since = [], [], 0, time.perf_counter(), start
         for k, batch in zip(range(start, steps), data.batches(dataset, config.training.batch, config.seed, start)):
             current, metrics = step_fn(current, batch)
             pending.append(metrics)
@@ -94,11 +95,11 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
                     raise FloatingPointError(
                         f"the last {idle} steps were not finite and all skipped: stopped. Try a lower config.optim.learning_rate"
                     )
-                pending, examined = [], examined + found
+                pending, unlogged = [], unlogged + found
                 checkpoints.check()
             if logging:
-                values, rate = means(examined), (done - since) / (time.perf_counter() - clock)
-                examined = []
+                values, rate = means(unlogged), (done - since) / (time.perf_counter() - clock)
+                unlogged = []
                 clock, since = time.perf_counter(), done
                 writer.write(done, **values, steps_per_second=rate)
                 eta = (steps - done) / rate if rate else 0.0
@@ -163,7 +164,7 @@ def examine(pending: list, step: int, source: data.Batches, workdir: Path) -> li
     """The numbers of the steps up to `step`, from their metrics (see `state.make_step`).
 
     Of a step that is not finite nonfinite.jsonl tells its number, the examples of its batch, by their place in the training data, and those among
-    them whose own loss is not finite. Raises FloatingPointError unless it was skipped.
+    them whose own loss is not finite; once, however often a resumed run comes by. Raises FloatingPointError unless it was skipped.
     """
     pending = jax.device_get(pending)
     found = [{name: float(value) for name, value in metrics.items() if name != "finite"} for metrics in pending]
@@ -175,8 +176,11 @@ def examine(pending: list, step: int, source: data.Batches, workdir: Path) -> li
         told = {"step": at, **{name: value if np.isfinite(value) else str(value) for name, value in values.items()}}
         told |= {"not_finite": index[~np.asarray(metrics["finite"])].tolist(), "batch": index.tolist()}
         if hosts.writes():
-            with open(workdir / NONFINITE, "a") as log:
-                log.write(json.dumps(told) + "\n")
+            line = json.dumps(told) + "\n"
+            with open(workdir / NONFINITE, "a+") as log:
+                log.seek(0)
+                if line not in log.readlines():
+                    log.write(line)
         if not values.get("skipped"):
             raise FloatingPointError(
                 f"{wrong} is {values[wrong]} at step {at}: stopped, checkpoints before it are kept; {workdir / NONFINITE} names the examples. "

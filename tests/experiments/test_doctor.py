@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import doctor
+from experiments import checkpoints, doctor
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,23 +74,28 @@ def test_a_broken_backend_is_a_finding(monkeypatch):
 
 
 def test_a_run(tmp_path, monkeypatch, capsys):
-    """Its checkpoints (complete ones), its last logged step, behind which half a line is left, and whether three more checkpoints fit."""
+    """Its checkpoints, of which one has a file that is not as it was, its last logged step, behind which half a line is left, and whether three more
+    checkpoints fit."""
     run = tmp_path / "run"
-    for step, complete in ((5, True), (10, True), (15, False)):
+    for step in (5, 10):
         folder = run / "checkpoints" / str(step)
-        folder.mkdir(parents=True)
-        (folder / "state").write_bytes(bytes(2048))
-        if complete:
-            (folder / "manifest.json").write_text("")
+        (folder / "state").mkdir(parents=True)
+        (folder / "state" / "a").write_bytes(bytes(2048))
+        found = checkpoints.sums(folder)
+        (folder / "manifest.json").write_text(json.dumps(found | {"manifest.json": checkpoints.own_sum(found)}))
     (run / "config.json").write_text("{}")
     (run / "log.jsonl").write_text("".join(json.dumps({"step": s}) + "\n" for s in (4, 8, 12)) + '{"st')
     assert doctor.main([f"--workdir={run}"]) == 0
     said = capsys.readouterr().out
-    assert "checkpoints 5, 10, the newest of 2 KiB" in said and "last logged step 12; a resumed run begins 2 steps before it" in said
+    assert "checkpoints 5, 10, the newest of 2 KiB" in said and "corrupt" not in said
+    assert "last logged step 12; a resumed run begins 2 steps before it" in said
+    (run / "checkpoints" / "5" / "state" / "a").write_bytes(bytes(2047) + b"1")
+    (found,) = (finding for finding in doctor.examine(str(run)) if "checkpoints/5/state/a is corrupt" in finding.said)
+    assert not found.required and "falls back" in found.mend
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(10**9, 10**9 - 5000, 5000))
     (found,) = of("workdir", doctor.examine(str(run)))
-    assert found.required and "5 KiB free, 6 KiB needed" in found.said and found.mend.startswith("free 1 KiB")
+    assert found.required and "5 KiB free, 6 KiB needed" in found.said and found.mend.startswith("free 2 KiB")
     (run / "config.json").write_text("{")
     assert "not readable JSON" in of("workdir", doctor.examine(str(run)))[0].said
 

@@ -51,7 +51,7 @@ def save_random(config, workdir):
     workdir.mkdir()
     with Checkpoints(workdir / "checkpoints", keep=0) as checkpoints:
         checkpoints.save(new.replace(step=np.int32(1), params=params, ema=params))
-    drift.record(config, workdir, dataset, 1)
+    drift.record(config, workdir, drift.examined(dataset), 1)
 
 
 @pytest.fixture(scope="module")

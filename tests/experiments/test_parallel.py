@@ -21,7 +21,8 @@ def trained(start, workdir, devices, *flags):
     assert command.wait() == 0 and f"; {devices} x cpu" in command.said, command.said
 
 
-@pytest.mark.parametrize("flags", [["fsdp", 2], *(pytest.param(flags, marks=pytest.mark.slow) for flags in (["data"], ["data", 4], ["fsdp"]))])
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["fsdp", 2], ["data"], ["data", 4], ["fsdp"]])
 def test_eight_devices_train_as_one(start, alone, tmp_path, flags):
     """With dropout, by either sharding, and in parts: the losses and the weights of one device, to 1e-5."""
     if not alone.exists():
@@ -33,6 +34,7 @@ def test_eight_devices_train_as_one(start, alone, tmp_path, flags):
     same_training(alone, tmp_path / "run", config)
 
 
+@pytest.mark.slow
 def test_a_split_state_is_an_eighth_on_each_of_eight_devices(start):
     """Of the compiled step's arguments, by XLA's own count, for a small model; by its shapes, of the state of DiT-XL/2."""
     command = start("lowered", XLA_FLAGS=f"{os.environ['XLA_FLAGS']} {EIGHT}")

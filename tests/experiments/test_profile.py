@@ -52,7 +52,7 @@ def test_operations_are_those_of_the_network(parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "embeddings", "autoencoder"])
+@pytest.mark.parametrize("kind", ["lora", "embeddings", "autoencoder", "fsdp"])
 def test_every_kind_of_config(kind, tmp_path):
     config = small_config()
     dataset = data.load(config.data)
@@ -63,6 +63,8 @@ def test_every_kind_of_config(kind, tmp_path):
         dataset = replace(dataset, labels=labels, num_classes=0)
         config = default.get_config()
         config.model.update(name="MMDiT", width=16, depth=1, num_heads=2, patch=2, embeddings=(3, 5, 4))
+    elif kind == "fsdp":
+        config.training.sharding = "fsdp"
     else:
         config = default.get_config()
         config.objective.loss = "autoencoder"

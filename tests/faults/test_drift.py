@@ -108,10 +108,10 @@ def test_all_that_drifted_is_said_at_once(tmp_path, capsys):
         assert words in str(error.value), error.value
     assert "\n" not in str(error.value)
     assert int(train(config, run, allow_drift=True).step) == 2
-    dataset = data.load(config.data)
-    assert drift.check(config, run, dataset) == []  # what was allowed is the run's config now
+    found = drift.examined(data.load(config.data))
+    assert drift.check(config, run, found) == []  # what was allowed is the run's config now
     config.training.log_every = 3
-    drift.record(config, run, dataset, 2, drift.check(config, run, dataset))
+    drift.record(config, run, found, 2, drift.check(config, run, found))
     lines = [json.loads(line) for line in (run / drift.HISTORY).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert set(lines[0]["changed"]) == {"optim.learning_rate", "optim.beta1", "training.steps", "the data"}

@@ -70,6 +70,9 @@ def test_training_stops(fault, inject, monkeypatch, tmp_path, count):
     assert told["not_finite"] == {"loss": batch, "gradient": [], "sample": [BAD]}[fault]
     last = restore(tmp_path / "checkpoints")
     assert len(made) < step + config.training.log_every
+    with pytest.raises(FloatingPointError, match=f"at step {step}: stopped"):
+        train(config, tmp_path)  # comes by the same step again
+    assert len((tmp_path / NONFINITE).read_text().splitlines()) == 1
     assert int(last.step) == (step - 1) // 4 * 4 and all(np.isfinite(a).all() for a in jax.tree.leaves(last))
     count(f"NaN in {fault}: stopped within one interval, examples told, last checkpoint finite", 1, 1)
 

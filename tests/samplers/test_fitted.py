@@ -102,6 +102,7 @@ def test_gits_beats_the_grid_that_it_chose_from(problem):
         assert rmse(sample(den, x_T, times, solver)) < gain * rmse(sample(den, x_T, grids.karras(sde, 5), solver))
 
 
+@pytest.mark.slow
 def test_fitted_solvers_start_where_alpha_is_zero():
     """On the linear path: finite, and not far from the plain ones."""
     sde = Linear()

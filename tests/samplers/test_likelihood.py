@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from samplers import log_likelihood, sample_adaptive, variational_bound
-from sde_lib import EDM, SDE, VP, Cosine, Denoiser, GaussianMixture, Linear
+from sde_lib import SDE, VP, Cosine, Denoiser, GaussianMixture, Linear
 
 RING = np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], -1)
 GM = GaussianMixture(0.8 * RING, np.full(8, 0.15))
@@ -31,6 +31,7 @@ def test_mixture_to_a_fine_tolerance(x64):
     assert float(jnp.abs(error).max()) <= 5e-6
 
 
+@pytest.mark.slow
 def test_errors_of_the_path_do_not_count_with_an_exact_score(x64):
     """With a path of 25 nodes (some 1e-2), log p(x) - log p(x_T) is exact to 1e-3 nats on 25 nodes; the coupled solve at 1e-2 is 30 times worse."""
     gm, sde = GaussianMixture(0.8 * RING, np.full(8, 0.15)), VP()
@@ -44,7 +45,7 @@ def test_errors_of_the_path_do_not_count_with_an_exact_score(x64):
     assert jnp.all(loose.error <= 0.02 + 0.01 * 20) and jnp.all(loose.divergences == 25) and jnp.all(loose.nfe == 50)
 
 
-@pytest.mark.parametrize("path, kind", [(VP(), "noise"), (Linear(), "velocity")], ids=["VP", "Linear"])
+@pytest.mark.parametrize("path, kind", [pytest.param(VP(), "noise", marks=pytest.mark.slow), (Linear(), "velocity")], ids=["VP", "Linear"])
 def test_a_network_whose_score_is_none(path, kind):
     """Where the prediction is no conditional expectation the path's own accuracy counts: as the coupled solve at 1e-6, to 10 atol per dimension."""
     den = Denoiser(lambda x, t: jnp.sin(x) * jnp.cos(t)[:, None], path, kind)
@@ -119,10 +120,10 @@ def test_intervals_of_the_mean_are_calibrated():
     assert 0.93 <= float(jnp.mean(jnp.abs(error) <= 1.96 * stderr)) <= 0.97
 
 
-SLOW = [pytest.param(cls(), marks=pytest.mark.slow) for cls in SDE.__subclasses__() if cls not in (VP, EDM, Cosine)]
+SLOW = [pytest.param(cls(), marks=pytest.mark.slow) for cls in SDE.__subclasses__() if cls not in (VP, Cosine)]
 
 
-@pytest.mark.parametrize("sde", [VP(), EDM(), Cosine(), *SLOW], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("sde", [VP(), Cosine(), *SLOW], ids=lambda p: type(p).__name__)
 def test_every_path(sde, x64):
     """log p is that of the marginal at eps up to the prior's mismatch, which is known: compare p_eps with the prior's own density at T."""
     gm = GaussianMixture(0.8 * RING, np.full(8, 0.15))
@@ -155,7 +156,7 @@ def test_hutchinson_agrees_and_knows_its_error():
     assert np.all(np.isnan(one.stderr))
 
 
-@pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("noise", ["rademacher", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_variance_of_the_probes(noise):
     """For v = A x with A symmetric the log-density's variance over probes is 2(|A|_F^2 - sum a_ii^2) or 2|A|_F^2 (score_sde.md, check 6).
 
@@ -169,6 +170,7 @@ def test_variance_of_the_probes(noise):
     assert float(result.stderr[0]) ** 2 * 4000 == pytest.approx(want, rel=0.15)
 
 
+@pytest.mark.slow
 def test_published_gaussian_table():
     """Bits/dim of N(0, s^2 I), d = 784, VP, rtol 1e-5: s = 1: 2.04953, s = 0.1: -1.26889, s = 0.01: -4.59693 (tables_and_likelihood.md, point 3),
     to 2e-4 of the density at eps; what eps = 1e-5 adds to the bits is at most 0.0014, at s = 0.004, where from eps = 1e-6 all is within 0.001.
@@ -244,6 +246,7 @@ def test_under_jit_and_with_conditions():
         np.testing.assert_allclose(log_prob, -1.5 * np.exp(2 * span) - 1.5 * np.log(2 * np.pi) + 3 * span, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_example_keeps_its_condition_on_later_levels(x64):
     """A mixture moved by its condition, at a tolerance at which some examples need more nodes than others, and some diffrax."""
     gm, path = GaussianMixture(0.8 * RING, np.full(8, 0.15)), Linear()

@@ -12,7 +12,7 @@ GM = GaussianMixture([[-0.8, 0.1], [0.5, 0.4]], [0.3, 0.2], [1.0, 2.0])
 
 
 CASES = [(cls, kind) for cls in SDE.__subclasses__() for kind in PLANE]
-fast = lambda cls, kind: cls is VP and kind in ("noise", "data")
+fast = lambda cls, kind: cls is VP and kind == "noise"
 CASES = [pytest.param(c(), k, marks=() if fast(c, k) else pytest.mark.slow, id=f"{c.__name__}-{k}") for c, k in CASES]
 
 

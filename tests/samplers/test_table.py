@@ -12,7 +12,7 @@ from scipy import stats
 from samplers import Row, grids, sample, solvers, stack
 from samplers.solvers.stochastic import of_score
 from samplers.table import execute, pad
-from sde_lib import DDPM, EDM, NCSN, OU, PLANE, SDE, VE, VP, Cosine, Denoiser, GaussianMixture, Linear, SubVP
+from sde_lib import DDPM, EDM, NCSN, PLANE, SDE, VE, VP, Denoiser, GaussianMixture, Linear, SubVP
 
 SOLVERS = {name: solver() for name, solver in solvers.SOLVERS.items()}
 FREE = {"lower_order_final": False}  # a last step of order 1 would limit the order to 2
@@ -221,9 +221,9 @@ def gated_table(sde, name):
     return times[-1], jax.tree.map(np.float32, pad(GATED[name](sde, times), 160, 5))
 
 
-SIMILAR = (SubVP, OU, Cosine, DDPM, NCSN)  # to a path that is tested with every prediction in each run; with most of them, in the slow one
+OFTEN = {(Linear, kind) for kind in PLANE} | {(cls, "noise") for cls in SDE.__subclasses__()}  # with the other predictions in the slow run
 PAIRS = [
-    pytest.param(cls(), kind, id=f"{cls.__name__}-{kind}", marks=[pytest.mark.slow] * (cls in SIMILAR and kind != "noise"))
+    pytest.param(cls(), kind, id=f"{cls.__name__}-{kind}", marks=[pytest.mark.slow] * ((cls, kind) not in OFTEN))
     for cls in SDE.__subclasses__()
     for kind in PLANE
 ]
