@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict, config_flags
 from sklearn import datasets
 
-from experiments import cli, records, sources
+from experiments import archives, cli, folders, records, sources
 from experiments.augmentation import augment
 from experiments.toy import TOYS
 from sde_lib.noise import normal
@@ -215,7 +215,7 @@ def _digits(path: str, size: int) -> Dataset:
 
 @lru_cache(maxsize=2)
 def _images(name: str, path: str, size: int) -> Dataset:
-    """Images (or, of an npz, any arrays) of files: see `experiments.sources` and `experiments.records`."""
+    """Images (or, of an npz, any arrays) of files: see `experiments.sources`."""
     values, labels, classes = SOURCES[name](path, size)
     discrete = values["train"].dtype == np.uint8
     some = values["train"][:: max(1, len(values["train"]) // 10_000)].astype(np.float64)
@@ -230,7 +230,14 @@ def _latents(path: str, size: int) -> Latents:
     return Latents("latents", values, labels, 0.0, float(about["scale"]), 0, int(about["images"]["num_classes"]), about=about)
 
 
-SOURCES = sources.SOURCES | {"array_record": records.source}
+SOURCES = {
+    "fashion_mnist": lambda path, size: archives.fashion_mnist(path),
+    "cifar10": lambda path, size: archives.cifar(10, path),
+    "cifar100": lambda path, size: archives.cifar(100, path),
+    "folder": folders.folder,
+    "npz": lambda path, size: sources.npz(path),
+    "array_record": records.source,
+}
 LOADERS = {"digits": _digits, "latents": _latents} | {name: partial(_images, name) for name in SOURCES}
 
 

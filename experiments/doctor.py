@@ -162,12 +162,12 @@ def place(topic: str, folder: Path, need: int = 0) -> Finding:
 
 def data_sets() -> Iterator[Finding]:
     """The data sets that need no download."""
-    from experiments import sources
+    from experiments import archives, sources
 
-    folders = (sources.FASHION_FOLDER, sources.FASHION_CACHE)
-    fashion = any(all((f / name).exists() or (f / f"{name}.gz").exists() for name in sources.FASHION_SHA256) for f in folders)
+    folders = (archives.FASHION_FOLDER, archives.FASHION_CACHE)
+    fashion = any(all((f / name).exists() or (f / f"{name}.gz").exists() for name in archives.FASHION_SHA256) for f in folders)
     here = ["digits", "the toy sets"] + ["fashion_mnist"] * fashion
-    here += [name.partition("-binary")[0].replace("-", "") for name in sources.CIFAR_MD5 if (sources.CACHE / name).exists()]
+    here += [name.partition("-binary")[0].replace("-", "") for name in archives.CIFAR_MD5 if (sources.CACHE / name).exists()]
     yield Finding("data", f"at hand: {', '.join(here)}")
     yield place("cache", sources.CACHE)
 

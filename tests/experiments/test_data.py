@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import data, sources
+from experiments import archives, data, sources
 from experiments.toy import TOYS, eight_gaussians_mixture
 from samplers import log_likelihood
 from sde_lib import GaussianMixture, Linear
@@ -100,22 +100,22 @@ def test_fashion_mnist_files(tmp_path, monkeypatch):
     """IDX files are verified, decompressed and parsed; a wrong file and a failed download each end in one clear error."""
     images = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     content = struct.pack(">4I", 0x00000803, 2, 3, 3) + images.tobytes()
-    monkeypatch.setitem(sources.FASHION_SHA256, "train-images-idx3-ubyte", sources.hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(archives.FASHION_SHA256, "train-images-idx3-ubyte", archives.hashlib.sha256(content).hexdigest())
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
-    np.testing.assert_array_equal(sources._idx("train-images-idx3-ubyte", tmp_path), images)
+    np.testing.assert_array_equal(archives._idx("train-images-idx3-ubyte", tmp_path), images)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content + b"x"))
     with pytest.raises(ValueError, match="SHA-256 differs.*delete it"):
-        sources._idx("train-images-idx3-ubyte", tmp_path)
+        archives._idx("train-images-idx3-ubyte", tmp_path)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="cannot be read"):
-        sources._idx("train-images-idx3-ubyte", tmp_path)
+        archives._idx("train-images-idx3-ubyte", tmp_path)
 
     def offline(*args, **kwargs):
         raise urllib.error.URLError("offline")
 
     monkeypatch.setattr(sources.urllib.request, "urlopen", offline)
     with pytest.raises(FileNotFoundError, match="--config.data.path"):
-        sources._idx("t10k-images-idx3-ubyte", tmp_path)
+        archives._idx("t10k-images-idx3-ubyte", tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         data.load(ConfigDict({"name": "fashion_mnist", "path": str(tmp_path / "nowhere")}))
 

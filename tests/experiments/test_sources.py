@@ -12,14 +12,15 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import data, sources
+from experiments import archives, data, folders, sources
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
+    for module in (archives, folders, sources):
+        monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
 
 
 def cifar_files(classes, form):
@@ -29,7 +30,7 @@ def cifar_files(classes, form):
     rows = images.transpose(0, 3, 1, 2).reshape(10, 3072)
     parts = np.split(np.arange(10), 5) if classes == 10 else [np.arange(10)]
     files = {}
-    for names, indices in ((sources.CIFAR_FILES[classes]["train"], parts), (sources.CIFAR_FILES[classes]["test"], parts[:1])):
+    for names, indices in ((archives.CIFAR_FILES[classes]["train"], parts), (archives.CIFAR_FILES[classes]["test"], parts[:1])):
         for name, i in zip(names, indices):
             if form == "binary":
                 head = np.zeros((len(i), 1 if classes == 10 else 2), np.uint8)
@@ -46,7 +47,7 @@ def cifar_files(classes, form):
 def test_cifar(tmp_path, monkeypatch, classes, form, packed):
     """Binary and python versions, packed and extracted, give the same images and labels."""
     files, images, labels, test = cifar_files(classes, form)
-    monkeypatch.setattr(sources, "CIFAR_SIZES", {"train": 10, "test": test})
+    monkeypatch.setattr(archives, "CIFAR_SIZES", {"train": 10, "test": test})
     folder = tmp_path / "files"
     folder.mkdir()
     if packed:
@@ -77,28 +78,28 @@ def test_bad_cifar(tmp_path, monkeypatch):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match="10 images to train: expected 50000"):
-        sources.cifar(10, str(tmp_path))
+        archives.cifar(10, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data_batch_3").write_bytes(pickle.dumps(Malice()))
     with pytest.raises(ValueError, match="data_batch_3 is no batch of CIFAR-10 .*system"):
-        sources.cifar(10, str(tmp_path))
+        archives.cifar(10, str(tmp_path))
     assert not (tmp_path / "harmed").exists()
     for bad in (b"cnumpy\nndarray\n(I1\nS'O'\ntR.", b"c_codecs\nencode\n(Va\nVzlib\ntR.", b"\x80", pickle.dumps({b"data": np.zeros(3)})):
         (tmp_path / "data_batch_3").write_bytes(bad)
         with pytest.raises(ValueError, match="data_batch_3 is no batch of CIFAR-10"):
-            sources.cifar(10, str(tmp_path))
+            archives.cifar(10, str(tmp_path))
     (tmp_path / "data_batch_3").unlink()
     with pytest.raises(FileNotFoundError, match="no data_batch_3"):
-        sources.cifar(10, str(tmp_path))
+        archives.cifar(10, str(tmp_path))
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"half")
     with pytest.raises(ValueError, match="MD5 differs.*delete it"):
-        sources.cifar(10, str(tmp_path))
+        archives.cifar(10, str(tmp_path))
     (tmp_path / "other.tar").write_bytes(b"half")
     with pytest.raises(ValueError, match="cannot be read as a tar archive"):
-        sources.cifar(10, str(tmp_path / "other.tar"))
-    monkeypatch.setattr(sources, "CIFAR_URL", "http://127.0.0.1:9/")
+        archives.cifar(10, str(tmp_path / "other.tar"))
+    monkeypatch.setattr(archives, "CIFAR_URL", "http://127.0.0.1:9/")
     with pytest.raises(FileNotFoundError, match="pass --config.data.path"):
-        sources.cifar(10, "")
+        archives.cifar(10, "")
 
 
 def image(file, color, size=(20, 12)):
@@ -121,64 +122,64 @@ def test_folders_of_images(tmp_path):
     batch = next(data.batches(dataset, 4, 0))
     assert np.all(batch["value"][..., 0] == np.where(batch["label"] == 0, 255, 0)[:, None, None])
     image(tmp_path / "set" / "train" / "class0" / "0.png", (0, 255, 0))
-    assert np.sum(np.all(sources.folder(str(tmp_path / "set"), 8)[0]["train"] == [0, 255, 0], (1, 2, 3))) == 1
+    assert np.sum(np.all(folders.folder(str(tmp_path / "set"), 8)[0]["train"] == [0, 255, 0], (1, 2, 3))) == 1
     for i in range(60):
         image(tmp_path / "many" / f"class{i // 30}" / f"{i}.png", (i, 0, 0))
-    labels = sources.folder(str(tmp_path / "many"), 4)[1]["train"]
+    labels = folders.folder(str(tmp_path / "many"), 4)[1]["train"]
     assert 5 < labels[:20].sum() < 15  # the first ones are of all classes
     gradient = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
     Image.fromarray(gradient).save(tmp_path / "set" / "gray.png")
-    small = sources.squared(tmp_path / "set" / "gray.png", 16)
+    small = folders.squared(tmp_path / "set" / "gray.png", 16)
     np.testing.assert_allclose(small[..., 0], np.tile(gradient[0].reshape(16, 4).mean(1), (16, 1)), atol=1)  # boxes
     with pytest.raises(ValueError, match="gray.png is in no folder of a class"):
         (tmp_path / "set" / "gray.png").rename(tmp_path / "set" / "val" / "gray.png")
-        sources.folder(str(tmp_path / "set"), 8)
+        folders.folder(str(tmp_path / "set"), 8)
 
 
 def test_images_as_they_are_meant(tmp_path):
     """Upright by EXIF, white where transparent, 16-bit values by their high byte; a link to a folder is followed."""
     file = tmp_path / "one.png"
     Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)).save(file)
-    np.testing.assert_array_equal(sources.squared(file, 16)[..., 0], np.arange(256).reshape(16, 16))
+    np.testing.assert_array_equal(folders.squared(file, 16)[..., 0], np.arange(256).reshape(16, 16))
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(file)
-    assert np.all(sources.squared(file, 4) == 255)
+    assert np.all(folders.squared(file, 4) == 255)
     turned = Image.fromarray(np.array([[0, 0], [255, 255]], np.uint8).repeat(8, 0).repeat(8, 1))
     exif = turned.getexif()
     exif[0x0112] = 6  # turned by 90 degrees
     turned.save(file, exif=exif)
-    np.testing.assert_array_equal(sources.squared(file, 16)[0, :, 0], np.repeat([255, 0], 8))
+    np.testing.assert_array_equal(folders.squared(file, 16)[0, :, 0], np.repeat([255, 0], 8))
     Image.new("L", (300, 2)).save(file)
     with pytest.raises(ValueError, match="too narrow"):
-        sources.squared(file, 2)
+        folders.squared(file, 2)
     for i in range(60):
         image(tmp_path / "elsewhere" / f"{i}.png", (i, 0, 0), (4, 4))
     (tmp_path / "set" / "a").mkdir(parents=True)
     (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
     image(tmp_path / "set" / "a" / "x.png", (0, 0, 0), (4, 4))
-    values, _, classes = sources.folder(str(tmp_path / "set"), 4)
+    values, _, classes = folders.folder(str(tmp_path / "set"), 4)
     assert classes == 2 and sum(len(v) for v in values.values()) == 61
 
 
 def test_a_flat_folder_is_split_by_name(tmp_path):
     for i in range(60):
         image(tmp_path / f"{i}.png", (i, i, i), (4, 4))
-    values, labels, classes = sources.folder(str(tmp_path), 4)
+    values, labels, classes = folders.folder(str(tmp_path), 4)
     assert classes == 0 and sum(len(v) for v in values.values()) == 60 and 0 < len(values["test"]) < 15
     image(tmp_path / "new.png", (99, 0, 0), (4, 4))
-    again = sources.folder(str(tmp_path), 4)[0]
+    again = folders.folder(str(tmp_path), 4)[0]
     old = lambda v: sorted(x[0, 0, 0] for x in v if x[0, 0, 1])
     assert old(again["test"]) == old(values["test"])  # what is held out stays so
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="broken.jpg cannot be read as an image"):
-        sources.folder(str(tmp_path), 4)
+        folders.folder(str(tmp_path), 4)
     assert not list((tmp_path / "cache").rglob("*.tmp"))
     with pytest.raises(ValueError, match="config.data.size = 0"):
-        sources.folder(str(tmp_path), 0)
+        folders.folder(str(tmp_path), 0)
     with pytest.raises(FileNotFoundError, match="expected a folder"):
-        sources.folder(str(tmp_path / "none"), 4)
+        folders.folder(str(tmp_path / "none"), 4)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images to train"):
-        sources.folder(str(tmp_path / "empty"), 4)
+        folders.folder(str(tmp_path / "empty"), 4)
 
 
 def test_npz(tmp_path):

@@ -289,7 +289,7 @@ same = lambda name: beside(name) and (lambda path: path.rename(path.with_name(na
 
 def readers():
     """(name, files, how they are laid out, the reader of what that gives); an import for each, as this is run in processes of their own."""
-    from experiments import adapters, arrays, cli, evaluate, from_diffusers, inception, kept, runs, sources, statistics, weights
+    from experiments import adapters, archives, arrays, cli, evaluate, folders, from_diffusers, inception, kept, runs, sources, statistics, weights
 
     def go_on(path):
         """Kept results that are damaged are computed again."""
@@ -314,11 +314,11 @@ def readers():
     yield "Inception (safetensors)", TENSORS, same("a.safetensors"), inception.load
     yield "diffusers", TENSORS, same("a.safetensors"), lambda path: from_diffusers.write(path, path.with_name("out"))
     yield "Inception (pickle)", WEIGHTS, same("a.pth"), inception.load
-    yield "CIFAR (archive)", TARS, same("a.tar"), lambda path: sources.cifar(10, str(path))
+    yield "CIFAR (archive)", TARS, same("a.tar"), lambda path: archives.cifar(10, str(path))
     batches = dict.fromkeys(BATCHES[1:], b".")
-    yield "CIFAR (folder)", {n: WEIGHTS[n] for n in (*PICKLES, "1 GB")}, beside("data_batch_1", **batches), lambda path: sources.cifar(10, str(path))
-    yield "images", IMAGES, beside("a.png"), lambda path: sources.squared(path / "a.png", 8)
-    yield "Fashion-MNIST", IDX, beside("train-images-idx3-ubyte.gz"), lambda path: sources.fashion_mnist(str(path))
+    yield "CIFAR (folder)", {n: WEIGHTS[n] for n in (*PICKLES, "1 GB")}, beside("data_batch_1", **batches), lambda path: archives.cifar(10, str(path))
+    yield "images", IMAGES, beside("a.png"), lambda path: folders.squared(path / "a.png", 8)
+    yield "Fashion-MNIST", IDX, beside("train-images-idx3-ubyte.gz"), lambda path: archives.fashion_mnist(str(path))
     yield "latents of a run", JSON, beside("latents.json"), lambda path: runs.same_latents(path, SimpleNamespace(about={"sha256": "", "scale": 1.0}))
 
 
