@@ -20,7 +20,8 @@ from experiments import cli, plots, runs
 from experiments.dequantization import DEQUANTIZATIONS, bin_time
 from experiments.kept import Kept, savez, write_text
 from samplers import log_likelihood, variational_bound
-from samplers.likelihood import DIVERGENCES, LEVELS, PATHS
+from samplers.decoupled import LEVELS, PATHS
+from samplers.likelihood import DIVERGENCES
 
 BOUNDS = ("mean", "importance", "variational")
 
