@@ -195,8 +195,7 @@ def test_devices_do_not_matter(tmp_path):
     assert jnp.asarray(samples[0]).std() > 0
 
 
-def test_more_devices_than_examples_are_refused(tmp_path):
-    command = [sys.executable, "-m", "experiments.train", "--config=configs/toy.py", f"--workdir={tmp_path}", "--config.training.batch=12"]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "cannot be divided over 8 devices: the nearest that can is 8 or 16" in done.stderr
+def test_more_devices_than_examples_are_refused(start, tmp_path):
+    arguments = ["--config=configs/toy.py", f"--workdir={tmp_path}", "--config.training.batch=12"]
+    done = start("experiments.train", *arguments, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert done.wait() == 1 and "cannot be divided over 8 devices: the nearest that can is 8 or 16" in done.said

@@ -87,6 +87,7 @@ def test_reverse_sde_with_every_family_of_solvers(solver):
     assert ks(sde, result.x, times[-1]) <= 0.035
 
 
+@pytest.mark.slow
 def test_reverse_sde_with_adaptive_steps():
     sde = Linear()
     controller = diffrax.PIDController(rtol=1e-2, atol=1e-2, pcoeff=0.1, icoeff=0.3)

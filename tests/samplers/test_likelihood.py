@@ -226,6 +226,7 @@ def test_scaling_of_the_data_changes_log_p_by_its_jacobian(x64):
     np.testing.assert_allclose(log_q + 2 * np.log(c), log_p, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_images_and_latents():
     """The exact trace in chunks equals the whole one; x may have any shape; latent is the encoding."""
     den = Denoiser(lambda x, t: jnp.sin(x) * jnp.cos(t)[:, None, None], VP(), "noise")

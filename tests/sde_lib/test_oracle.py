@@ -53,6 +53,7 @@ def test_samples(mixture):
     np.testing.assert_array_equal(mixture.sample(jax.random.key(3), 5), x[:5].astype(np.float32))
 
 
+@pytest.mark.slow
 def test_gradients_pass_through_the_pytree():
     """d log p / d weights against finite differences; integer means are real numbers."""
     gm = GaussianMixture([[-1, 0], [1, 0]], [0.5, 0.7], [1, 3])
