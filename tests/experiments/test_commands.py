@@ -42,19 +42,9 @@ SHORT = {
 
 
 def measures(command):
-    """Whether a command is left to the slow run: tables, benchmarks, profiles, latents, adapters, learned solvers, other ways to train for likelihood."""
-    slow = (
-        "experiments.tables",
-        "benchmarks",
-        "experiments.profile",
-        "amed",
-        "runs/vdm",
-        "runs/scoreflow",
-        "dequantization",
-        "runs/autoencoder",
-        "runs/latent",
-        "_lora",
-    )
+    """Whether a command is left to the slow run: tables, benchmarks, profiles, latents, adapters, learned solvers, other ways to train."""
+    commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "amed", "_lora")
+    slow = (*commands, "runs/vdm", "runs/scoreflow", "runs/autoencoder", "runs/latent")
     return any(part in command for part in slow)
 
 
