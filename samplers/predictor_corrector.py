@@ -1,0 +1,2 @@
+def predictor_corrector(*a, **k):
+    raise NotImplementedError
