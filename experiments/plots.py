@@ -63,6 +63,20 @@ def trajectory(images: UInt8[np.ndarray, "s n h w c"], path: str | Path) -> Path
     return _pixel_image(tile(rows.reshape(-1, *rows.shape[2:]), rows.shape[1]), path, size=1200)
 
 
+def columns(panels: dict[str, dict[str, UInt8[np.ndarray, "n h w c"]]], path: str | Path) -> Path:
+    """Panels below one another, each named, of columns of as many images, with titles."""
+    figure, axes = plt.subplots(len(panels), squeeze=False, figsize=(7.5, sum(1.1 * len(next(iter(p.values()))) for p in panels.values()) + 0.3))
+    for axis, (name, panel) in zip(axes[:, 0], panels.items()):
+        n, h, w, _ = next(iter(panel.values())).shape
+        axis.imshow(tile(np.stack(list(panel.values()), 1).reshape(n * len(panel), h, w, -1), len(panel)), cmap="gray", vmin=0, vmax=255)
+        axis.set_xticks((np.arange(len(panel)) + 0.5) * (w + 1), list(panel), fontsize=7)
+        axis.set_yticks([])
+        axis.set_ylabel(name, fontsize=8)
+        axis.tick_params(length=0, labelbottom=False, labeltop=True)
+        axis.spines[:].set_visible(False)
+    return _save(figure, path)
+
+
 def scatter(samples: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, "n 2"], path: str | Path) -> Path:
     """Samples beside data, on equal axes."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.5), sharex=True, sharey=True)

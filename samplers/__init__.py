@@ -13,5 +13,6 @@ from samplers.thresholding import threshold
 
 __all__ = [
     "LinearOperator", "LogLikelihood", "Row", "Solution", "Table", "classifier_free", "consistent", "dps", "encode", "gits", "grids",
-    "log_likelihood", "moment_matching", "operators", "pigdm", "replacement", "sample", "sample_adaptive", "sample_sde", "solvers", "stack", "threshold", "VariationalBound", "variational_bound",
+    "log_likelihood", "moment_matching", "operators", "pigdm", "replacement", "sample", "sample_adaptive", "sample_sde", "solvers", "stack",
+    "threshold", "VariationalBound", "variational_bound",
 ]  # fmt: skip

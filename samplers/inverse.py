@@ -64,9 +64,9 @@ def _dps(den, operator, x, t, cond, *, times, weights, zeta):
 def dps(den: Denoiser, operator: LinearOperator, y: Float[Array, "b ..."], times: Float[np.ndarray, " n"], zeta: float = 1.0) -> Denoiser:
     """Diffusion posterior sampling (Chung et al. 2023, 2209.14687, algorithm 1): after each step from x_t, x <- x - (zeta/|r|) grad_{x_t} |r|^2.
 
-    times: the grid that is sampled on. D is moved by what has that effect in an ancestral step of this grid (that is algorithm 1, with `ancestral()`),
+    times: the grid that is sampled on. D is moved by what has that effect in an ancestral step of this grid (with `ancestral()` it is algorithm 1),
     and in the last evaluation, which denoises; other solvers follow the same D. zeta: 0.1 to 1 in the paper, of 1000 steps and images of
-    256 x 256; |r| comes to rest within about 2 zeta |A|^2 of 0, so that few measurements need a smaller one. Knows nothing of the measurement's noise.
+    256 x 256; |r| comes to rest within about 2 zeta |A|^2 of 0, so that small problems need less. Knows nothing of the measurement's noise.
     One evaluation and one reverse pass each. Raises ValueError for y of another shape, bad times, or zeta not above 0.
     """
     if not zeta > 0:

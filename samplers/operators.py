@@ -117,7 +117,7 @@ def matrix(a: Float[np.ndarray, "m n"]) -> LinearOperator:
 
 
 def super_resolution(shape: tuple[int, ...], factor: int) -> LinearOperator:
-    """Means of boxes of factor x factor pixels of images [H, W, C]: y [B, H/factor, W/factor, C]. Raises ValueError if factor does not divide H, W."""
+    """Means of factor x factor pixels of images [H, W, C]: y [B, H/factor, W/factor, C]. Raises ValueError if factor does not divide H and W."""
     height, width, channels = shape
     if factor < 1 or height % factor or width % factor:
         raise ValueError(f"super_resolution: factor = {factor}: expected a common divisor of {height} and {width}")
@@ -141,7 +141,7 @@ def blur(shape: tuple[int, ...], std: float) -> LinearOperator:
 
 
 def colorization(shape: tuple[int, ...]) -> LinearOperator:
-    """The gray value of images [H, W, 3], the mean of the channels as in 2011.13456, appendix I.3: y [B, H, W, 1]. Raises ValueError without colour."""
+    """The gray value of images [H, W, 3], the mean of the channels (2011.13456, appendix I.3): y [B, H, W, 1]. Raises ValueError without colour."""
     if len(shape) != 3 or shape[-1] != 3:
         raise ValueError(f"colorization: examples of shape {shape}: expected images [H, W, 3], with colour")
     return separable((np.eye(shape[0]), np.eye(shape[1]), np.full((1, 3), 1 / 3)))

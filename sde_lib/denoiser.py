@@ -64,7 +64,7 @@ MIN_ALPHA = 1e-3
 
 
 def informed(sde: SDE, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """t, or the last time at which alpha is at least `MIN_ALPHA` where that is earlier: beyond it x_t tells too little of x_0 for dividing by alpha."""
+    """t, or the last time at which alpha is at least `MIN_ALPHA` if earlier: beyond it x_t tells too little of x_0 for dividing by alpha."""
     if sde.alpha(sde.T) >= MIN_ALPHA:
         return t
     last = sde.time(np.log(MIN_ALPHA) - np.log(sde.sigma(sde.T)))

@@ -49,7 +49,7 @@ def test_data_prediction_of_the_posterior_is_exact(sde, x64):
 
 @pytest.mark.parametrize("sampler, dim, measured", [("ode", 2, 1), ("ode", 8, 4), ("sde", 8, 4)])
 def test_samples_have_the_posterior_mean_and_covariance(dim, measured, sampler):
-    """4000 samples, seed 0: within 4.5 standard errors, sqrt(C_ii/n) of the mean and sqrt((C_ii C_jj + C_ij^2)/n) of the covariance. PiGDM's are not."""
+    """4000 samples, seed 0: within 4.5 standard errors, sqrt(C_ii/n) of the mean and sqrt((C_ii C_jj + C_ij^2)/n) of the covariance; not PiGDM's."""
     gm, operator, y, posterior = problem(dim, measured, 0.1)
     sde, n = VP(), 4000
     mean, covariance = posterior.mean, posterior.covariance
@@ -100,7 +100,7 @@ def test_dps_is_algorithm_1(x64):
         return zeta / norm * jax.grad(square)(x, t)
 
     x = x_T
-    for e, (row, s) in enumerate(zip(solvers.ancestral()(sde, times).rows(), times[1:])):
+    for e, row in enumerate(solvers.ancestral()(sde, times).rows()):
         xi = noise[e + 1] - row.x[0] * noise[e] - row.p[0] * den.data(noise[e], row.t)
         x = row.x[0] * x + row.p[0] * den.data(x, row.t) + xi - gradient(x, row.t)
     np.testing.assert_allclose(found, x, atol=1e-8)
