@@ -14,12 +14,13 @@ These run with every solver of `samplers`, ODE or SDE; `moment_matching` is exac
 By replacement, with a predictor-corrector: what is measured of x_t is drawn anew from p(x_t | y) after each move (2011.13456, appendix I.2).
 """
 
+import functools
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.sparse.linalg import cg
+from jax.scipy.sparse.linalg import gmres
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -99,31 +100,38 @@ def pigdm(den: Denoiser, operator: LinearOperator, y: Float[Array, "b ..."], noi
     return _posterior(_pigdm, den, operator, y, noise_std=_noise(noise_std), sigma_data=sigma_data)
 
 
-def _moment_matching(den, operator, x, t, cond, *, noise_std, iterations):
-    y, cond = cond
-    t = informed(den.sde, t)
-    scale = den.sde.sigma(t) ** 2 / den.sde.alpha(t)
+@functools.lru_cache
+def _moment_matching(iterations: int):
+    """One function, hence one compiled program, for each number of iterations."""
 
-    def one(den, x, t, y, scale):
-        data, pull = _linearized(den, x[None], t)
-        covariance = lambda v: scale * pull(operator.transpose(v[None]))
-        marginal = lambda v: operator.forward(covariance(v))[0] + noise_std**2 * v
-        solution, _ = cg(marginal, y - operator.forward(data)[0], maxiter=iterations)
-        return (data + covariance(solution))[0]
+    def method(den, operator, x, t, cond, *, noise_std):
+        y, cond = cond
+        t = informed(den.sde, t)
+        scale = den.sde.sigma(t) ** 2 / den.sde.alpha(t)
 
-    return per_example(replace(den, cond=cond), one, x, t, y, scale)
+        def one(den, x, t, y, scale):
+            data, pull = _linearized(den, x[None], t)
+            covariance = lambda v: scale * pull(operator.transpose(v[None]))
+            marginal = lambda v: operator.forward(covariance(v))[0] + noise_std**2 * v
+            solution, _ = gmres(marginal, y - operator.forward(data)[0], restart=iterations, maxiter=1)
+            return (data + covariance(solution))[0]
+
+        return per_example(replace(den, cond=cond), one, x, t, y, scale)
+
+    return method
 
 
 def moment_matching(den: Denoiser, operator: LinearOperator, y: Float[Array, "b ..."], noise_std: float = 0.0, iterations: int = 5) -> Denoiser:
     """Moment matching with the whole covariance (sigma^2/alpha) J: TMPD (Boys et al. 2023, 2310.06721), without its diagonal approximation, and
-    MMPS (Rozet et al. 2024, 2405.13712, algorithm 2), which solves (A C A^T + noise_std^2 I) v = r by conjugate gradients.
+    MMPS (Rozet et al. 2024, 2405.13712, algorithm 2), which solves (A C A^T + noise_std^2 I) v = r by a few iterations: of GMRES in the place of
+    conjugate gradients, which break down where the Jacobian of a network is not symmetric and positive.
 
     iterations: at most, of each example; as many as measurements make it exact for any Gaussian data. noise_std = 0 may be ill-conditioned.
-    One evaluation, and a reverse pass for each iteration and one more. Raises ValueError for y of another shape, noise_std below 0, or no iteration.
+    One evaluation, and a reverse pass for each iteration and three more. Raises ValueError for y of another shape, noise_std below 0, or no iteration.
     """
     if iterations < 1:
         raise ValueError(f"moment_matching: iterations = {iterations}: expected at least 1")
-    return _posterior(_moment_matching, den, operator, y, noise_std=_noise(noise_std), iterations=iterations)
+    return _posterior(_moment_matching(iterations), den, operator, y, noise_std=_noise(noise_std))
 
 
 def _replaced(sde, operator, known, keys, x, t):
