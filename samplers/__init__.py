@@ -7,6 +7,7 @@ from samplers.gits import gits
 from samplers.guidance import classifier_free
 from samplers.inverse import consistent, dps, moment_matching, pigdm, replacement
 from samplers.likelihood import LogLikelihood, log_likelihood
+from samplers.predictor_corrector import Corrector, annealed_langevin, langevin, predictor_corrector
 from samplers.operators import LinearOperator
 from samplers.table import Row, Table, sample, stack
 from samplers.thresholding import threshold
