@@ -21,6 +21,7 @@ from experiments import cli, fit, parallel, plots, runs
 from experiments.kept import Kept, quiet, savez, sha256, write_text
 from experiments.sample import make_solver
 from samplers import LinearOperator, grids, operators, solvers
+from samplers.predictor_corrector import evaluations
 from sde_lib import SDE, Denoiser
 from sde_lib.noise import normal
 
@@ -71,7 +72,7 @@ def sampler(
     if method not in guide:
         corrector = samplers.langevin(snr) if snr else None
         replaced = lambda den, x_T, y, keys: samplers.replacement(den, operator, y, x_T, times, solver, corrector, keys)
-        nfe = (1 + (corrector is not None)) * (steps - 1) + 1
+        nfe = evaluations(times, solver, corrector) + 1
     else:
         nfe = solver(sde, times).nfe + 1
 
