@@ -127,7 +127,7 @@ def moment_matching(den: Denoiser, operator: LinearOperator, y: Float[Array, "b 
     conjugate gradients, which break down where the Jacobian of a network is not symmetric and positive.
 
     iterations: at most, of each example; as many as measurements make it exact for any Gaussian data. noise_std = 0 may be ill-conditioned.
-    One evaluation, and a reverse pass for each iteration and three more. Raises ValueError for y of another shape, noise_std below 0, or no iteration.
+    One evaluation, and a reverse pass for each iteration and three more. Raises ValueError for y of another shape, noise_std < 0, or no iteration.
     """
     if iterations < 1:
         raise ValueError(f"moment_matching: iterations = {iterations}: expected at least 1")

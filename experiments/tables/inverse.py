@@ -1,12 +1,12 @@
 """Linear inverse problems by every method: error against the closed-form posterior of a Gaussian and a mixture, and images.
 
 y = A x + noise of standard deviation 0.1, A of 4 x 8, of 16 draws of an 8-D mixture of five Gaussians with full covariances, and of its first
-Gaussian (VP), whose posteriors are in closed form; 512 samples of each; dps with zeta = 0.3, of 0.03, 0.1 and 0.3 the best. Errors of mean (Euclidean) and covariance (Frobenius) and sliced W2 to as many exact
-samples, means over the measurements and standard errors; "exact samples" is the floor. pairs: 64 x 512 pairs N(0, [[1, 0.9], [0.9, 1]]) of VE
-of which one is measured as 1.5; the other's mean and variance are 1.35 and 0.19, by replacement with and without corrector at 1000 steps
-(score_sde's known answers .937/.315 and 1.349/.195). Images: the first test images of digits (--workdir) and of Fashion-MNIST (a U-Net that is
-trained here in minutes), four problems, noise 0.05, CPU-scale: PSNR in dB of samples and of their mean, RMS of y - A x. NFE: evaluations, without the
-reverse passes: one for each evaluation of dps and pigdm, eight for moment's (5 iterations).
+Gaussian (VP), whose posteriors are in closed form; 512 samples of each; dps with zeta = 0.3, of 0.03, 0.1 and 0.3 the best. Errors of mean
+(Euclidean) and covariance (Frobenius) and sliced W2 to as many exact samples: means over the measurements and standard errors; "exact samples" is
+the floor. Pairs: 64 x 512 pairs N(0, [[1, 0.9], [0.9, 1]]) of VE of which one is measured as 1.5; the other's mean and variance are 1.35 and 0.19,
+by replacement with and without corrector at 1000 steps (score_sde's known answers .937/.315 and 1.349/.195). Images: the first test images of digits
+(--workdir) and of Fashion-MNIST (a U-Net that is trained here in minutes), four problems, noise 0.05, CPU-scale: PSNR in dB of samples and of their
+mean, RMS of y - A x. NFE: evaluations, without the reverse passes: one for each evaluation of dps and pigdm, eight of moment (5 iterations).
 """
 
 import jax
