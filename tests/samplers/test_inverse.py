@@ -29,7 +29,7 @@ def problem(dim: int, measured: int, noise_std: float):
 
 def test_data_prediction_of_the_posterior_is_exact(sde, x64):
     """Moment matching on a Gaussian, and PiGDM on an isotropic one: E[x_0 | x_t, y] of the oracle's posterior, noised along every path."""
-    isotropic = GaussianMixture(np.array([[0.3, -0.2, 0.5]]), np.array([0.7]))
+    isotropic = GaussianMixture(np.array([[0.3, -0.2, 0.5]]), np.array([0.7]), eigenvectors=np.eye(3)[None])
     a, y = np.array([[1.0, 2.0, -1.0], [0.0, 1.0, 1.0]]), np.array([[0.4, -0.8]])
     x, data = jax.random.normal(jax.random.key(0), (5, 3)), jax.jit(Denoiser.data)
     cases = [(gaussian(3), lambda den, n: moment_matching(den, operators.matrix(a), jnp.tile(y, (5, 1)), n))]
@@ -45,7 +45,8 @@ def test_data_prediction_of_the_posterior_is_exact(sde, x64):
                 np.testing.assert_allclose(data(guided, x, jnp.asarray(t)), wanted, rtol=1e-5, atol=5e-3 if last else 1e-5, err_msg=f"{c}")
     wrong = pigdm(gaussian(3).denoiser(sde), operators.matrix(a), jnp.tile(y, (5, 1)), 0.3, sigma_data=0.7)  # whose covariance is no multiple of I
     t = jnp.asarray(0.5 * sde.T)
-    assert np.abs(data(wrong, x, t) - data(gaussian(3).posterior(a, y[0], 0.3).denoiser(sde), x, t)).max() > 0.01
+    exact = gaussian(3).posterior(a, y[0], 0.3).denoiser(sde)
+    assert np.abs(data(wrong, x, t) - data(exact, x, t)).max() > 0.01
 
 
 @pytest.mark.parametrize("sampler, dim, measured", [("ode", 2, 1), ("ode", 8, 4), ("sde", 8, 4)])
@@ -110,28 +111,28 @@ def test_dps_is_algorithm_1(x64):
 
 @pytest.mark.parametrize("corrector, mean, variance", [(None, 0.937, 0.315), (langevin(0.16), 1.349, 0.195)])
 def test_replacement_has_the_known_moments(corrector, mean, variance):
-    """score_sde.md, check 9: of pairs N(0, [[1, .9], [.9, 1]]) one is 1.5; by 1000 steps of VE, 32 examples of 256 pairs, seed 0, within 4 standard
-    errors, sqrt(v/n) = 0.0062 and 0.0048 of the mean and v sqrt(2/n) = 0.0049 and 0.003 of the variance (and 0.002 of the moves' discretization). The
-    exact posterior, 1.35 and 0.19, the predictor alone misses by 70 standard errors. What is known is exact."""
-    n, known = 32 * 256, np.zeros((256, 2), bool)
+    """score_sde.md, check 9: of pairs N(0, [[1, .9], [.9, 1]]) one is 1.5; by 1000 steps of VE, 16 examples of 128 pairs, seed 0, within 4 standard
+    errors, sqrt(v/n) = 0.012 and 0.0098 of the mean and v sqrt(2/n) = 0.0098 and 0.0061 of the variance. The exact posterior, 1.35 and 0.19, the
+    predictor alone misses by 30 standard errors. What is known is exact."""
+    n, known = 16 * 128, np.zeros((128, 2), bool)
     known[:, 0] = True
-    sde, y = VE(), jnp.full((32, 256), 1.5)
-    x_T = sde.prior_sample(jax.random.key(0), (32, 256, 2))
+    sde, y = VE(), jnp.full((16, 128), 1.5)
+    x_T = sde.prior_sample(jax.random.key(0), (16, 128, 2))
     arguments = (operators.inpainting(known), y, x_T, grids.uniform(sde, 1000), solvers.reverse_diffusion(), corrector, jax.random.key(1))
     x = np.asarray(replacement(pairs(sde), *arguments), np.float64)
     np.testing.assert_allclose(x[..., 0], 1.5, rtol=1e-6)
     assert abs(x[..., 1].mean() - mean) < 4 * np.sqrt(variance / n)
-    assert abs(x[..., 1].var() - variance) < 4 * variance * np.sqrt(2 / n) + 0.002
+    assert abs(x[..., 1].var() - variance) < 4 * variance * np.sqrt(2 / n)
 
 
 def test_replacement_denoises_what_is_not_measured():
-    """Where the grid ends at sigma = 0.3: of what super-resolution does not measure (all but the mean) E[x_0 | x] is returned, without that noise, and
+    """Where the grid ends at sigma = 0.3: of what super-resolution does not measure (all but the mean) E[x_0 | x] is returned, without the noise, and
     what it measures is y. Batch-mates do not matter."""
     sde, operator = VP(), operators.super_resolution((2, 2, 1), 2)
     gm = GaussianMixture(np.zeros((1, 4)), np.array([0.1]))
     flat = gm.denoiser(sde)
     den = Denoiser(lambda x, t: flat.data(x.reshape(-1, 4), t).reshape(x.shape), sde, "data")
-    y, x_T = jnp.full((200, 1, 1, 1), 0.5), sde.prior_sample(jax.random.key(0), (200, 2, 2, 1))
+    y, x_T = jnp.full((50, 1, 1, 1), 0.5), sde.prior_sample(jax.random.key(0), (50, 2, 2, 1))
     times = np.linspace(1.0, float(sde.time(np.log(0.95 / 0.3))), 50)
     draw = lambda y, x_T: replacement(den, operator, y, x_T, times, solvers.ancestral(), langevin(0.16), jax.random.key(1))
     x = draw(y, x_T)
