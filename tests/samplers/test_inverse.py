@@ -49,7 +49,9 @@ def test_data_prediction_of_the_posterior_is_exact(sde, x64):
     assert np.abs(data(wrong, x, t) - data(exact, x, t)).max() > 0.01
 
 
-@pytest.mark.parametrize("sampler, dim, measured", [("ode", 2, 1), ("ode", 8, 4), ("sde", 8, 4)])
+@pytest.mark.parametrize(
+    "sampler, dim, measured", [("ode", 2, 1), *(pytest.param(sampler, 8, 4, marks=pytest.mark.slow) for sampler in ("ode", "sde"))]
+)
 def test_samples_have_the_posterior_mean_and_covariance(dim, measured, sampler):
     """4000 samples, seed 0: within 4.5 standard errors, sqrt(C_ii/n) of the mean and sqrt((C_ii C_jj + C_ij^2)/n) of the covariance; not PiGDM's."""
     gm, operator, y, posterior = problem(dim, measured, 0.1)
@@ -74,6 +76,7 @@ def test_samples_have_the_posterior_mean_and_covariance(dim, measured, sampler):
     assert max(found) > 10, found
 
 
+@pytest.mark.slow
 def test_every_solver_and_sampler_takes_them():
     """diffrax's reverse SDE too, whose examples are solved one by one: 4 standard errors, sqrt(C_ii/n), of the mean of 500 samples, seed 0."""
     gm, operator, y, posterior = problem(2, 1, 0.1)
