@@ -100,6 +100,19 @@ def paths(points: Float[np.ndarray, "s n 2"], path: str | Path) -> Path:
     return _save(figure, path)
 
 
+def against_steps(panels: dict[str, tuple[float, dict[str, dict[int, float]]]], path: str | Path) -> Path:
+    """A panel for each quantity, with its exact value and a line of it against the steps for each method."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.5), squeeze=False)
+    for axis, (title, (exact, lines)) in zip(axes[0], panels.items()):
+        axis.axhline(exact, color="k", linestyle="--", linewidth=1, label="exact")
+        for name, values in lines.items():
+            axis.semilogx(list(values), list(values.values()), marker="o", markersize=4, label=name)
+        axis.set(title=title, xlabel="steps")
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    return _save(figure, path)
+
+
 def loss_curve(workdir: str | Path) -> Path | None:
     """loss.png of log.jsonl; None if nothing has been logged. Steps that a resumed run logged twice count once."""
     lines = [line for line in open(Path(workdir) / "log.jsonl") if line.endswith("}\n")]  # a kill may leave half a line

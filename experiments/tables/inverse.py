@@ -11,7 +11,6 @@ mean, RMS of y - A x. NFE: evaluations, without the reverse passes: one for each
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 from configs import fashion
@@ -95,15 +94,8 @@ def pair_rows(out, quick: bool):
     steps, shape = ((10, 20), (4, 16)) if quick else ((30, 100, 300, 1000), (64, 512))
     lines = {"predictor alone": None, "predictor and corrector, r = 0.16": langevin(0.16)}
     found = {name: np.array([pair_moments(n, corrector, shape) for n in steps]) for name, corrector in lines.items()}
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
-    for axis, title, exact, values in zip(axes, ("mean", "variance"), (1.35, 0.19), (0, 1)):
-        axis.axhline(exact, color="k", linestyle="--", linewidth=1, label="exact")
-        for name, moments in found.items():
-            axis.semilogx(steps, moments[:, values], marker="o", markersize=4, label=name)
-        axis.set(title=f"conditional {title}", xlabel="steps")
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    plots._save(figure, out / "replacement.png")
+    by_steps = lambda k: {name: dict(zip(steps, moments[:, k])) for name, moments in found.items()}
+    plots.against_steps({"conditional mean": (1.35, by_steps(0)), "conditional variance": (0.19, by_steps(1))}, out / "replacement.png")
     rows = []
     for (name, moments), nfe in zip(found.items(), (steps[-1] + 1, 2 * steps[-1] + 1)):
         cells = {"mean (exact 1.35)": float(moments[-1, 0]), "variance (exact 0.19)": float(moments[-1, 1])}
