@@ -7,7 +7,10 @@ the floor. Pairs: 64 x 512 pairs N(0, [[1, 0.9], [0.9, 1]]) of VE of which one i
 by replacement with and without corrector at 1000 steps (score_sde's known answers .937/.315 and 1.349/.195). Images: the first test images of digits
 (--workdir) and of Fashion-MNIST (a U-Net that is trained here in minutes), four problems, noise 0.05, CPU-scale: PSNR in dB of samples and of their
 mean, RMS of y - A x. NFE: evaluations, without the reverse passes: one for each evaluation of dps and pigdm, eight of moment (5 iterations).
+Samples of images are kept until the table is complete.
 """
+
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ import numpy as np
 
 from configs import fashion
 from experiments import inverse, plots, runs
+from experiments.kept import Kept
 from experiments.metrics import sliced_wasserstein2
 from experiments.problems import pairs, turned_mixture
 from experiments.tables._training import trained
@@ -120,7 +124,8 @@ def image_rows(out, run: runs.Run, quick: bool) -> list[dict]:
     rows, panels = [], {}
     for problem in ("inpainting", "random", "super_resolution", "blur"):
         for method in inverse.METHODS if problem == "inpainting" else ("pigdm", "moment"):
-            found = inverse.solve(run, problem, num, count, num * count, 0, method=method, **options)
+            kept = Kept(out / "kept" / f"{run.dataset.name}_{problem}_{method}")
+            found = inverse.solve(run, problem, num, count, num * count, 0, kept=kept, method=method, **options)
             psnr, of_mean, residual = found["figures"].values()
             cells = {"PSNR of samples": psnr, "PSNR of their mean": of_mean, "RMS of y - A x": residual}
             rows.append({"problem": f"{run.dataset.name}: {problem}", "method": method, "sampler": "SDE", "NFE": found["nfe"], **cells})
@@ -146,5 +151,6 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
         config.model.channels = 8
     models = [runs.load_run(workdir), trained(config, out / "fashion", quick)]
     rows += of_pairs + [row for model in models for row in image_rows(out, model, quick)]
+    shutil.rmtree(out / "kept", ignore_errors=True)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in names} for row in rows], quick or (exact and nearest and known)
