@@ -7,7 +7,7 @@ import pytest
 
 from experiments.problems import pairs
 from samplers import dps, grids, langevin, moment_matching, operators, pigdm, replacement, sample, sample_sde, solvers
-from sde_lib import VE, VP, Denoiser, GaussianMixture, Trig
+from sde_lib import SDE, VE, VP, Denoiser, GaussianMixture, Trig
 
 METHODS = {"dps": lambda *a: dps(*a, grids.log_snr(VP(), 8), 0.1), "pigdm": pigdm, "moment": moment_matching}
 
@@ -27,6 +27,10 @@ def problem(dim: int, measured: int, noise_std: float):
     return gm, operators.matrix(a), y[None], gm.posterior(a, y, noise_std)
 
 
+ALL_PATHS = [cls() if cls in (VP, VE, Trig) else pytest.param(cls(), marks=pytest.mark.slow) for cls in SDE.__subclasses__()]
+
+
+@pytest.mark.parametrize("sde", ALL_PATHS, ids=[cls.__name__ for cls in SDE.__subclasses__()])
 def test_data_prediction_of_the_posterior_is_exact(sde, x64):
     """Moment matching on a Gaussian, and PiGDM on an isotropic one: E[x_0 | x_t, y] of the oracle's posterior, noised along every path."""
     isotropic = GaussianMixture(np.array([[0.3, -0.2, 0.5]]), np.array([0.7]), eigenvectors=np.eye(3)[None])
