@@ -63,6 +63,20 @@ def trajectory(images: UInt8[np.ndarray, "s n h w c"], path: str | Path) -> Path
     return _pixel_image(tile(rows.reshape(-1, *rows.shape[2:]), rows.shape[1]), path, size=1200)
 
 
+def columns(panels: dict[str, dict[str, UInt8[np.ndarray, "n h w c"]]], path: str | Path) -> Path:
+    """Panels below one another, each named, of columns of as many images, with titles."""
+    figure, axes = plt.subplots(len(panels), squeeze=False, figsize=(7.5, sum(1.1 * len(next(iter(p.values()))) for p in panels.values()) + 0.3))
+    for axis, (name, panel) in zip(axes[:, 0], panels.items()):
+        n, h, w, _ = next(iter(panel.values())).shape
+        axis.imshow(tile(np.stack(list(panel.values()), 1).reshape(n * len(panel), h, w, -1), len(panel)), cmap="gray", vmin=0, vmax=255)
+        axis.set_xticks((np.arange(len(panel)) + 0.5) * (w + 1), list(panel), fontsize=7)
+        axis.set_yticks([])
+        axis.set_ylabel(name, fontsize=8)
+        axis.tick_params(length=0, labelbottom=False, labeltop=True)
+        axis.spines[:].set_visible(False)
+    return _save(figure, path)
+
+
 def scatter(samples: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, "n 2"], path: str | Path) -> Path:
     """Samples beside data, on equal axes."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.5), sharex=True, sharey=True)
@@ -83,6 +97,19 @@ def paths(points: Float[np.ndarray, "s n 2"], path: str | Path) -> Path:
     axis.scatter(*points[-1].T, s=6, color="tab:blue", label="t = 0", zorder=3)
     axis.set(aspect="equal")
     axis.legend()
+    return _save(figure, path)
+
+
+def against_steps(panels: dict[str, tuple[float, dict[str, dict[int, float]]]], path: str | Path) -> Path:
+    """A panel for each quantity, with its exact value and a line of it against the steps for each method."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.5), squeeze=False)
+    for axis, (title, (exact, lines)) in zip(axes[0], panels.items()):
+        axis.axhline(exact, color="k", linestyle="--", linewidth=1, label="exact")
+        for name, values in lines.items():
+            axis.semilogx(list(values), list(values.values()), marker="o", markersize=4, label=name)
+        axis.set(title=title, xlabel="steps")
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
     return _save(figure, path)
 
 

@@ -1,9 +1,10 @@
 """Gaussian mixtures on which solvers and likelihoods are measured: their scores, flows and densities are exact."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.toy import ring
-from sde_lib import GaussianMixture
+from sde_lib import SDE, Denoiser, GaussianMixture
 
 
 def eight_gaussians() -> GaussianMixture:
@@ -16,3 +17,16 @@ def turned_mixture(dim: int, widest: float) -> GaussianMixture:
     rng = np.random.default_rng(0)
     turns = np.stack([np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(5)])
     return GaussianMixture(0.7 * rng.normal(size=(5, dim)), rng.uniform(0.1, widest, (5, dim)), eigenvectors=turns)
+
+
+def pairs(sde: SDE, rho: float = 0.9) -> Denoiser:
+    """The exact Denoiser of examples [..., 2] of independent pairs N(0, [[1, rho], [rho, 1]]): many of them for Langevin steps, whose norms should
+    be those of many dimensions."""
+    turn = np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
+
+    def data(x, t):
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        gains = jnp.stack([alpha * v / (alpha**2 * v + sigma**2) for v in (1 + rho, 1 - rho)], -1)
+        return (x @ turn * gains.reshape(len(x), *[1] * (x.ndim - 2), 2)) @ turn.T
+
+    return Denoiser(data, sde, "data")

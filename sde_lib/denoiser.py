@@ -63,6 +63,14 @@ PLANE = {"noise": _noise, "data": _data, "velocity": _velocity, "score": _score,
 MIN_ALPHA = 1e-3
 
 
+def informed(sde: SDE, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """t, or the last time at which alpha is at least `MIN_ALPHA` if earlier: beyond it x_t tells too little of x_0 for dividing by alpha."""
+    if sde.alpha(sde.T) >= MIN_ALPHA:
+        return t
+    last = sde.time(np.log(MIN_ALPHA) - np.log(sde.sigma(sde.T)))
+    return jnp.minimum(t, last.astype(t.dtype))
+
+
 def plane_point(sde: SDE, kind: str, t: Time, sigma_data: float = 0.5):
     """The coefficients (c, d) of prediction `kind` at times t: F = c x_0 + d eps. Raises ValueError for an unknown kind."""
     if kind not in PLANE:
@@ -103,10 +111,7 @@ class Denoiser:
         if not isinstance(t, jax.Array) and (np.min(t) < 0 or np.max(t) > self.sde.T):  # a JAX array may be traced: not looked at
             raise ValueError(f"t = {t}: expected 0 <= t <= T = {self.sde.T}")
         t = jnp.asarray(t, x.dtype)
-        if self.kind in ("noise", "score") and self.sde.alpha(self.sde.T) < MIN_ALPHA:
-            last = self.sde.time(np.log(MIN_ALPHA) - np.log(self.sde.sigma(self.sde.T)))
-            t = jnp.minimum(t, last.astype(x.dtype))
-        return t
+        return informed(self.sde, t) if self.kind in ("noise", "score") else t
 
     def raw(self, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
         """F, what `fn` returns, in the precision of x."""

@@ -85,6 +85,44 @@ class GaussianMixture:
         t = jnp.asarray(t, x.dtype)
         return jax.nn.logsumexp(self._components(x, sde.alpha(t), sde.sigma(t))[0], 0)
 
+    def posterior(self, a: Float[np.ndarray, "n d"], y: Float[np.ndarray, " n"], noise_std: float) -> "GaussianMixture":
+        """p(x_0 | y) of the measurement y [N] = A x_0 + noise_std n, n ~ N(0, I): a mixture, of each component's posterior (in float64 on the host).
+
+        With S = V diag(s^2) V^T, M = A S A^T + noise_std^2 I and K = S A^T M^-1: means m + K (y - A m), covariances S - K A S, and
+        weights w N(y; A m, M). Raises ValueError if M is singular, as for noise_std = 0 and rows of A that depend on each other.
+        """
+        a, y = np.asarray(a, np.float64), np.asarray(y, np.float64)
+        eye = np.eye(self.means.shape[1])
+        vs = [eye] * len(self.means) if self.eigenvectors is None else np.asarray(self.eigenvectors, np.float64)
+        found = []
+        for m, std, w, v in zip(*(np.asarray(c, np.float64) for c in (self.means, self.stds, self.weights)), vs):
+            s = (v * std**2) @ v.T
+            marginal = a @ s @ a.T + noise_std**2 * np.eye(len(a))
+            if np.linalg.cond(marginal) > 1e12:
+                raise ValueError(f"posterior: the covariance of y is singular with noise_std = {noise_std}: expected more, or independent rows of A")
+            gain, residual = np.linalg.solve(marginal, a @ s).T, y - a @ m
+            log_weight = np.log(w) - 0.5 * (residual @ np.linalg.solve(marginal, residual) + np.linalg.slogdet(marginal)[1])
+            values, vectors = np.linalg.eigh(s - gain @ a @ s)
+            found.append((m + gain @ residual, np.sqrt(np.maximum(values, 0.0)), log_weight, vectors))
+        means, stds, log_weights, vectors = (np.stack(c) for c in zip(*found))
+        return GaussianMixture(means, stds, np.exp(log_weights - log_weights.max()), vectors)
+
+    @property
+    def mean(self) -> Float[np.ndarray, " d"]:
+        """E[x_0], in float64 on the host."""
+        weights = np.asarray(self.weights, np.float64)
+        return weights / weights.sum() @ np.asarray(self.means, np.float64)
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "d d"]:
+        """Cov[x_0], in float64 on the host."""
+        weights = np.asarray(self.weights, np.float64)
+        means, stds = np.asarray(self.means, np.float64), np.asarray(self.stds, np.float64)
+        vs = np.eye(means.shape[1])[None] if self.eigenvectors is None else np.asarray(self.eigenvectors, np.float64)
+        turned = vs * stds[:, None]
+        within, apart = turned @ turned.mT, means - self.mean
+        return np.einsum("k,kij->ij", weights / weights.sum(), within + apart[:, :, None] * apart[:, None])
+
     def denoiser(self, sde: SDE) -> Denoiser:
         """The exact Denoiser, of kind "v": at right angles to x on the plane, so that no conversion cancels at either end."""
         return Denoiser(jax.tree_util.Partial(_exact_v, self, sde), sde, "v")

@@ -10,6 +10,7 @@ from samplers.solvers.steps import (
     final_order,
     first_order,
     jump,
+    leave_prior,
     of_score,
     one_step_rows,
     phi,
@@ -76,6 +77,21 @@ def reverse_diffusion() -> Solver:
         return stepwise(step, sde, times)
 
     return solver
+
+
+def probability_flow() -> Solver:
+    """Reverse diffusion's step of the probability flow (Song et al. 2021, 2011.13456, eq. 47): x' = x - F x + G^2 score/2, with its F and G.
+
+    Deterministic, order 1, one evaluation a step, consumes the data prediction. A step from alpha = 0 is DDIM's.
+    """
+
+    def build(sde, times):
+        t, s = times[:-1], times[1:]
+        alpha_ts, variance_ts = transition(sde, t, s)
+        x, p = of_score(sde, t, 0.5 * variance_ts)
+        return [Row(*row) for row in zip(t, ({0: c} for c in 2 - alpha_ts + x), ({0: c} for c in p))]
+
+    return lambda sde, times: leave_prior(sde, times, build, "data")
 
 
 def edm(churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: float = 1.0) -> Solver:

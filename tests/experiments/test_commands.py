@@ -24,6 +24,7 @@ def readme_commands():
 SHORT = {
     "experiments.train": ["--config.training.steps=2", "--config.training.batch=8"],
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
+    "experiments.inverse": ["--num=2", "--samples=2", "--steps=3", "--iterations=1", "--batch=8"],
     "experiments.autoencode": ["--limit=16", "--batch=8"],
     "experiments.data": [],
     "experiments.doctor": [],
@@ -89,6 +90,8 @@ def execute(start, commands, tmp_path):
         ("experiments.sample --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.sample --workdir={0} --solver=dpm", "dpm_solver_pp"),
         ("experiments.fit --workdir={0}/nothing --solver=gits", "expected a --workdir made by"),
+        ("experiments.inverse --workdir={0}/nothing", "expected a --workdir made by"),
+        ("experiments.inverse --workdir={0}/nothing --problem=denoising", "super_resolution"),
         ("experiments.likelihood --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.evaluate --workdir={0}/nothing extra", "unexpected argument 'extra'"),
         ("experiments.evaluate --samples={0}/none.npz --config=configs/digits.py", "none.npz cannot be read"),

@@ -73,3 +73,21 @@ def test_defaults_and_shapes():
     for bad in (lambda: GaussianMixture(np.zeros(3), [0.1]), lambda: GaussianMixture(np.zeros((2, 3)), [0.1] * 3)):
         with pytest.raises(ValueError, match="expected"):
             bad()
+
+
+def test_posterior_is_bayes_rule(x64, mixture):
+    """log p(x_0 | y) = log p(x_0) + log N(y; A x_0, noise_std^2) - log p(y): the same constant at every x_0. Its moments are those of a grid."""
+    a, y, noise_std = np.array([[1.0, 0.4]]), np.array([0.2]), 0.3
+    posterior = mixture.posterior(a, y, noise_std)
+    axis = np.linspace(-3, 3, 241)
+    x = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    joint = mixture.log_prob(x) + stats.norm(0, noise_std).logpdf((y - x @ a.T)[:, 0])
+    some = np.asarray(joint) > -30
+    constant = np.asarray(joint - posterior.log_prob(x))[some]
+    assert np.ptp(constant) < 1e-4, np.ptp(constant)  # stds and means are float64; the rounding is the log-density's, far from the mode
+    p = np.exp(np.asarray(joint - joint.max()))
+    p /= p.sum()
+    np.testing.assert_allclose(posterior.mean, p @ x, atol=1e-6)
+    np.testing.assert_allclose(posterior.covariance, (x - p @ x).T @ ((x - p @ x) * p[:, None]), atol=1e-6)
+    with pytest.raises(ValueError, match="singular"):
+        mixture.posterior(np.ones((2, 2)), np.zeros(2), 0.0)

@@ -1,0 +1,170 @@
+"""Solve linear inverse problems: python -m experiments.inverse --workdir=runs/digits --problem=inpainting --method=moment --num=8
+
+Measures the first --num test images, y = A x + noise, and draws --samples of each image's posterior under the model (`samplers.inverse`). Writes
+inverse/<problem>_<method>_<solver>_<steps>.npz (with seed, noise and other options in its name where they are given; truth and samples uint8,
+measurement and mean float32, in x), how well they fit as .json (PSNR to the truth of the samples and of their mean, in dB; RMS of y - A x), and a
+picture: truth, measurement, samples, their mean. Each batch is kept at once, so that the same command goes on where it was interrupted.
+Sample j of image i depends on --seed, i and j alone. Images are within [-1, 1]: so is --noise to be understood.
+"""
+
+import json
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import samplers
+from experiments import cli, fit, parallel, plots, runs
+from experiments.kept import Kept, quiet, savez, sha256, write_text
+from experiments.sample import make_solver
+from samplers import LinearOperator, grids, operators, solvers
+from samplers.predictor_corrector import evaluations
+from sde_lib import SDE, Denoiser
+from sde_lib.noise import normal
+
+METHODS = ("replacement", "dps", "pigdm", "moment")
+GRIDS = ("uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform")
+
+
+def half(shape: tuple[int, ...]) -> LinearOperator:
+    """The upper half of an image is known."""
+    return operators.inpainting(np.broadcast_to((np.arange(shape[0]) < shape[0] // 2)[:, None, None], shape))
+
+
+def scattered(shape: tuple[int, ...]) -> LinearOperator:
+    """Three in ten pixels are known, at random places, the same of all images."""
+    return operators.inpainting(np.broadcast_to(np.random.default_rng(0).random(shape[:2])[:, :, None] < 0.3, shape))
+
+
+PROBLEMS = {
+    "inpainting": half,
+    "random": scattered,
+    "super_resolution": lambda shape: operators.super_resolution(shape, 2 if shape[0] < 16 else 4),
+    "blur": lambda shape: operators.blur(shape, shape[0] / 14),
+    "colorization": operators.colorization,
+}
+
+
+def make_operator(problem: str, run: runs.Run) -> LinearOperator:
+    """Of the images of a run. Raises ValueError if x are no images, or without colour for colorization."""
+    if not run.dataset.is_image or run.dataset.images is not run.dataset:
+        raise ValueError(f"--workdir={run.workdir}: x of {run.dataset.name} are no images; expected a model of pixels")
+    return PROBLEMS[problem](run.dataset.shape)
+
+
+def sampler(
+    sde: SDE, operator: LinearOperator, method: str, solver: str, steps: int, grid: str, noise: float, zeta: float, iterations: int, snr: float
+) -> tuple[Callable, int]:
+    """The function of (den, y [B, ...], keys [B]) that draws x_0 [B, ...] given y, one of each, by a name in METHODS, and its evaluations.
+
+    The last of `steps` steps denoises. Options as flags. Raises ValueError for options that the method cannot take."""
+    if steps < 2:
+        raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises)")
+    times, solver = getattr(grids, grid)(sde, steps - 1), make_solver(solver)
+    guide = {
+        "dps": lambda den, y: samplers.dps(den, operator, y, times, zeta),
+        "pigdm": lambda den, y: samplers.pigdm(den, operator, y, noise),
+        "moment": lambda den, y: samplers.moment_matching(den, operator, y, noise, iterations),
+    }
+    if method not in guide:
+        corrector = samplers.langevin(snr) if snr else None
+        replaced = lambda den, x_T, y, keys: samplers.replacement(den, operator, y, x_T, times, solver, corrector, keys)
+        nfe = evaluations(times, solver, corrector) + 1
+    else:
+        nfe = solver(sde, times).nfe + 1
+
+    def draw(den, y, keys):
+        prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        x_T = parallel.shard(sde.prior_sample(prior_keys, (len(keys), *operator.shape)))
+        if method not in guide:
+            return replaced(den, x_T, y, noise_keys)
+        guided = guide[method](den, y)
+        return jax.jit(Denoiser.data)(guided, samplers.sample(guided, x_T, times, solver, noise_keys), times[-1])
+
+    return draw, nfe
+
+
+def solve(run: runs.Run, problem: str, num: int, count: int, batch: int, seed: int, kept: Kept | None = None, progress=quiet, **options) -> dict:
+    """truth [num, ...], measurement [num, ...], samples [num, count, ...], all in x, their evaluations, and figures; options as of `sampler`.
+
+    Raises ValueError for a number of images that there is not."""
+    values = run.dataset.values["test"]
+    if not 0 < num <= len(values) or count < 1:
+        raise ValueError(f"--num={num}, --samples={count}: expected 1 to {len(values)} test images, and at least one sample of each")
+    operator = make_operator(problem, run)
+    draw, nfe = sampler(run.network.sde, operator, **options)
+    key = jax.random.key(seed)
+    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
+    truth = np.asarray(run.dataset.middles(np.asarray(values[:num])))
+    y = operator.forward(jnp.asarray(truth))
+    y = np.asarray(y + options["noise"] * normal(jax.vmap(lambda k: jax.random.fold_in(k, 0))(image_keys), y.shape))
+    den = run.denoiser()
+
+    def one_batch(_, y, image, sample):
+        fold = lambda image, sample: jax.random.fold_in(jax.random.fold_in(key, image), 1 + sample)
+        return draw(den, y, jax.vmap(fold)(image, sample))
+
+    def parts(start):
+        image, sample = np.divmod(np.arange(num * count), count)
+        for x in runs.in_batches(one_batch, num * count, batch, key, y[image], image, sample, start=start):
+            yield {"x": x}
+
+    kept = Kept(None) if kept is None else kept
+    kept.open({"weights": run.fingerprint(), "seed": seed, "problem": problem, "samples": count, **options})
+    x = kept.complete(parts, num * count, "samples", progress)["x"]
+    mean = x.reshape(num, count, *x.shape[1:]).mean(1)
+    decibels = lambda a, b: float(10 * np.log10(4 / np.mean((np.clip(a, -1, 1) - b) ** 2)))  # the range of x is 2
+    residual = y[np.arange(num * count) // count] - np.asarray(operator.forward(jnp.asarray(x)))
+    figures = {"psnr": decibels(x, truth.repeat(count, 0)), "psnr_mean": decibels(mean, truth), "residual": float(np.sqrt(np.mean(residual**2)))}
+    shown = y if y.shape[1:] == operator.shape else np.asarray(operator.pseudo_inverse(jnp.asarray(y)))
+    samples = x.reshape(num, count, *x.shape[1:])
+    return {"truth": truth, "measurement": y, "shown": shown, "samples": samples, "mean": mean, "nfe": nfe, "figures": figures}
+
+
+def picture_rows(run: runs.Run, found: dict, images: int, count: int) -> dict[str, np.ndarray]:
+    """What is said of the first `images` images: the title of a column -> uint8 [images, h, w, c]."""
+    columns = {"truth": found["truth"], "measured": found["shown"]}
+    columns |= {f"sample {j + 1}": found["samples"][:, j] for j in range(min(count, found["samples"].shape[1]))} | {"mean": found["mean"]}
+    return {name: plots.to_uint8(run.dataset.from_x(x[:images]), run.dataset.levels) for name, x in columns.items()}
+
+
+def main():
+    f = flags.FLAGS
+    run = runs.from_flags()
+    options = {name: f[name].value for name in ("method", "solver", "steps", "grid", "noise", "zeta", "iterations", "snr")}
+    other = [(name, f[name].value) for name in ("noise", "zeta", "iterations", "snr", "grid", "seed", "weights", "checkpoint") if f[name].present]
+    name = "_".join([f.problem, f.method, f.solver, str(f.steps), *(f"{name}{fit.short(value)}" for name, value in other)])
+    file = run.workdir / "inverse" / f"{name}.npz"
+    kept, clock = Kept(file.with_suffix("")), time.perf_counter()
+    found = solve(run, f.problem, f.num, f.samples, f.batch, f.seed, kept=kept, progress=print, **options)
+    seconds = time.perf_counter() - clock
+    levels = run.dataset.from_x(found["truth"]), run.dataset.from_x(found["samples"])
+    images = [plots.to_uint8(values, run.dataset.levels) for values in levels]
+    savez(file, truth=images[0], samples=images[1], measurement=found["measurement"], mean=found["mean"])
+    said = {**run.description(), "problem": f.problem, "images": f.num, "samples": f.samples, "seed": f.seed, "nfe": found["nfe"], **options}
+    write_text(file.with_suffix(".json"), json.dumps({**said, **found["figures"], "sha256": sha256(file)}, indent=1))
+    psnr, of_mean, residual = found["figures"].values()
+    print(f"{f.num} images, {f.samples} samples of each, {found['nfe']} evaluations, {seconds:.1f} s with compilation ({f.problem}, {f.method})")
+    print(f"PSNR {psnr:.2f} dB of samples, {of_mean:.2f} dB of their mean; RMS of y - A x {residual:.4f}, of the noise {f.noise}")
+    figure = plots.columns({f.problem: picture_rows(run, found, 8, 4)}, file.with_suffix(".png"))
+    print(f"wrote {file}\nwrote {figure}")
+    kept.remove()
+
+
+if __name__ == "__main__":
+    runs.define_flags()
+    flags.DEFINE_enum("problem", "inpainting", [*PROBLEMS], "What is measured.")
+    flags.DEFINE_enum("method", "moment", METHODS, "How the posterior is sampled.")
+    flags.DEFINE_enum("solver", "ancestral", [*solvers.SOLVERS], "A table; the predictor of --method=replacement.")
+    flags.DEFINE_integer("steps", 100, "Steps, the last of which denoises.")
+    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times.")
+    flags.DEFINE_integer("num", 8, "Test images.")
+    flags.DEFINE_integer("samples", 8, "Samples of each.")
+    flags.DEFINE_float("noise", 0.05, "Standard deviation of the measurement's noise; replacement takes y as exact.")
+    flags.DEFINE_float("zeta", 0.3, "Step of --method=dps.")
+    flags.DEFINE_integer("iterations", 5, "Of conjugate gradients, --method=moment.")
+    flags.DEFINE_float("snr", 0.16, "Of the Langevin corrector of --method=replacement; 0 for no corrector.")
+    cli.run(main)
