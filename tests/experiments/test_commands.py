@@ -87,6 +87,7 @@ def execute(start, commands, tmp_path):
         ("experiments.train --config=configs/fashion.py --workdir={0} --config.data.path=/nowhere", "/nowhere: no such folder"),
         ("experiments.sample --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.sample --workdir={0} --solver=dpm", "dpm_solver_pp"),
+        ("experiments.sample --workdir={0} --corrector=langevn", "annealed_langevin"),
         ("experiments.fit --workdir={0}/nothing --solver=gits", "expected a --workdir made by"),
         ("experiments.likelihood --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.evaluate --workdir={0}/nothing extra", "unexpected argument 'extra'"),
