@@ -154,11 +154,11 @@ def scores(panels: dict[tuple[str, str], dict[str, np.ndarray]], floor: float, u
 def discretization(curves: dict[tuple[str, str], dict[int, float]], variances: dict[float, float], path: str | Path) -> Path:
     """{(SDE, predictor): {steps: relative error}} log-log, a panel an SDE, and the corrector's {r: variance over v} beside 1 + r^2."""
     names = list(dict.fromkeys(panel for panel, _ in curves))
-    figure, axes = plt.subplots(1, len(names) + 1, figsize=(4.2 * (len(names) + 1), 4))
+    figure, axes = plt.subplots(1, len(names) + 1, figsize=(4.2 * (len(names) + 1), 4), layout="constrained")
     for axis, name in zip(axes, names):
         for i, ((_, line), errors) in enumerate((key, value) for key, value in curves.items() if key[0] == name):
             axis.loglog(list(errors), np.abs(list(errors.values())), marker="osv^D"[i % 5], markersize=4, linewidth=1, label=line)
-        axis.set(title=name, xlabel="steps N", ylim=(1e-4, 1e2))
+        axis.set(title=name, xlabel="steps N", ylim=(1e-5, 10))
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="relative error of the standard deviation")
     axes[0].legend(fontsize=7)

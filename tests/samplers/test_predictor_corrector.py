@@ -101,12 +101,15 @@ def test_stationary_variance_of_langevin(r, want):
     assert float(np.mean(np.asarray(path[5:]) ** 2)) / v == pytest.approx(want, abs=0.0095)
 
 
+def constant(score, x, t):
+    return score * jnp.ones_like(x)
+
+
 def steps_of(corrector, score, times, sde):
     """e and z [B] of the move at times[1], read off two constant scores of opposite sign: x' = x +- e score + sqrt(2 e) z."""
     x = jnp.zeros((4, 8))
-    move = lambda sign: predictor_corrector(
-        Denoiser(Partial(lambda c, x, t: c * jnp.ones_like(x), sign * score), sde, "score"), x, times, None, corrector, jax.random.key(0), path=True
-    )[1]
+    of = lambda score: Denoiser(Partial(constant, jnp.asarray(score)), sde, "score")
+    move = lambda sign: predictor_corrector(of(sign * score), x, times, None, corrector, jax.random.key(0), path=True)[1]
     plus, minus = move(1.0), move(-1.0)
     e = np.mean(plus - minus, 1) / (2 * score)
     return e, (plus + minus) / (2 * np.sqrt(2 * e))[:, None]
