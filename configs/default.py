@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
     config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder])
 
     config.objective = ConfigDict()
-    # or variational: VDM's bound with a learned schedule, from time.high to time.low at the start; or autoencoder (experiments.autoencoder)
+    # or sliced, implicit (experiments.score_matching); or variational: VDM's bound with a learned schedule, from time.high to time.low at first;
+    # or autoencoder (experiments.autoencoder)
     config.objective.loss = "regression"
     config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
     config.objective.weighting = "own"  # own, likelihood, or the prediction that the error is measured in

@@ -14,6 +14,7 @@ import sde_lib
 from experiments import autoencoder
 from experiments.augmentation import LABELS
 from experiments.cli import build
+from experiments.score_matching import LOSSES
 from models.schedule import Schedule
 from sde_lib import SDE, Denoiser
 from sde_lib.denoiser import MIN_ALPHA
@@ -127,6 +128,6 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         if objective.time.high <= objective.time.low:
             raise ValueError(f"config.objective.time.high = {objective.time.high}: expected more than time.low = {objective.time.low}")
         schedule = Schedule(objective.time.high, objective.time.low)
-    elif objective.loss != "regression":
-        raise ValueError(f"config.objective.loss = '{objective.loss}': expected regression, variational or autoencoder")
+    elif objective.loss not in ("regression", *LOSSES):
+        raise ValueError(f"config.objective.loss = '{objective.loss}': expected regression, {', '.join(LOSSES)}, variational or autoencoder")
     return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule)

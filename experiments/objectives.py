@@ -1,13 +1,14 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
-The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; for "variational" see `experiments.vdm`, for
-"autoencoder", which has no plane, `experiments.autoencoder`):
+The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; "sliced" and "implicit" do without eps, see
+`experiments.score_matching`; for "variational" see `experiments.vdm`, for "autoencoder", which has no plane, `experiments.autoencoder`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
-Denoising score matching (Vincent 2011; Song et al. 2021, 2011.13456, eq. 7) is kind "noise" or "score"; conditional flow matching (Lipman et
-al. 2023, 2210.02747, eq. 9; rectified flow, 2209.03003) is kind "velocity"; EDM (2206.00364, eq. 8) is kind "edm" with t log-normal. Errors of
-two predictions differ by a factor b(t), so that weightings are named by the prediction that the error is measured in.
+Denoising score matching (Vincent 2011; Song et al. 2021, 2011.13456, eq. 7) is kind "noise" or "score"; at the steps of a chain (time "steps"), in
+weighting "noise", it is the loss of NCSN (1907.05600, eq. 6; 2011.13456, eq. 1) and of DDPM (2006.11239, eq. 14). Conditional flow matching (Lipman
+et al. 2023, 2210.02747, eq. 9; rectified flow, 2209.03003) is kind "velocity"; EDM (2206.00364, eq. 8) is kind "edm" with t log-normal. Errors of two
+predictions differ by a factor b(t), so that weightings are named by the prediction that the error is measured in.
 """
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, vdm
+from experiments import autoencoder, score_matching, vdm
 from experiments.augmentation import augment
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
@@ -67,7 +68,14 @@ def log_snr(u, sde: SDE, options: ConfigDict):
     return sde.time(options.high - u * (options.high - options.low))
 
 
-TIME_SAMPLERS = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log_normal, "log_snr": log_snr}
+def steps(u, sde: SDE, options: ConfigDict):
+    """The time of a step 1..N of a chain, each as likely (NCSN, 1907.05600; DDPM, 2006.11239). Raises ValueError for a path in continuous time."""
+    if not hasattr(sde, "time_of_step"):
+        raise ValueError(f"config.objective.time.name = 'steps': {type(sde).__name__} has none; expected sde.name = DDPM or NCSN, or uniform times")
+    return sde.time_of_step(1 + jnp.minimum(jnp.floor(u * sde.N), sde.N - 1))
+
+
+TIME_SAMPLERS = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log_normal, "log_snr": log_snr, "steps": steps}
 
 GOLDEN = np.uint32(2654435769)  # 2^32 / golden ratio
 
@@ -83,7 +91,8 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 
 
 def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
-    """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bound`) and of "autoencoder" its own, [B].
+    """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
+    (`vdm.bound`) and of "autoencoder" its own, [B].
 
     batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
@@ -115,8 +124,11 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
 
     t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
     last = network.sde.T if network.sde.alpha(network.sde.T) > 0 else network.sde.T - network.sde.eps  # drift and diffusion are infinite at alpha = 0
-    t = jnp.clip(t, network.sde.eps, last)
+    t = jnp.clip(t, network.sde.eps if network.sde.sigma(0.0) == 0 else 0.0, last)
     x_t, noise = network.sde.perturb(noise_keys, x0, t)
+    if objective.loss in score_matching.LOSSES:
+        of_score = score_matching.implicit(den, x_t, t, objective.loss, each(jax.random.fold_in(key, 8)))
+        return weighting(objective.weighting, den, x0, t) / weighting("score", den, x0, t) * of_score
     c, d = plane_point(network.sde, network.kind, t, network.sigma_data)
     error = den.raw(x_t, t) - expand(c, x0) * x0 - expand(d, x0) * noise
     return weighting(objective.weighting, den, x0, t) * jnp.mean(error**2, range(1, error.ndim))

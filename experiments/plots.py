@@ -158,3 +158,41 @@ def solver_errors(panels: dict[str, dict[str, dict[int, float]]], path: str | Pa
         axis.grid(alpha=0.3)
     axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _save(figure, path)
+
+
+def scores(panels: dict[tuple[str, str], dict[str, np.ndarray]], floor: float, unit: str, path: str | Path) -> Path:
+    """{(panel, line): {column: values of sets}}: mean and standard error of each column, a panel and a line by name; the floor dashed."""
+    names = list(dict.fromkeys(panel for panel, _ in panels))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 4), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names):
+        for i, ((_, line), columns) in enumerate((key, value) for key, value in panels.items() if key[0] == name):
+            means = [v.mean() for v in columns.values()]
+            errors = [v.std(ddof=1) / np.sqrt(len(v)) for v in columns.values()]
+            axis.errorbar(np.arange(len(columns)) + 0.06 * (i - 1), means, errors, fmt="osv"[i % 3], capsize=3, label=line)
+        axis.axhline(floor, color="0.6", linestyle="--", label="test set")
+        axis.set(title=name, yscale="log")
+        axis.set_xticks(range(len(columns)), columns)
+        axis.grid(alpha=0.3, which="both")
+    axes[0, 0].set(ylabel=unit)
+    axes[0, -1].legend(fontsize=8)
+    return _save(figure, path)
+
+
+def discretization(curves: dict[tuple[str, str], dict[int, float]], variances: dict[float, float], path: str | Path) -> Path:
+    """{(SDE, predictor): {steps: relative error}} log-log, a panel an SDE, and the corrector's {r: variance over v} beside 1 + r^2."""
+    names = list(dict.fromkeys(panel for panel, _ in curves))
+    figure, axes = plt.subplots(1, len(names) + 1, figsize=(4.2 * (len(names) + 1), 4), layout="constrained")
+    for axis, name in zip(axes, names):
+        for i, ((_, line), errors) in enumerate((key, value) for key, value in curves.items() if key[0] == name):
+            axis.loglog(list(errors), np.abs(list(errors.values())), marker="osv^D"[i % 5], markersize=4, linewidth=1, label=line)
+        axis.set(title=name, xlabel="steps N", ylim=(1e-5, 10))
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="relative error of the standard deviation")
+    axes[0].legend(fontsize=7)
+    r = np.linspace(0, 1.1 * max(variances), 100)
+    axes[-1].plot(r, 1 + r**2, color="0.6", label="1 + r²")
+    axes[-1].plot(list(variances), list(variances.values()), "o", label="measured")
+    axes[-1].set(title="Langevin corrector", xlabel="r", ylabel="stationary variance / v")
+    axes[-1].grid(alpha=0.3)
+    axes[-1].legend(fontsize=8)
+    return _save(figure, path)

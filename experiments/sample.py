@@ -1,8 +1,8 @@
 """Draw samples: python -m experiments.sample --workdir=runs/digits --solver=dpm_solver_pp --steps=15 --num=64
 
-Writes samples/<solver>_<steps>.npz (with guidance, seed, weights, checkpoint and label in its name where they are not the default; arr_0: uint8
-NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a picture of the first hundred and
-one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
+Writes samples/<solver>_<steps>.npz (with corrector, guidance, seed, weights, checkpoint and label in its name where they are not the default; arr_0:
+uint8 NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a picture of the first
+hundred and one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
 Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on the devices.
 """
 
@@ -22,19 +22,26 @@ import samplers
 from experiments import cli, fit, parallel, plots, runs
 from experiments.kept import Kept, savez, sha256, write_text
 from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
+from samplers.predictor_corrector import evaluations
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
 from sde_lib import SDE, VP, Denoiser
 
-ADAPTIVE, REVERSE_SDE = "adaptive", "reverse_sde"
+ADAPTIVE, REVERSE_SDE, NONE = "adaptive", "reverse_sde", "none"
 V3, GITS = "dpm_solver_v3", "gits"
-SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, V3, *fit.BASES]
+SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, NONE, V3, *fit.BASES]
+CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
 GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
 
 
 def define_flags(steps: int) -> None:
     """The flags of how samples are drawn, with a default for --steps."""
-    flags.DEFINE_enum("solver", "dpm_solver_pp", SOLVERS, "A table; diffrax: adaptive (ODE), reverse_sde; or fitted (experiments.fit).")
+    flags.DEFINE_enum(
+        "solver", "dpm_solver_pp", SOLVERS, "A table; diffrax: adaptive (ODE), reverse_sde; fitted (experiments.fit); none: a corrector alone."
+    )
+    flags.DEFINE_enum("corrector", NONE, [NONE, *CORRECTORS], "After each step, of which the solver is the predictor (Song et al. 2021).")
+    flags.DEFINE_float("snr", 0.16, "Of the corrector: r, noise to score.")
+    flags.DEFINE_integer("corrector_steps", 1, "Of the corrector, at each time.")
     flags.DEFINE_multi_string("option", [], "An option of the solver, e.g. --solver=unipc --option=order=2 --option=variant=bh1.")
     flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises.")
     flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver; gits is fitted by experiments.fit.")
@@ -48,9 +55,12 @@ def from_flags() -> dict:
     f = flags.FLAGS
     if f["grid"].present and f.solver in (ADAPTIVE, *fit.BASES):
         raise ValueError(f"--grid={f.grid}: --solver={f.solver} has {'no grid' if f.solver == ADAPTIVE else 'the grid that it was fitted on'}")
+    for name in ("snr", "corrector_steps"):
+        if f[name].present and f.corrector == NONE:
+            raise ValueError(f"--{name}={f[name].value}: of a corrector; expected --corrector=langevin or annealed_langevin with it")
     return {
         "solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
-        "guidance": f.guidance,
+        "guidance": f.guidance, "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps,
     }  # fmt: skip
 
 
@@ -91,19 +101,27 @@ def sampler(
     option: tuple[str, ...] = (),
     threshold: str = "none",
     guidance: float = 1.0,
+    corrector: str = NONE,
+    snr: float = 0.16,
+    corrector_steps: int = 1,
     path: bool = False,
 ) -> Callable:
     """The function of (den, keys [B]) that draws samples x_0 [B, *shape] by a named solver, and gives their evaluations [B] and the path
     [P, B, ...] or None (where there is none). Tables are built and fits are read once, here.
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
-    FileNotFoundError if they are not; guidance: of `den`, for which they were fitted.
+    FileNotFoundError if they are not; guidance: of `den`, for which they were fitted. corrector: of `CORRECTORS`, with `solver` as its predictor, or
+    "none", which `solver` may be too.
     """
     fitted = functools.partial(fit.fitted, workdir, steps=steps, guidance=guidance)
     if option and solver not in (*solvers.SOLVERS, V3):
         raise ValueError(f"--option={option[0]}: --solver={solver} has no options")
     if solver != ADAPTIVE and steps < 2:
         raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises)")
+    if solver not in (*solvers.SOLVERS, V3, NONE) and corrector != NONE:
+        raise ValueError(f"--corrector={corrector}: --solver={solver} has no steps to correct; expected reverse_diffusion or another table, or none")
+    if solver == corrector == NONE:
+        raise ValueError("--solver=none: a corrector alone; expected --corrector=langevin or annealed_langevin")
     denoise = lambda den, x: jax.jit(Denoiser.data)(den, x, times[-1])
     if solver == ADAPTIVE:
 
@@ -128,12 +146,18 @@ def sampler(
                 return denoise(den, check(solution).x), solution.nfe + 1, None
 
         else:
-            table = make_solver(solver, option, fit.statistics(fitted(V3)) if solver == V3 else None)(sde, times)
+            table = None if solver == NONE else make_solver(solver, option, fit.statistics(fitted(V3)) if solver == V3 else None)(sde, times)
+            of_table = None if table is None else lambda sde, times: table
+            if corrector == NONE:
+                nfe, carry = table.nfe, sample
+            else:
+                correct = CORRECTORS[corrector](snr, corrector_steps)
+                nfe, carry = evaluations(times, of_table, correct), functools.partial(samplers.predictor_corrector, corrector=correct)
 
             def integrate(den, x_T, keys):
-                x = sample(den, x_T, times, lambda sde, times: table, keys, path=path)
+                x = carry(den, x_T, times, of_table, key=keys, path=path)
                 x_0 = denoise(den, x[-1] if path else x)
-                return x_0, np.full(len(x_T), table.nfe + 1), np.concatenate([x, x_0[None]]) if path else None
+                return x_0, np.full(len(x_T), nfe + 1), np.concatenate([x, x_0[None]]) if path else None
 
     def draw(den: Denoiser, keys):
         if threshold != "none":
@@ -200,7 +224,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int
         files.append(plots.grid(plots.to_uint8(values[:100], data.levels), folder / f"{name}.png"))
     elif is_plane:
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
-    if options["solver"] in (*solvers.SOLVERS, V3) and (is_image or is_plane):
+    if options["solver"] in (*solvers.SOLVERS, V3, NONE) and (is_image or is_plane):
         index = np.arange(8 * jax.device_count() if is_image else 256)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
         den = run.denoiser(run.labels(len(rows), label), guidance)
@@ -221,7 +245,11 @@ def main():
         raise ValueError(f"--num={f.num}: expected at least 1")
     run = runs.from_flags()
     options = from_flags()
-    other = [(name, f[name].value) for name in ("guidance", "seed", "weights", "checkpoint", "label") if f[name].value != f[name].default]
+    other = [
+        (name, f[name].value)
+        for name in ("corrector", "snr", "corrector_steps", "guidance", "seed", "weights", "checkpoint", "label")
+        if f[name].value != f[name].default
+    ]
     name = "_".join([f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}", *(f"{name}{fit.short(value)}" for name, value in other)])
     file = run.workdir / "samples" / f"{name}.npz"
     kept, clock = Kept(file.with_suffix("")), time.perf_counter()

@@ -17,7 +17,8 @@ from experiments.train import train
 FOLDER = Path(__file__).parents[2] / "configs"
 VARIANTS = {
     "vdm": ("small", "digits", "cifar10", "imagenet32", "imagenet64"),
-    "score_sde": ("ve", "subvp", "ve_deep", "vp_deep", "subvp_deep"),
+    "score_sde": ("ve", "subvp", "ve_deep", "vp_deep", "subvp_deep", "ve_discrete", "vp_discrete", "ve_digits", "vp_digits", "subvp_digits"),
+    "score_matching": ("implicit",),
     "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64"),
     "flow_matching": ("lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified"),
     "score_flow": tuple(f"{data}{rest}" for data in ("cifar10", "imagenet32") for rest in ("", "_deep", "_subvp", "_subvp_deep"))[1:],
@@ -34,6 +35,13 @@ PARAMETERS = {"digits": 767_297, "toy": 134_000, "density": 234_000, "fashion": 
 PARAMETERS |= {"vdm": 30_509_188, "vdm:small": 710_000, "vdm:digits": 771_524}
 PARAMETERS |= {"score_sde": 61_804_419, "score_sde:ve": 62_758_787, "score_sde:subvp": 61_804_419}
 PARAMETERS |= {"score_sde:ve_deep": 107_586_947, "score_sde:vp_deep": 106_632_579, "score_sde:subvp_deep": 106_632_579}
+PARAMETERS |= {
+    "score_sde:ve_discrete": 62_758_787,
+    "score_sde:vp_discrete": 61_804_419,
+    "score_matching": 134_000,
+    "score_matching:implicit": 134_000,
+}
+PARAMETERS |= {f"score_sde:{name}_digits": 1_217_856 for name in ("ve", "vp", "subvp")}
 PARAMETERS |= {"edm": 55_739_523, "edm:cifar10_uncond": 55_733_891, "edm:cifar10_ncsnpp": 56_403_459, "edm:cifar10_uncond_ncsnpp": 56_397_827}
 PARAMETERS |= {"edm:imagenet64": 295_900_035, "flow_matching": 35_746_307, "flow_matching:lipman": 153_094_915}
 PARAMETERS |= {"sit": 674_816_272, "sit:l": 457_824_272, "sit:b": 130_303_504, "sit:s": 32_858_896, "sit:fashion": 1_275_408}

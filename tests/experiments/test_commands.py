@@ -45,7 +45,7 @@ SHORT = {
 def measures(command):
     """Whether a command is left to the slow run: tables, benchmarks, profiles, latents, adapters, learned solvers, other ways to train."""
     commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "amed", "_lora")
-    slow = (*commands, "runs/vdm", "runs/scoreflow", "runs/autoencoder", "runs/latent")
+    slow = (*commands, "runs/vdm", "runs/scoreflow", "runs/sliced", "runs/autoencoder", "runs/latent")
     return any(part in command for part in slow)
 
 
@@ -89,6 +89,7 @@ def execute(start, commands, tmp_path):
         ("experiments.train --config=configs/fashion.py --workdir={0} --config.data.path=/nowhere", "/nowhere: no such folder"),
         ("experiments.sample --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.sample --workdir={0} --solver=dpm", "dpm_solver_pp"),
+        ("experiments.sample --workdir={0} --corrector=langevn", "annealed_langevin"),
         ("experiments.fit --workdir={0}/nothing --solver=gits", "expected a --workdir made by"),
         ("experiments.inverse --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.inverse --workdir={0}/nothing --problem=denoising", "super_resolution"),

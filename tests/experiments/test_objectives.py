@@ -43,7 +43,7 @@ def batch(n, start=0):
 
 
 def objective(weighting="own", **time):
-    return ConfigDict({"weighting": weighting, "time": {"name": "uniform", **time}})
+    return ConfigDict({"loss": "regression", "weighting": weighting, "time": {"name": "uniform", **time}})
 
 
 @pytest.mark.parametrize("path, floor", [(VP(), 0.17331), (SubVP(), 0.23555), (VE(), 0.45932)], ids=lambda v: type(v).__name__)

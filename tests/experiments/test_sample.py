@@ -46,3 +46,23 @@ def test_interrupted_samples_go_on(tmp_path):
     np.testing.assert_array_equal(sample.generate(run, 20, 8, 0, kept=Kept(tmp_path / "a"), **OPTIONS)[0], whole)
     kept.remove()
     assert not kept.folder.exists()
+
+
+def test_a_corrector_after_each_step(tmp_path):
+    """Evaluations as made, the denoising one included; samples that do not depend on the batch; a predictor that cannot be one ends in a line."""
+    train(small_config(steps=2), tmp_path)
+    run = runs.load_run(tmp_path)
+    options = {**OPTIONS, "corrector": "langevin", "snr": 0.2, "corrector_steps": 2}
+    options["solver"] = "reverse_diffusion"
+    few, nfe = sample.generate(run, 3, 2, 0, **options)
+    many, _ = sample.generate(run, 8, 8, 0, **options)
+    assert nfe == 3 * 3 + 1 and np.mean(few != many[:3]) < 5e-3
+    assert sample.generate(run, 2, 2, 0, **options | {"solver": "none"})[1] == 3 * 2 + 1
+    for wrong, words in (
+        ({"solver": "heun"}, "a predictor makes one evaluation a step"),
+        ({"solver": "adaptive"}, "has no steps to correct"),
+        ({"solver": "none", "corrector": "none"}, "a corrector alone"),
+        ({"snr": 0.0}, "snr above 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            sample.generate(run, 2, 2, 0, **options | wrong)

@@ -39,6 +39,7 @@ ORDERS = {  # of the deterministic solvers; the start with lower orders limits t
     "lms": (solvers.lms(), 4), "adams log_snr": (solvers.adams_bashforth(3, "log_snr"), 3), "ipndm 1": (solvers.ipndm(1), 1),
     "ipndm 2": (solvers.ipndm(2), 2), "ipndm": (solvers.ipndm(), 2), "pndm": (solvers.pndm(), 2), "pndm heun": (solvers.pndm("heun"), 2),
     "sde_dpm_solver_pp, no noise": (solvers.sde_dpm_solver_pp(2, eta=0.0), 2),
+    "probability_flow": (solvers.probability_flow(), 1),
     "heun sigma then 2M": (solvers.then(solvers.heun("sigma"), solvers.dpm_solver_pp(), 0.3), 2),
 }  # fmt: skip
 
@@ -107,14 +108,25 @@ def test_order_of_convergence(name):
     assert slope == pytest.approx(order, abs=0.1), error
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "midpoint", "rk4"])
+@pytest.mark.parametrize("name", ["euler", "heun", "midpoint", "rk4", "probability_flow"])
 def test_order_in_time_on_every_path(sde, name):
     """Those that step in t, from 0.9 T to 0.05 T (sigma' may be infinite at 0); rounding and the C^1 steps of a chain excused below 1e-8."""
     slope, error = slope_of_error(sde, *ORDERS[name][:1], 0.9 * sde.T, 0.05 * sde.T)
     assert slope >= ORDERS[name][1] - 0.15 or error < 1e-8
 
 
-IN_TIME = ("euler", "heun", "midpoint", "rk4", "pndm", "heun sigma then 2M", "deis 1", "deis 2", "deis 3")  # depend on t, not on log-SNR alone
+IN_TIME = (
+    "euler",
+    "heun",
+    "midpoint",
+    "rk4",
+    "pndm",
+    "heun sigma then 2M",
+    "deis 1",
+    "deis 2",
+    "deis 3",
+    "probability_flow",
+)  # depend on t, not on log-SNR alone
 
 
 @pytest.mark.parametrize("name", [name for name in ORDERS if name not in IN_TIME])

@@ -1,0 +1,92 @@
+"""Predictors, correctors and both on VE, VP and sub-VP: the scaled twin of Table 1 of Song et al. 2021 (2011.13456).
+
+FD-clf of 4 x 360 samples of the digits, by residual MLPs trained here if OUT has no runs of them (configs/score_sde.py:ve_digits, vp_digits,
+subvp_digits). P100 and P200: so many steps of the predictor; C200: of the Langevin corrector alone; PC100: 100 steps of both; r = 0.16, uniform
+times, one evaluation more that denoises. "published": FID on CIFAR-10 by ten times as many steps, where lower is better too. All start from the same
+x_T, so that standard errors of differences ("PC100 - P200") are over paired sets. FD-clf is a distance in a small classifier, not FID; its floor is
+that of 360 test images. OUT/orderings.txt says which of the published orderings hold, by two standard errors of the difference.
+"""
+
+import jax
+import numpy as np
+
+from configs import score_sde
+from experiments import evaluate, metrics, plots
+from experiments.tables._training import trained
+from samplers import grids, langevin, predictor_corrector, solvers
+from sde_lib import Denoiser
+
+GROUPS = 4
+# VP's ancestral sampling has the variance of the forward step, VE's that of the posterior (appendix F)
+SAMPLERS = {"ancestral": solvers.ancestral, "reverse diffusion": solvers.reverse_diffusion, "probability flow": solvers.probability_flow}
+PUBLISHED = {  # P1000, P2000, C2000, PC1000
+    ("VE", "ancestral"): (4.98, 4.88, 20.43, 3.62), ("VE", "reverse diffusion"): (4.79, 4.74, 20.43, 3.60),
+    ("VE", "probability flow"): (15.41, 10.54, 20.43, 3.51), ("VP", "ancestral"): (3.24, 3.24, 19.06, 3.21),
+    ("VP", "reverse diffusion"): (3.21, 3.19, 19.06, 3.18), ("VP", "probability flow"): (3.59, 3.23, 19.06, 3.06),
+}  # fmt: skip
+
+
+def difference(a, b) -> tuple[float, float]:
+    """Mean of a - b over paired sets, and its standard error."""
+    return float(np.mean(a - b)), float(np.std(a - b, ddof=1) / np.sqrt(len(a)))
+
+
+def verdict(better, worse) -> str:
+    gap, error = difference(better, worse)
+    return f"{'holds' if gap < -2 * error else 'is reversed' if gap > 2 * error else 'is not decided'} ({gap:+.2f} ± {error:.2f})"
+
+
+def orderings(scores: dict, columns: tuple[str, ...]) -> list[str]:
+    """The published orderings, each with what was found here."""
+    few, many, alone, both = columns
+    lines = []
+    for sde in dict.fromkeys(sde for sde, _ in scores):
+        of = {name: scores[sde, name] for name in SAMPLERS}
+        for name, found in of.items():
+            lines.append(f"{sde}, {name}: {both} is better than {many}: {verdict(found[both], found[many])}")
+            lines.append(f"{sde}, {name}: {many} is better than {few}: {verdict(found[many], found[few])}")
+            lines.append(f"{sde}, {name}: {both} is better than {alone}: {verdict(found[both], found[alone])}")
+        rd, ancestral, flow = (of[name][few] for name in ("reverse diffusion", "ancestral", "probability flow"))
+        lines.append(f"{sde}: {few} of reverse diffusion is better than ancestral: {verdict(rd, ancestral)}")
+        lines.append(f"{sde}: {few} of ancestral is better than probability flow: {verdict(ancestral, flow)}")
+    return lines
+
+
+def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
+    """Rows; and whether PC is better than the corrector alone everywhere, and on VE and VP better than twice the steps of the probability flow."""
+    n, steps = (20, 3) if quick else (360, 100)
+    few, many, alone, both = columns = (f"P{steps}", f"P{2 * steps}", f"C{2 * steps}", f"PC{steps}")
+    scores, rows = {}, []
+    for name in ("ve", "vp", "subvp"):
+        model = trained(score_sde.get_config(f"{name}_digits"), out / name, quick)
+        den, sde, dataset, label = model.denoiser(), model.network.sde, model.dataset, type(model.network.sde).__name__
+        judge = evaluate.classifier(dataset)
+        features = lambda values, judge=judge: metrics.moments(judge.features(evaluate.flat(values)))
+        reference = features(dataset.values["train"])
+        x_T = sde.prior_sample(jax.random.key(0), (GROUPS * n, *dataset.shape))
+
+        def distances(predictor, corrector, count):
+            times = grids.uniform(sde, count)  # noqa: B023
+            x = predictor_corrector(den, x_T, times, predictor, corrector, jax.random.key(1))  # noqa: B023
+            values = dataset.from_x(np.asarray(jax.jit(Denoiser.data)(den, x, times[-1])))  # noqa: B023
+            return np.array([metrics.frechet_of(*features(group), *reference) for group in np.split(values, GROUPS)])  # noqa: B023
+
+        corrected = distances(None, langevin(), 2 * steps)
+        for sampler, factory in SAMPLERS.items():
+            predictor = factory("posterior" if name == "ve" else "forward") if sampler == "ancestral" else factory()
+            plain = {few: distances(predictor, None, steps), many: distances(predictor, None, 2 * steps)}
+            found = scores[label, sampler] = {**plain, alone: corrected, both: distances(predictor, langevin(), steps)}
+            gap, error = difference(found[both], found[many])
+            row = {"SDE": label, "sampler": sampler}
+            row |= {column: f"{found[column].mean():.2f} ± {found[column].std(ddof=1) / np.sqrt(GROUPS):.2f}" for column in columns}
+            row |= {f"{both} - {many}": f"{gap:+.2f} ± {error:.2f}"}
+            rows.append(row | dict(zip(("published P1000", "P2000", "C2000", "PC1000"), PUBLISHED.get((label, sampler), (None,) * 4))))
+    floor = metrics.frechet_of(*features(dataset.values["test"][:n]), *reference)
+    statement = "\n".join([f"FD-clf ({judge.hash}), floor {floor:.2f} of {n} test images", *orderings(scores, columns)])
+    (out / "orderings.txt").write_text(statement + "\n")
+    print(statement)
+    plots.scores(scores, floor, f"FD-clf of {n} samples", out / "samplers.png")
+    better = lambda a, b: difference(a, b)[0] < 0
+    passed = all(better(found[both], found[alone]) for found in scores.values())
+    passed &= all(better(scores[sde, "probability flow"][both], scores[sde, "probability flow"][many]) for sde in ("VE", "VP"))
+    return rows, quick or passed
