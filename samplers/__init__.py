@@ -4,12 +4,13 @@ from samplers import grids, solvers
 from samplers.adaptive import Solution, encode, sample_adaptive, sample_sde
 from samplers.bound import VariationalBound, variational_bound
 from samplers.gits import gits
-from samplers.guidance import classifier_free
+from samplers.guidance import autoguidance, classifier_free, classifier_guidance, rectified_cfg
 from samplers.likelihood import LogLikelihood, log_likelihood
 from samplers.table import Row, Table, sample, stack
 from samplers.thresholding import threshold
 
 __all__ = [
-    "LogLikelihood", "Row", "Solution", "Table", "classifier_free", "encode", "gits", "grids", "log_likelihood", "sample", "sample_adaptive",
-    "sample_sde", "solvers", "stack", "threshold", "VariationalBound", "variational_bound",
+    "LogLikelihood", "Row", "Solution", "Table", "autoguidance", "classifier_free", "classifier_guidance", "encode", "gits", "grids",
+    "log_likelihood", "rectified_cfg", "sample", "sample_adaptive", "sample_sde", "solvers", "stack", "threshold",
+    "VariationalBound", "variational_bound",
 ]  # fmt: skip

@@ -63,6 +63,13 @@ PLANE = {"noise": _noise, "data": _data, "velocity": _velocity, "score": _score,
 MIN_ALPHA = 1e-3
 
 
+def informed(sde: SDE, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Times t, but none after the last at which alpha is at least `MIN_ALPHA`, of paths that reach alpha = 0."""
+    if sde.alpha(sde.T) >= MIN_ALPHA:
+        return t
+    return jnp.minimum(t, sde.time(np.log(MIN_ALPHA) - np.log(sde.sigma(sde.T))).astype(t.dtype))
+
+
 def plane_point(sde: SDE, kind: str, t: Time, sigma_data: float = 0.5):
     """The coefficients (c, d) of prediction `kind` at times t: F = c x_0 + d eps. Raises ValueError for an unknown kind."""
     if kind not in PLANE:
@@ -70,7 +77,7 @@ def plane_point(sde: SDE, kind: str, t: Time, sigma_data: float = 0.5):
     return PLANE[kind](sde, as_time(t), sigma_data)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("fn", "cond"), meta_fields=("sde", "kind", "sigma_data"))
+@partial(jax.tree_util.register_dataclass, data_fields=("fn", "cond"), meta_fields=("sde", "kind", "sigma_data", "guided"))
 @dataclass(frozen=True)
 class Denoiser:
     """A function that predicts one point of the plane, and thereby all of them.
@@ -79,6 +86,7 @@ class Denoiser:
         the parameters an argument of compiled code: no recompilation when they change.
     sde: the path. kind: a name in `PLANE`. sigma_data: used by kind "edm" only.
     cond: what each example is conditioned on, a pytree of arrays [B, ...], or None.
+    guided: its field is no model's any more (`samplers.guidance`), so that no likelihood is computed with it.
 
     A Denoiser is a pytree. x is [B, ...] and t [] or [B] in all methods; all results are [B, ...].
     A `noise` or `score` prediction holds no information on x_0 where alpha = 0, so these are evaluated at the last time at which
@@ -92,6 +100,7 @@ class Denoiser:
     kind: str = "noise"
     sigma_data: float = 0.5
     cond: Any = None
+    guided: bool = False
 
     def __post_init__(self):
         if self.kind not in PLANE:
@@ -103,10 +112,7 @@ class Denoiser:
         if not isinstance(t, jax.Array) and (np.min(t) < 0 or np.max(t) > self.sde.T):  # a JAX array may be traced: not looked at
             raise ValueError(f"t = {t}: expected 0 <= t <= T = {self.sde.T}")
         t = jnp.asarray(t, x.dtype)
-        if self.kind in ("noise", "score") and self.sde.alpha(self.sde.T) < MIN_ALPHA:
-            last = self.sde.time(np.log(MIN_ALPHA) - np.log(self.sde.sigma(self.sde.T)))
-            t = jnp.minimum(t, last.astype(x.dtype))
-        return t
+        return informed(self.sde, t) if self.kind in ("noise", "score") else t
 
     def raw(self, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
         """F, what `fn` returns, in the precision of x."""
