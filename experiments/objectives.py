@@ -1,7 +1,7 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
 The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; for "variational" see `experiments.vdm`, for
-"autoencoder", which has no plane, `experiments.autoencoder`):
+"autoencoder" and "classifier", which predict no point of it, `experiments.autoencoder` and `experiments.classifier`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, vdm
+from experiments import autoencoder, classifier, vdm
 from experiments.augmentation import augment
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
@@ -82,8 +82,18 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 # --- the loss -------------------------------------------------------------------------------------------------------------------------
 
 
+def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0: Float[Array, "b ..."]):
+    """x_t [B, ...], the times t [B] at which u lands, and the noise."""
+    t = TIME_SAMPLERS[options.name](u, sde, options).astype(x0.dtype)
+    last = sde.T if sde.alpha(sde.T) > 0 else sde.T - sde.eps  # drift and diffusion are infinite at alpha = 0
+    t = jnp.clip(t, sde.eps, last)
+    x_t, noise = sde.perturb(noise_keys, x0, t)
+    return x_t, t, noise
+
+
 def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
-    """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bound`) and of "autoencoder" its own, [B].
+    """The weighted squared error of each example, or of `objective.loss` "variational" its bound (`vdm.bound`), of "classifier"
+    -log p(label | x_t), of "autoencoder" its own, [B].
 
     batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
@@ -106,6 +116,9 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     training = {"example": batch["position"], "dropout_key": dropout_key}
     if dataset.augment:
         x0, training["augmented"] = augment(each(jax.random.fold_in(key, 7)), x0, dataset.augment)
+    if isinstance(network, classifier.Classifier):
+        x_t, t, _ = noised(network.sde, objective.time, u, noise_keys, x0)
+        return -network.log_prob(params, x_t, t, batch["label"], **training)
     den = Denoiser(jax.tree_util.Partial(network, params, **training), network.sde, network.kind, network.sigma_data, label)
 
     if network.schedule is not None:
@@ -113,10 +126,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
         noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
         return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
-    t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
-    last = network.sde.T if network.sde.alpha(network.sde.T) > 0 else network.sde.T - network.sde.eps  # drift and diffusion are infinite at alpha = 0
-    t = jnp.clip(t, network.sde.eps, last)
-    x_t, noise = network.sde.perturb(noise_keys, x0, t)
+    x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0)
     c, d = plane_point(network.sde, network.kind, t, network.sigma_data)
     error = den.raw(x_t, t) - expand(c, x0) * x0 - expand(d, x0) * noise
     return weighting(objective.weighting, den, x0, t) * jnp.mean(error**2, range(1, error.ndim))
