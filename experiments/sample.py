@@ -1,7 +1,7 @@
 """Draw samples: python -m experiments.sample --workdir=runs/digits --solver=dpm_solver_pp --steps=15 --num=64
 
-Writes samples/<solver>_<steps>.npz (in its name too what is not the default of guidance, seed, weights, checkpoint and label; arr_0: uint8 NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a picture of the first hundred and
-one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
+Writes samples/<solver>_<steps>.npz (with guidance, seed, weights, checkpoint and label in its name where they are not the default; arr_0: uint8
+NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a picture of the first hundred and
 Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on the devices.
 """
 
