@@ -27,11 +27,11 @@ def get_config() -> ConfigDict:
     config.data.augment = 0.0  # probability of each of EDM's augmentations, of which a network with model.augment_dim = 9 is told
 
     config.sde = options("Linear", SDE.__subclasses__())
-    config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder])
+    config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder, models.NoisyClassifier])
 
     config.objective = ConfigDict()
     # or sliced, implicit (experiments.score_matching); or variational: VDM's bound with a learned schedule, from time.high to time.low at first;
-    # or autoencoder (experiments.autoencoder)
+    # or autoencoder, classifier (experiments.autoencoder, experiments.classifier)
     config.objective.loss = "regression"
     config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
     config.objective.weighting = "own"  # own, likelihood, or the prediction that the error is measured in

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, data, inception, metrics, plots, runs, sources, statistics
+from experiments import cli, data, guidance, inception, metrics, plots, runs, sources, statistics
 from experiments import sample as sampling
 from experiments.kept import Kept, quiet, sha256, write_text
 from experiments.untrusted import Npz, read_json
@@ -27,8 +27,8 @@ from experiments.untrusted import Npz, read_json
 TRAINING = 60_000  # at most so many examples train the classifier
 LARGEST = 4096  # numbers of an example up to which raw values are compared
 DRAWING = (  # flags of `drawn`
-    "solver", "option", "steps", "grid", "tolerance", "corrector", "snr", "corrector_steps", "guidance", "threshold", "seed", "weights", "checkpoint",
-    "lora",
+    "solver", "option", "steps", "grid", "tolerance", "corrector", "snr", "corrector_steps", *guidance.NAMES, "threshold", "seed", "weights",
+    "checkpoint", "lora",
 )  # fmt: skip
 IN_CLASSIFIER = ("FD-clf", "classifier confidence", "label agreement")  # figures whose reference they are
 
@@ -48,7 +48,7 @@ def drawn(run: runs.Run, n: int, kept: Kept) -> Samples:
     f, options = flags.FLAGS, sampling.from_flags()
     values, nfe = sampling.generate(run, n, f.batch, f.seed, kept=kept, progress=print, **options)
     images = statistics.images_of(run.dataset.images, values) if run.dataset.images.is_image else None
-    labels = run.labels(n)
+    labels = sampling.guided(run, **options)[0].labels(n)
     asked = labels if isinstance(labels, np.ndarray) else None  # of embeddings no classifier knows
     return Samples(values, images, asked, sampling.about(run, n, nfe, f.seed, options))
 

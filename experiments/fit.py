@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from experiments import arrays, cli, runs
+from experiments.guidance import guide
 from experiments.kept import savez
 from models.amed import StepPredictor
 from samplers import amed, gits, grids, sample, solvers
@@ -111,8 +112,10 @@ def statistics(path: Path) -> v3.Statistics:
 
 
 def short(value) -> str:
-    """A value in the name of a file."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value in the name of a file; of a path its last part."""
+    if isinstance(value, list):
+        return "-".join(value)
+    return f"{value:g}" if isinstance(value, float) else Path(str(value)).name
 
 
 def file_of(workdir: str | Path, solver: str, steps: int, guidance: float = 1.0) -> Path:
@@ -139,7 +142,8 @@ def main():
     shape, sde = run.dataset.shape, run.network.sde
     if run.lora:
         raise ValueError(f"--lora={run.lora[0]}: a fit is of the run's own weights; fit an export of the merged ones")
-    den = run.denoiser(run.labels(f.examples), f.guidance)
+    guided = guide(run, f.guidance)
+    den = guided.denoiser(run.labels(f.examples))
     path = file_of(f.workdir, f.solver, f.steps, f.guidance)
     path.parent.mkdir(exist_ok=True)
     clock = time.perf_counter()
@@ -148,7 +152,7 @@ def main():
         values = run.dataset.values["train"][: f.examples]
         x0 = run.dataset.to_x(jax.random.split(jax.random.key(f.seed), len(values)), values)
         labels = jax.tree.map(lambda a: jnp.asarray(a[: len(values)]), run.dataset.labels["train"])
-        labelled = run.denoiser(labels if run.conditional else None, f.guidance)
+        labelled = guided.denoiser(labels if run.conditional else None)
         times = grids.log_snr(sde, f.knots)
         measured = v3.estimate(labelled, x0, jax.random.key(f.seed + 1), sde.log_snr(times[1:] if sde.alpha(sde.T) == 0 else times))
         savez(path, **vars(measured))

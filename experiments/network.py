@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import models
 import sde_lib
-from experiments import autoencoder
+from experiments import autoencoder, classifier
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
@@ -93,17 +93,23 @@ class Network:
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label)
 
 
-def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network | autoencoder.Autoencoder:
+def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network | autoencoder.Autoencoder | classifier.Classifier:
     """The network of `config.sde`, `config.model` and `config.objective`, for data of `num_classes`, or of `embeddings` (L, E, P); or the
-    autoencoder, which has no path.
+    autoencoder, which has no path, or the classifier, which predicts a label.
 
     Raises ValueError for unknown names and options.
     """
     if config.objective.loss == "autoencoder":
         return autoencoder.from_config(config)
-    module = build(models, config.model, "model", models.__all__)
+    classifies = config.objective.loss == "classifier"
+    module = build(models, config.model, "model", ["NoisyClassifier"] if classifies else models.__all__)
     if module.num_classes not in (0, num_classes):
         raise ValueError(f"config.model.num_classes = {module.num_classes}: the data set has {num_classes} classes (0 ignores labels)")
+    if classifies and not (module.num_classes and not config.data.augment):
+        raise ValueError(
+            f"config.objective.loss = 'classifier', model.num_classes = {module.num_classes}, data.augment = {config.data.augment}: "
+            f"expected the {num_classes} classes of the data, and augment 0"
+        )
     asked = getattr(module, "embeddings", ())
     if asked and (asked != embeddings or module.num_classes):
         raise ValueError(f"config.model.embeddings = {asked}: the data set has {embeddings or 'none'}; expected its own, and no classes")
@@ -128,6 +134,9 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         if objective.time.high <= objective.time.low:
             raise ValueError(f"config.objective.time.high = {objective.time.high}: expected more than time.low = {objective.time.low}")
         schedule = Schedule(objective.time.high, objective.time.low)
+    elif classifies:
+        return classifier.Classifier(Network(module, sde, objective.kind, objective.sigma_data, objective.clock))
     elif objective.loss not in ("regression", *LOSSES):
-        raise ValueError(f"config.objective.loss = '{objective.loss}': expected regression, {', '.join(LOSSES)}, variational or autoencoder")
+        known = f"regression, {', '.join(LOSSES)}, variational, autoencoder or classifier"
+        raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule)

@@ -1,7 +1,8 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
 The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; "sliced" and "implicit" do without eps, see
-`experiments.score_matching`; for "variational" see `experiments.vdm`, for "autoencoder", which has no plane, `experiments.autoencoder`):
+`experiments.score_matching`; for "variational" see `experiments.vdm`; for "autoencoder" and "classifier", which predict no point of it,
+`experiments.autoencoder` and `experiments.classifier`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, score_matching, vdm
+from experiments import autoencoder, classifier, score_matching, vdm
 from experiments.augmentation import augment
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
@@ -90,9 +91,18 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 # --- the loss -------------------------------------------------------------------------------------------------------------------------
 
 
+def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0: Float[Array, "b ..."]):
+    """x_t [B, ...], the times t [B] at which u lands, and the noise."""
+    t = TIME_SAMPLERS[options.name](u, sde, options).astype(x0.dtype)
+    last = sde.T if sde.alpha(sde.T) > 0 else sde.T - sde.eps  # drift and diffusion are infinite at alpha = 0
+    t = jnp.clip(t, sde.eps if sde.sigma(0.0) == 0 else 0.0, last)
+    x_t, noise = sde.perturb(noise_keys, x0, t)
+    return x_t, t, noise
+
+
 def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
-    (`vdm.bound`) and of "autoencoder" its own, [B].
+    (`vdm.bound`), of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
 
     batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
@@ -115,6 +125,9 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     training = {"example": batch["position"], "dropout_key": dropout_key}
     if dataset.augment:
         x0, training["augmented"] = augment(each(jax.random.fold_in(key, 7)), x0, dataset.augment)
+    if isinstance(network, classifier.Classifier):
+        x_t, t, _ = noised(network.sde, objective.time, u, noise_keys, x0)
+        return -network.log_prob(params, x_t, t, batch["label"], **training)
     den = Denoiser(jax.tree_util.Partial(network, params, **training), network.sde, network.kind, network.sigma_data, label)
 
     if network.schedule is not None:
@@ -122,10 +135,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
         noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
         return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
-    t = TIME_SAMPLERS[objective.time.name](u, network.sde, objective.time).astype(x0.dtype)
-    last = network.sde.T if network.sde.alpha(network.sde.T) > 0 else network.sde.T - network.sde.eps  # drift and diffusion are infinite at alpha = 0
-    t = jnp.clip(t, network.sde.eps if network.sde.sigma(0.0) == 0 else 0.0, last)
-    x_t, noise = network.sde.perturb(noise_keys, x0, t)
+    x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0)
     if objective.loss in score_matching.LOSSES:
         of_score = score_matching.implicit(den, x_t, t, objective.loss, each(jax.random.fold_in(key, 8)))
         return weighting(objective.weighting, den, x0, t) / weighting("score", den, x0, t) * of_score

@@ -15,10 +15,10 @@ from experiments import adapters, cli, data, network, parallel, sources, state
 from experiments import weights as files
 from experiments.autoencoder import Autoencoder
 from experiments.checkpoints import Checkpoints
+from experiments.classifier import Classifier
 from experiments.data import Dataset, Latents
 from experiments.network import Network
 from experiments.untrusted import read_json
-from samplers import classifier_free
 from sde_lib import Denoiser
 
 BASE = "base"  # the export, in the workdir of a run that trains an adapter, of the weights that it is for
@@ -32,30 +32,16 @@ class Run:
     workdir: Path
     config: ConfigDict
     dataset: Dataset
-    network: Network | Autoencoder
+    network: Network | Autoencoder | Classifier
     params: dict
     weights: str
     step: int
     adapter: dict | None = None
     lora: tuple[str, ...] = ()
 
-    def denoiser(self, label=None, guidance: float = 1.0) -> Denoiser:
-        """Of this run, conditioned on labels (see `labels`) if given; guidance: omega of `samplers.classifier_free`, 1 for none.
-
-        Raises ValueError for guidance of a model that knows nothing without a label.
-        """
-        den = self.network.denoiser(self.params, label)
-        if guidance == 1:
-            return den
-        if not np.isfinite(guidance):
-            raise ValueError(f"--guidance={guidance}: expected a finite number")
-        if label is None:
-            raise ValueError(f"--guidance={guidance}: this model is unconditional; expected 1")
-        if not self.config.objective.label_dropout > 0:
-            raise ValueError(
-                f"--guidance={guidance}: this model was trained with objective.label_dropout = 0, it has seen no example without its label"
-            )
-        return classifier_free(den, self.network.none, guidance)
+    def denoiser(self, label=None) -> Denoiser:
+        """Of this run, conditioned on labels (see `labels`) if given; guided: see `experiments.guidance`."""
+        return self.network.denoiser(self.params, label)
 
     @property
     def conditional(self) -> bool:
@@ -104,7 +90,10 @@ def define_flags() -> None:
 
 
 def from_flags() -> Run:
-    """The run that the flags choose, with its --lora. Raises what `load_run` and `adapters.merged` raise, and ValueError for an autoencoder."""
+    """The run that the flags choose, with its --lora.
+
+    Raises what `load_run` and `adapters.merged` raise, and ValueError for a run that does not generate.
+    """
     f = flags.FLAGS
     if f.workdir is None:
         raise ValueError("--workdir is missing: expected a run made by `python -m experiments.train`")
@@ -112,6 +101,8 @@ def from_flags() -> Run:
     run = load_run(f.workdir, f.checkpoint, f.weights)
     if isinstance(run.network, Autoencoder):
         raise ValueError(f"--workdir={f.workdir} is an autoencoder: encode data with experiments.autoencode, and pass a run that is trained on them")
+    if isinstance(run.network, Classifier):
+        raise ValueError(f"--workdir={f.workdir} is a classifier: name a generative model, which experiments.sample --classifier={f.workdir} guides")
     params = functools.reduce(adapters.merged, f.lora, run.params)
     return replace(run, params=params, lora=tuple(f"{flag} {adapters.digest(flag)}" for flag in f.lora))
 

@@ -20,6 +20,7 @@ from absl import flags
 
 import samplers
 from experiments import cli, fit, parallel, plots, runs
+from experiments import guidance as guiding
 from experiments.kept import Kept, savez, sha256, write_text
 from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
 from samplers.predictor_corrector import evaluations
@@ -31,6 +32,7 @@ ADAPTIVE, REVERSE_SDE, NONE = "adaptive", "reverse_sde", "none"
 V3, GITS = "dpm_solver_v3", "gits"
 SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, NONE, V3, *fit.BASES]
 CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
+FITTED = {V3, GITS, *fit.BASES}
 GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
 
 
@@ -46,7 +48,7 @@ def define_flags(steps: int) -> None:
     flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises.")
     flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver; gits is fitted by experiments.fit.")
     flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
-    flags.DEFINE_float("guidance", 1.0, "Classifier-free guidance of a conditional model: 1 is none, above 1 is more of the label.")
+    guiding.define_flags()
     flags.DEFINE_enum("threshold", "none", ["none", "static", "dynamic"], "Keep the data prediction in [-1, 1]: clipped, or by its 0.995 quantile.")
 
 
@@ -60,7 +62,7 @@ def from_flags() -> dict:
             raise ValueError(f"--{name}={f[name].value}: of a corrector; expected --corrector=langevin or annealed_langevin with it")
     return {
         "solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
-        "guidance": f.guidance, "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps,
+        "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps, **guiding.from_flags(),
     }  # fmt: skip
 
 
@@ -168,6 +170,17 @@ def sampler(
     return draw
 
 
+def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Guide, dict]:
+    """How a run is guided (`guiding.guide`), and the options that are not of guidance. Raises ValueError for a solver that is fitted to another."""
+    named = {name: value for name, value in options.items() if name in guiding.NAMES}
+    rest = {name: value for name, value in options.items() if name not in named}
+    if named and (fitted := {rest["solver"], rest["grid"]} & FITTED):
+        raise ValueError(f"--{next(iter(named))}: {' and '.join(fitted)} are fitted to the model with --guidance alone; expected another")
+    fixed = rest["solver"] != ADAPTIVE and not {rest["solver"], rest["grid"]} & FITTED
+    times = getattr(grids, rest["grid"])(run.network.sde, rest["steps"] - 1) if fixed and rest["steps"] > 1 else None
+    return guiding.guide(run, guidance, **named, times=times), rest
+
+
 def check(solution):
     """The solution, or ValueError if an example of it failed."""
     failed = int(np.sum(~np.asarray(solution.success)))
@@ -187,25 +200,26 @@ def generate(
     progress=lambda *_, **__: None,
     **options,
 ) -> tuple[np.ndarray, float]:
-    """n samples as raw values [n, ...] and their mean number of evaluations; options as in `sampler`.
+    """n samples as raw values [n, ...] and their mean number of evaluations; options: of `sampler`, and the other flags of guidance.
 
-    label: see `Run.labels`. guidance: see `Run.denoiser`. kept: where samples are kept while they are drawn. Raises ValueError if the model has no
-    such label.
+    label: see `Guide.labels`. kept: where samples are kept while they are drawn. Raises ValueError if the model has no such label.
     """
-    labels = run.labels(n, label)
+    guide, rest = guided(run, guidance, **options)
+    labels = guide.labels(n, label)
     if options.get("threshold", "none") != "none" and not run.dataset.levels:
         raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
-    draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **options)
-    one_batch = lambda keys, labels: draw(run.denoiser(labels, guidance), keys)[:2]
+    draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **rest)
+    one_batch = lambda keys, labels: draw(guide.denoiser(labels), keys)[:2]
 
     def parts(start):
         for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, start=start):
             yield {"values": run.dataset.from_x(x), "nfe": np.asarray(nfe)}
 
     kept = Kept(None) if kept is None else kept
-    fitted = {options["solver"], options["grid"]} & {V3, GITS, *fit.BASES}
+    fitted = {options["solver"], options["grid"]} & FITTED
     fits = {name: fit.fitted(run.workdir, name, options["steps"], guidance).stat().st_mtime_ns for name in fitted}
-    kept.open({"weights": run.fingerprint(), "seed": seed, "label": label, "guidance": guidance, "fits": fits, **options})
+    settings = {"weights": run.fingerprint(), "seed": seed, "label": label, "guidance": guidance, "fits": fits, **options}
+    kept.open(settings | ({"others": guide.fingerprints()} if guide.fingerprints() else {}))
     found = kept.complete(parts, n, "samples", progress)
     return found["values"], float(found["nfe"].mean())
 
@@ -227,8 +241,9 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int
     if options["solver"] in (*solvers.SOLVERS, V3, NONE) and (is_image or is_plane):
         index = np.arange(8 * jax.device_count() if is_image else 256)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
-        den = run.denoiser(run.labels(len(rows), label), guidance)
-        path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **options)(den, rows)[2]
+        guide, rest = guided(run, guidance, **options)
+        den = guide.denoiser(guide.labels(len(rows), label))
+        path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **rest)(den, rows)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             if data is run.dataset:  # pixels, not latents: noise of any scale within the range shown
@@ -245,18 +260,15 @@ def main():
         raise ValueError(f"--num={f.num}: expected at least 1")
     run = runs.from_flags()
     options = from_flags()
-    other = [
-        (name, f[name].value)
-        for name in ("corrector", "snr", "corrector_steps", "guidance", "seed", "weights", "checkpoint", "label")
-        if f[name].value != f[name].default
-    ]
+    named = ("corrector", "snr", "corrector_steps", *guiding.NAMES, "seed", "weights", "checkpoint", "label")
+    other = [(name, f[name].value) for name in named if f[name].value != f[name].default]
     name = "_".join([f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}", *(f"{name}{fit.short(value)}" for name, value in other)])
     file = run.workdir / "samples" / f"{name}.npz"
     kept, clock = Kept(file.with_suffix("")), time.perf_counter()
     values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, progress=print, **options)
     seconds = time.perf_counter() - clock
     images = plots.to_uint8(values, run.dataset.images.levels) if run.dataset.images.levels else values
-    labels = run.labels(f.num, f.label)
+    labels = guided(run, **options)[0].labels(f.num, f.label)
     savez(file, arr_0=images, **({"arr_1": labels} if isinstance(labels, np.ndarray) else {}))
     said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": sha256(file)}
     write_text(file.with_suffix(".json"), json.dumps(said, indent=1))

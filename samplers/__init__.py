@@ -4,7 +4,7 @@ from samplers import grids, operators, solvers
 from samplers.adaptive import Solution, encode, sample_adaptive, sample_sde
 from samplers.bound import VariationalBound, variational_bound
 from samplers.gits import gits
-from samplers.guidance import classifier_free
+from samplers.guidance import autoguidance, classifier_free, classifier_guidance, rectified_cfg
 from samplers.inverse import consistent, dps, moment_matching, pigdm, replacement
 from samplers.likelihood import LogLikelihood, log_likelihood
 from samplers.operators import LinearOperator
@@ -13,7 +13,8 @@ from samplers.table import Row, Table, sample, stack
 from samplers.thresholding import threshold
 
 __all__ = [
-    "Corrector", "LinearOperator", "LogLikelihood", "Row", "Solution", "Table", "annealed_langevin", "classifier_free", "consistent", "dps",
-    "encode", "gits", "grids", "langevin", "log_likelihood", "moment_matching", "operators", "pigdm", "predictor_corrector", "replacement",
-    "sample", "sample_adaptive", "sample_sde", "solvers", "stack", "threshold", "VariationalBound", "variational_bound",
+    "Corrector", "LinearOperator", "LogLikelihood", "Row", "Solution", "Table", "annealed_langevin", "autoguidance", "classifier_free",
+    "classifier_guidance", "consistent", "dps", "encode", "gits", "grids", "langevin", "log_likelihood", "moment_matching", "operators", "pigdm",
+    "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "solvers", "stack", "threshold",
+    "VariationalBound", "variational_bound",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from samplers.adaptive import check_eps
+from samplers.guidance import check_unguided
 from sde_lib.denoiser import MIN_ALPHA, Denoiser
 from sde_lib.noise import example_keys
 from sde_lib.numerics import as_float, expand
@@ -45,10 +46,11 @@ def variational_bound(
     key: one, or one per example. steps: of the discrete bound; None: the continuous one. eps: of the last latent (default `den.sde.eps`).
     start: the time of the first latent (default T, or where alpha is 1e-3 on a path that ends below). middles: for discrete data, the x of each
     level: the decoder is then that of `levels_left`, and the bound that of -log P(level); None: the Gaussian N(x_eps/alpha, (sigma/alpha)^2).
-    Raises ValueError for times that are not even, less than one step, and ends between which there is no path.
+    Raises ValueError for times that are not even, less than one step, ends between which there is no path, and a guided denoiser.
     """
     if not isinstance(den, Denoiser):
         raise ValueError(f"variational_bound of a {type(den).__name__}: expected a sde_lib.Denoiser (of a flow map: D(x, t, t))")
+    check_unguided(den, "variational_bound")
     if times < 2 or times % 2 or (steps is not None and steps < 1):
         raise ValueError(f"times = {times}, steps = {steps}: expected an even number of times, one or more steps")
     sde, x = den.sde, as_float(x)

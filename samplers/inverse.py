@@ -38,7 +38,7 @@ def _posterior(method, den: Denoiser, operator: LinearOperator, y, **options) ->
     """The Denoiser of D_y: cond is the measurement and the prior's own, so that each example keeps its own."""
     y = as_float(y)
     operator.check(y)
-    return Denoiser(Partial(method, replace(den, cond=None), operator, **options), den.sde, "data", cond=(y, den.cond))
+    return Denoiser(Partial(method, replace(den, cond=None), operator, **options), den.sde, "data", cond=(y, den.cond), guided=True)
 
 
 def _linearized(den: Denoiser, x, t):

@@ -33,6 +33,7 @@ from jaxtyping import Array, Float
 from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode
 from samplers.change_of_variables import LogLikelihood, angle, divergence_forms, first_order_truncation, radius, summary
 from samplers.decoupled import decoupled
+from samplers.guidance import check_unguided
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
 from sde_lib.numerics import as_float, namespace
@@ -95,10 +96,11 @@ def log_likelihood(
     start: the time at which x is distributed as the prior (default T; earlier for a model that was trained up to there).
     adjoint: None, or a diffrax adjoint, e.g. `diffrax.RecursiveCheckpointAdjoint()`, for derivatives of log_prob in x and parameters in reverse
         mode: path and divergence are then solved together, at rtol and atol, in the root mean square over both.
-    Raises ValueError for unknown options, impossible tolerances and a missing key.
+    Raises ValueError for unknown options, impossible tolerances and a missing key, and for a guided denoiser.
     """
     if not isinstance(den, Denoiser):
         raise ValueError(f"log_likelihood of a {type(den).__name__}: expected a sde_lib.Denoiser; a few-step map has no density, its D(x, t, t) has")
+    check_unguided(den, "log_likelihood")
     check_tolerances(rtol, atol, solver)
     x = as_float(x)
     if divergence not in DIVERGENCES:

@@ -78,7 +78,7 @@ def plane_point(sde: SDE, kind: str, t: Time, sigma_data: float = 0.5):
     return PLANE[kind](sde, as_time(t), sigma_data)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("fn", "cond"), meta_fields=("sde", "kind", "sigma_data"))
+@partial(jax.tree_util.register_dataclass, data_fields=("fn", "cond"), meta_fields=("sde", "kind", "sigma_data", "guided"))
 @dataclass(frozen=True)
 class Denoiser:
     """A function that predicts one point of the plane, and thereby all of them.
@@ -87,6 +87,7 @@ class Denoiser:
         the parameters an argument of compiled code: no recompilation when they change.
     sde: the path. kind: a name in `PLANE`. sigma_data: used by kind "edm" only.
     cond: what each example is conditioned on, a pytree of arrays [B, ...], or None.
+    guided: its field is no model's any more (`samplers.guidance`), so that no likelihood is computed with it.
 
     A Denoiser is a pytree. x is [B, ...] and t [] or [B] in all methods; all results are [B, ...].
     A `noise` or `score` prediction holds no information on x_0 where alpha = 0, so these are evaluated at the last time at which
@@ -100,6 +101,7 @@ class Denoiser:
     kind: str = "noise"
     sigma_data: float = 0.5
     cond: Any = None
+    guided: bool = False
 
     def __post_init__(self):
         if self.kind not in PLANE:

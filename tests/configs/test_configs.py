@@ -26,6 +26,7 @@ VARIANTS = {
     "dit": ("l", "b", "s"),
     "autoencoder": ("f8",),
     "fashion": ("latents",),
+    "classifier": ("fashion", "imagenet64"),
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
@@ -50,6 +51,7 @@ PARAMETERS |= {f"score_flow{name}": 61_804_419 for name in ("", ":cifar10_subvp"
 PARAMETERS |= {f"score_flow:{name}_deep": 106_632_579 for name in ("cifar10", "cifar10_subvp", "imagenet32", "imagenet32_subvp")}
 PARAMETERS |= {"vdm:cifar10": 30_523_014, "vdm:imagenet32": 121_893_126, "vdm:imagenet64": 237_375_750, "mmdit": 2_268_036}
 PARAMETERS |= {f"dit{size}": PARAMETERS[f"sit{size}"] for size in ("", ":l", ":b", ":s")}
+PARAMETERS |= {"classifier": 390_474, "classifier:fashion": 878_938, "classifier:imagenet64": 65_438_568}
 PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_817_220}
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
 
@@ -93,6 +95,9 @@ def test_config(name, tmp_path, monkeypatch):
     x = run.dataset.to_x(jax.random.split(jax.random.key(0), 2), run.dataset.values["test"][:2])
     if config.objective.loss == "autoencoder":
         assert np.all(np.isfinite(run.network.decode(run.params, run.network.encode(run.params, x)[..., :4])))
+        return
+    if config.objective.loss == "classifier":
+        assert np.all(run.network.log_prob(run.params, x, jnp.full(2, 0.5), jnp.arange(2)) < 0)
         return
     label = jnp.arange(2) if run.conditional else None
     assert np.all(np.isfinite(run.denoiser(label).data(x, 0.5)))

@@ -45,6 +45,21 @@ def test_network(name):
     np.testing.assert_allclose(apply(IMAGE[1:2], t[1:2], label[1:2]), y[1:2], atol=1e-5)
 
 
+def test_classifier():
+    """Logits depend on x and t, and on no batch-mate."""
+    net = models.NoisyClassifier(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=3, dropout=0.5)
+    t = jnp.linspace(0.1, 0.9, 4)
+    params = lively(jax.jit(net.init)(jax.random.key(1), IMAGE, t))
+    call = jax.jit(net.apply)
+    y = call(params, IMAGE, t)
+    assert y.shape == (4, 3)
+    for other in ((2 * IMAGE, t), (IMAGE, t + 0.05)):
+        assert np.all(jnp.abs(call(params, *other) - y).max(1) > 1e-4)
+    np.testing.assert_allclose(call(params, IMAGE[1:2], t[1:2]), y[1:2], atol=1e-5)
+    with pytest.raises(ValueError, match="divisible by 2"):
+        net.init(jax.random.key(0), IMAGE[:, :7], t)
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 6, 1), *(pytest.param(s, marks=pytest.mark.slow) for s in ((2, 5), (2, 1)))])
 def test_dequantizer_is_a_density_on_the_unit_cube(shape):
     """log q(u | x) is minus the log-determinant of the Jacobian of u in uniform noise; with new parameters q is uniform."""

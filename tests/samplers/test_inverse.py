@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.problems import pairs
-from samplers import dps, grids, langevin, moment_matching, operators, pigdm, replacement, sample, sample_sde, solvers
+from samplers import dps, grids, langevin, log_likelihood, moment_matching, operators, pigdm, replacement, sample, sample_sde, solvers
 from sde_lib import SDE, VE, VP, Denoiser, GaussianMixture, Trig
 
 METHODS = {"dps": lambda *a: dps(*a, grids.log_snr(VP(), 8), 0.1), "pigdm": pigdm, "moment": moment_matching}
@@ -175,6 +175,7 @@ def test_mistakes_are_refused():
         ("sigma_data = 0", lambda: pigdm(den, operator, y, 0.1, sigma_data=0.0)),
         ("iterations = 0", lambda: moment_matching(den, operator, y, 0.1, iterations=0)),
         ("zeta = 0", lambda: dps(den, operator, y, times, zeta=0.0)),
+        ("of a guided denoiser", lambda: log_likelihood(pigdm(den, operator, y), jnp.zeros((3, 2)))),
         ("times must decrease", lambda: dps(den, operator, y, times[::-1])),
     ):
         with pytest.raises(ValueError, match=words):
