@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from samplers import encode, sample_adaptive, slerp
-from sde_lib import VE, VP, Denoiser, GaussianMixture, Linear, SubVP
+from sde_lib import VP, Denoiser, GaussianMixture, Linear
 
 
 def test_slerp_keeps_the_norm(x64):
@@ -33,16 +34,13 @@ def test_variance_between_two_draws_of_the_prior():
     assert np.var(0.5 * (a + b)) == pytest.approx(0.5, abs=0.004)
 
 
-@pytest.mark.parametrize("tau", [0.5, 1.0, 1.3])
-def test_temperature_scales_the_deviation_of_a_gaussian(sde, tau, x64):
-    """The flow of N(m, s^2) is affine: from tau x_T it ends tau times as far from where the flow from 0 ends."""
-    den = GaussianMixture(np.array([[0.3, -0.2]]), np.array([0.5])).denoiser(sde)
-    x_T = sde.prior_sample(jax.random.key(0), (4, 2))
-    flow = lambda x: sample_adaptive(den, x, 1e-8, 1e-8).x
-    centre = flow(jnp.zeros((1, 2)))
-    np.testing.assert_allclose(flow(tau * x_T) - centre, tau * (flow(x_T) - centre), rtol=1e-5, atol=1e-6)
-    if sde.alpha(sde.T) < 0.01:
-        np.testing.assert_allclose(centre, sde.alpha(sde.eps) * np.array([[0.3, -0.2]]), atol=0.01)
+def test_temperature_scales_the_deviation_of_a_gaussian(sde, x64):
+    """The flow of N(m, s^2) is affine: from tau x_T it ends tau times as far from where the flow from 0 ends, tau sqrt(v(eps)/v(T)) x_T."""
+    gm, tau = GaussianMixture(np.array([[0.3, -0.2]]), np.array([0.5])), np.array([[0.0], [0.5], [1.0], [1.3]])
+    x_T = sde.prior_sample(jax.random.key(0), (1, 2))
+    x = sample_adaptive(gm.denoiser(sde), tau * x_T, 1e-8, 1e-8).x
+    spread = lambda t: np.hypot(0.5 * sde.alpha(t), sde.sigma(t))
+    np.testing.assert_allclose(x[1:] - x[0], tau[1:] * x_T * spread(sde.eps) / spread(sde.T), rtol=1e-5, atol=1e-6)
 
 
 def latents(gm, sde, x, kind="v"):
@@ -57,18 +55,15 @@ def test_latents_are_identified_by_the_data(mixture, x64):
     x = mixture.sample(jax.random.key(0), 16)
     want = latents(mixture, VP(), x)
     np.testing.assert_allclose(latents(mixture, VP(), x, "noise"), want, atol=1e-5)
-    for path in (SubVP(), Linear(), VE()):
-        np.testing.assert_allclose(latents(mixture, path, x), want, atol=0.05)  # the prior of VE is 50 deviations wide: alpha m / sigma is 0.02
+    np.testing.assert_allclose(latents(mixture, Linear(), x), want, atol=0.05)  # alpha(T)/sigma(T) of VP is 0.007
     wrong = latents(GaussianMixture(mixture.means[::-1], mixture.stds, mixture.weights, mixture.eigenvectors), VP(), x)
-    assert np.abs(wrong - want).mean() > 0.2
+    assert np.abs(wrong - want).mean() > 0.1
 
 
 def test_latents_are_gaussian(mixture):
-    """Of 4000 draws of a mixture: each coordinate N(0, 1) by Kolmogorov-Smirnov at the level 1e-4 (0.035; seed 0). Data taken for latents, the
+    """Of 1000 draws of a mixture: each coordinate N(0, 1) by Kolmogorov-Smirnov at the level 1e-4 (0.07; seed 0). Data taken for latents, the
     control, are not."""
-    from scipy import stats
-
-    x = mixture.sample(jax.random.key(0), 4000)
+    x = mixture.sample(jax.random.key(0), 1000)
     z = encode(mixture.denoiser(VP()), x).x / VP().sigma(1.0)
-    assert max(stats.kstest(np.asarray(c), "norm").statistic for c in z.T) <= 0.035
-    assert max(stats.kstest(np.asarray(c / c.std()), "norm").statistic for c in x.T) > 0.035
+    assert max(stats.kstest(np.asarray(c), "norm").statistic for c in z.T) <= 0.07
+    assert max(stats.kstest(np.asarray(c / c.std()), "norm").statistic for c in x.T) > 0.07
