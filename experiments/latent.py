@@ -25,6 +25,7 @@ from scipy import stats
 
 import samplers
 from experiments import cli, fit, plots, runs
+from experiments.autoencoder import Autoencoder
 from experiments.kept import Kept, quiet, savez, sha256, write_text
 from experiments.untrusted import Npz
 from samplers import sample_adaptive, slerp
@@ -108,8 +109,8 @@ def length(z: Float[np.ndarray, "n d"]) -> float:
 
 
 def gaussianity(z: Float[np.ndarray, "n d"]) -> dict[str, float]:
-    """How nearly z is N(0, I): moments of all coordinates with the standard errors that independent ones would have, the Kolmogorov-Smirnov distance of
-    all with its 5 % level, and the share of coordinates whose n values pass that test at 5 % (0.95 of N(0, I))."""
+    """How nearly z is N(0, I): moments of all coordinates with the standard errors that independent ones would have, the Kolmogorov-Smirnov distance
+    of all with its 5 % level, and the share of coordinates whose n values pass that test at 5 % (0.95 of N(0, I))."""
     count = z.size
     return {
         "mean": float(z.mean()),
@@ -246,10 +247,8 @@ def identifiability_job(run, f, stem: Path):
     if f.other is None:
         raise ValueError("--other is missing: expected the workdir of another run on the same data")
     other = runs.load_run(f.other, weights=f.weights)
-    if not hasattr(other.network, "sde") or other.dataset.facts != run.dataset.facts or other.dataset.name != run.dataset.name:
-        raise ValueError(
-            f"--other={f.other}: expected a run on the data of --workdir, {run.dataset.name}; not {other.dataset.name}, or an autoencoder"
-        )
+    if isinstance(other.network, Autoencoder) or other.dataset.facts != run.dataset.facts or other.dataset.name != run.dataset.name:
+        raise ValueError(f"--other={f.other}: expected a run on the data of --workdir, {run.dataset.name}, not {other.dataset.name}")
     if other.fingerprint() == run.fingerprint():
         raise ValueError(f"--other={f.other} has the very weights of --workdir={f.workdir}: expected a run that was trained independently")
     kept = Kept(stem), Kept(f"{stem}_other")

@@ -87,7 +87,7 @@ def latents(z: Float[np.ndarray, "n d"], path: str | Path) -> Path:
     for axis, drawn, law, name in zip(axes, (z.ravel(), values), (stats.norm, stats.chi2(d)), ("coordinate of x_T / sigma(T)", "squared length")):
         low, high = min(drawn.min(), law.ppf(1e-4)), max(drawn.max(), law.isf(1e-4))
         at = np.linspace(low, high, 200)
-        axis.hist(drawn, 40, density=True, alpha=0.6, label=f"latents (n = {len(z)}, d = {d})")
+        axis.hist(drawn, min(40, 4 + len(z) // 8), density=True, alpha=0.6, label=f"latents (n = {len(z)}, d = {d})")
         axis.plot(at, law.pdf(at), color="k", linewidth=1, label="N(0, I)")
         axis.set(xlabel=name)
         axis.legend(fontsize=7)
@@ -105,8 +105,10 @@ def identifiability(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"], pa
     axes[1].scatter(a.ravel(), b.ravel(), s=1, alpha=min(1.0, 3e3 / a.size), linewidths=0)
     axes[1].set(xlabel="model A", ylabel="model B", aspect="equal", xlim=(-4, 4), ylim=(-4, 4))
     pairs = {"same example": b, "shuffled": np.roll(b, 1, 0)}
-    axes[2].hist([np.abs(a - other).ravel() for other in pairs.values()], np.linspace(0, 4, 41), density=True, histtype="stepfilled", alpha=0.6)
-    axes[2].legend([f"{name}: mean {np.abs(a - other).mean():.3f}" for name, other in reversed(pairs.items())], fontsize=7)
+    for name, other in pairs.items():
+        difference = np.abs(a - other).ravel()
+        axes[2].hist(difference, np.linspace(0, 4, 41), density=True, alpha=0.6, label=f"{name}: mean {difference.mean():.3f}")
+    axes[2].legend(fontsize=7)
     axes[2].set(xlabel="|A - B|", ylabel="density")
     return _save(figure, path)
 

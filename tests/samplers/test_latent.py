@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from samplers import encode, sample_adaptive, slerp
-from sde_lib import VP, Denoiser, GaussianMixture, Linear
+from sde_lib import VE, VP, Denoiser, GaussianMixture, Linear
 
 
 def test_slerp_keeps_the_norm(x64):
@@ -34,6 +34,7 @@ def test_variance_between_two_draws_of_the_prior():
     assert np.var(0.5 * (a + b)) == pytest.approx(0.5, abs=0.004)
 
 
+@pytest.mark.parametrize("sde", [VP(), VE(), Linear()], ids=str)
 def test_temperature_scales_the_deviation_of_a_gaussian(sde, x64):
     """The flow of N(m, s^2) is affine: from tau x_T it ends tau times as far from where the flow from 0 ends, tau sqrt(v(eps)/v(T)) x_T."""
     gm, tau = GaussianMixture(np.array([[0.3, -0.2]]), np.array([0.5])), np.array([[0.0], [0.5], [1.0], [1.3]])
