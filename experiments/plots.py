@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float, UInt8
+from scipy import stats
 
 
 def _save(figure, path: str | Path) -> Path:
@@ -74,6 +75,55 @@ def columns(panels: dict[str, dict[str, UInt8[np.ndarray, "n h w c"]]], path: st
         axis.set_ylabel(name, fontsize=8)
         axis.tick_params(length=0, labelbottom=False, labeltop=True)
         axis.spines[:].set_visible(False)
+    return _save(figure, path)
+
+
+def panels(panels: dict[str, UInt8[np.ndarray, "r k h w c"]], rows: list[str], columns: list[str], path: str | Path) -> Path:
+    """Grids of images side by side, each under its title, with a word beside each row and below each column."""
+    shape = next(iter(panels.values())).shape
+    size = shape[1] * len(panels), shape[0] * shape[2] / shape[3]
+    figure, axes = plt.subplots(1, len(panels), figsize=(0.6 * size[0] + 1, 0.6 * size[1] + 0.6), squeeze=False, constrained_layout=True)
+    for axis, (title, images) in zip(axes[0], panels.items()):
+        r, k, h, w, _ = images.shape
+        axis.imshow(tile(images.reshape(r * k, *images.shape[2:]), k), cmap="gray", vmin=0, vmax=255)
+        axis.set_xticks(np.arange(k) * (w + 1) + 0.5 + w / 2, columns, fontsize=7)
+        axis.set_yticks(np.arange(r) * (h + 1) + 0.5 + h / 2, rows, fontsize=8)
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    return _save(figure, path)
+
+
+def latents(z: Float[np.ndarray, "n d"], path: str | Path) -> Path:
+    """The coordinates of latents over N(0, 1), and their squared lengths over the chi-squared law of d degrees, both by n."""
+    d, values = z.shape[1], (z**2).sum(1)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    for axis, drawn, law, name in zip(axes, (z.ravel(), values), (stats.norm, stats.chi2(d)), ("coordinate of x_T / sigma(T)", "squared length")):
+        low, high = min(drawn.min(), law.ppf(1e-4)), max(drawn.max(), law.isf(1e-4))
+        at = np.linspace(low, high, 200)
+        axis.hist(drawn, min(40, 4 + len(z) // 8), density=True, alpha=0.6, label=f"latents (n = {len(z)}, d = {d})")
+        axis.plot(at, law.pdf(at), color="k", linewidth=1, label="N(0, I)")
+        axis.set(xlabel=name)
+        axis.legend(fontsize=7)
+    return _save(figure, path)
+
+
+def identifiability(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"], path: str | Path) -> Path:
+    """Latents of the same examples by two models (2011.13456, figures 7 and 8): the first 100 coordinates of the first example, all against all, and
+    the differences of the same examples beside those of each example and the next."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), width_ratios=(1.8, 1, 1), constrained_layout=True)
+    for z, style in ((a, {"marker": "o"}), (b, {"marker": "x", "linestyle": "--"})):
+        axes[0].plot(z[0, :100], markersize=3, linewidth=0.8, **style)
+    axes[0].legend(["model A", "model B"], fontsize=7)
+    axes[0].set(xlabel="coordinate of one example", ylabel="latent / sigma(T)")
+    axes[1].scatter(a.ravel(), b.ravel(), s=1, alpha=min(1.0, 3e3 / a.size), linewidths=0)
+    axes[1].set(xlabel="model A", ylabel="model B", aspect="equal", xlim=(-4, 4), ylim=(-4, 4))
+    pairs = {"same example": b, "shuffled": np.roll(b, 1, 0)}
+    for name, other in pairs.items():
+        difference = np.abs(a - other).ravel()
+        axes[2].hist(difference, np.linspace(0, 4, 41), density=True, alpha=0.6, label=f"{name}: mean {difference.mean():.3f}")
+    axes[2].legend(fontsize=7)
+    axes[2].set(xlabel="|A - B|", ylabel="density")
     return _save(figure, path)
 
 

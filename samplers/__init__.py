@@ -6,6 +6,7 @@ from samplers.bound import VariationalBound, variational_bound
 from samplers.gits import gits
 from samplers.guidance import autoguidance, classifier_free, classifier_guidance, rectified_cfg
 from samplers.inverse import consistent, dps, moment_matching, pigdm, replacement
+from samplers.latent import slerp
 from samplers.likelihood import LogLikelihood, log_likelihood
 from samplers.operators import LinearOperator
 from samplers.predictor_corrector import Corrector, annealed_langevin, langevin, predictor_corrector
@@ -15,6 +16,6 @@ from samplers.thresholding import threshold
 __all__ = [
     "Corrector", "LinearOperator", "LogLikelihood", "Row", "Solution", "Table", "annealed_langevin", "autoguidance", "classifier_free",
     "classifier_guidance", "consistent", "dps", "encode", "gits", "grids", "langevin", "log_likelihood", "moment_matching", "operators", "pigdm",
-    "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "solvers", "stack", "threshold",
+    "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "slerp", "solvers", "stack", "threshold",
     "VariationalBound", "variational_bound",
 ]  # fmt: skip

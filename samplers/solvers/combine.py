@@ -1,9 +1,14 @@
 """Solvers made of solvers."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from samplers.solvers.steps import combine, in_data
-from samplers.table import Row, Solver, stack
+from samplers.solvers.runge_kutta import heun
+from samplers.solvers.steps import combine, in_data, ratio, transition
+from samplers.table import Row, Solver, Table, stack
+from sde_lib.sde import SDE
 
 
 def afs(solver: Solver) -> Solver:
@@ -37,6 +42,16 @@ def afs(solver: Solver) -> Solver:
     return shorter
 
 
+def join(sde: SDE, tables: Sequence[Table]) -> Table:
+    """The tables one after another; where one consumes the noise and another the data, all the data. Raises ValueError if they do not go together."""
+    consumed = {table.prediction for table in tables}
+    if len(consumed) == 1:
+        return stack([row for table in tables for row in table.rows()], consumed.pop())
+    if consumed != {"noise", "data"}:
+        raise ValueError(f"solvers that consume {' and '.join(sorted(consumed))}: expected the same, or noise and data")
+    return stack([row for table in tables for row in (in_data(table.rows(), sde) if table.prediction == "noise" else table.rows())], "data")
+
+
 def then(first: Solver, second: Solver, switch: float) -> Solver:
     """`first` down to the grid's time nearest to `switch`, `second` from there on: "stochastic early, deterministic late", or any other mixture.
 
@@ -47,11 +62,52 @@ def then(first: Solver, second: Solver, switch: float) -> Solver:
     def solver(sde, times):
         at = int(np.clip(np.argmin(np.abs(times - switch)), 1, len(times) - 2)) if len(times) > 2 else 1
         tables = [first(sde, times[: at + 1]), *([second(sde, times[at:])] if at < len(times) - 1 else [])]
-        consumed = {table.prediction for table in tables}
-        if len(consumed) == 1:
-            return stack([row for table in tables for row in table.rows()], consumed.pop())
-        if consumed != {"noise", "data"}:
-            raise ValueError(f"then: solvers that consume {' and '.join(sorted(consumed))}: expected the same, or noise and data")
-        return stack([row for table in tables for row in (in_data(table.rows(), sde) if table.prediction == "noise" else table.rows())], "data")
+        return join(sde, tables)
 
     return solver
+
+
+def restart(
+    intervals: Sequence[tuple[int, int, float, float]] = ((3, 2, 0.06, 0.3),), s_noise: float = 1.0, rho: float = 7.0, solver: Solver = heun("sigma")
+) -> Solver:
+    """Restart (Xu et al. 2023, 2306.14878, algorithm 1): having come down to t_min, noise takes x back up to t_max, and `solver` comes down again.
+
+    intervals: of (N, K, t_min, t_max), in sigma/alpha: K times from t_max to t_min, on N times (N - 1 steps) equal in (sigma/alpha)^(1/rho); t_min
+    is moved to the nearest time of the grid. s_noise: inflation of the noise, which is that of x_t given x_s. solver: a deterministic one.
+    CIFAR-10, 18 steps to 0: (3, K, 0.06, 0.3) with K = 2, 5, 10, 20: 43, 55, 75, 115 evaluations. ImageNet 64, 36 steps to 0: (4, 1, 19.35, 40.79),
+    (4, 1, 1.09, 1.92), (4, 5, 0.59, 1.09), (4, 5, 0.3, 0.59), (6, 6, 0.06, 0.3): 203, with s_noise = 1.003 (their program churns there as well).
+    Stochastic, on any path; as many evaluations as `solver` makes in all its steps, and with K = 0 it is `solver`. Raises ValueError for intervals
+    that cannot be meant, or that the grid has no time for.
+    """
+    for interval in intervals:
+        if len(interval) != 4 or interval[0] < 2 or interval[1] < 0 or not 0 < interval[2] < interval[3]:
+            raise ValueError(f"restart: interval {interval}: expected (N, K, t_min, t_max) with N of 2 or more, K of 0 or more and 0 < t_min < t_max")
+
+    def noised(table: Table, scale: float, std: float) -> Table:
+        """The table whose last x is multiplied and then noised."""
+        *rows, last = table.rows()
+        scaled = lambda lags: {k: scale * c for k, c in lags.items()}
+        last = replace(last, x=scaled(last.x), p=scaled(last.p), constant=scale * last.constant, noise=std)
+        return stack([*rows, last], table.prediction)
+
+    def restarted(sde, times):
+        r = np.array([ratio(sde, t) if sde.alpha(t) > 0 else np.inf for t in times])
+        tables, start = [], 0
+        for n, k, t_min, t_max in sorted(intervals, key=lambda interval: -interval[2]):
+            i = int(np.argmin(np.where(r > 0, np.abs(r - t_min), np.inf)))
+            if not start < i or not r[i] < t_max <= r[0]:
+                raise ValueError(
+                    f"restart: {(n, k, t_min, t_max)}: sigma/alpha of the grid is {r[0]:.4g} to {r[-1]:.4g}, nearest to t_min {r[i]:.4g}: "
+                    "expected t_max within it, and a time of the grid below t_max for each interval: take more steps"
+                )
+            if k == 0:
+                continue
+            again = sde.time(-rho * np.log(np.linspace(t_max ** (1 / rho), r[i] ** (1 / rho), n)))
+            again[-1] = times[i]
+            scale, variance = transition(sde, again[0], again[-1])
+            down = [solver(sde, times[start : i + 1]), *[solver(sde, again)] * k]
+            tables += [noised(table, scale, s_noise * np.sqrt(variance)) for table in down[:-1]] + down[-1:]
+            start = i
+        return join(sde, tables + ([solver(sde, times[start:])] if start < len(times) - 1 else []))
+
+    return restarted

@@ -98,8 +98,9 @@ def edm(churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: 
     """EDM's sampler (Karras et al. 2022, 2206.00364, algorithm 2): noise is added back before each Heun step in sigma/alpha.
 
     churn: S_churn; noise is added where sigma/alpha is in [s_min, s_max], raising it by the factor 1 + min(churn/N, sqrt(2) - 1); s_noise: its
-    inflation. Order 2 and deterministic (`heun("sigma")`) at churn = 0, else stochastic. Two evaluations a step, one where it ends at
-    sigma = 0: 2N - 1 in all; consumes the data prediction. A step from alpha = 0 is DDIM's. Raises ValueError for a negative churn.
+    inflation. All four as published (table 5): CIFAR-10 VP 30, 0.01, 1, 1.007; VE 80, 0.05, 1, 1.007; ImageNet 64 40, 0.05, 50, 1.003, of ADM's
+    network 80, 0.05, 50, 1.003. Order 2 and deterministic (`heun("sigma")`) at churn = 0, else stochastic. Two evaluations a step, one where it ends
+    at sigma = 0: 2N - 1 in all; consumes the data prediction. A step from alpha = 0 is DDIM's. Raises ValueError for a negative churn.
     """
 
     if churn < 0:

@@ -144,6 +144,7 @@ STOCHASTIC = {name: solver for name, solver in SOLVERS.items() if solver(VP(), g
     "ancestral, forward variance": solvers.ancestral("forward"),
     "ddim, eta 1": solvers.ddim(1.0),
     "edm, churn": solvers.edm(churn=100.0),
+    "restart": solvers.restart(((65, 3, 1.7, 4.0), (65, 2, 4.0, 6.0))),  # whose own steps do not double; the grid of EDM ends at 1.6
     "sde_dpm_solver_pp, first order": solvers.sde_dpm_solver_pp(1),
     "sde_dpm_solver_pp, noise early only": solvers.sde_dpm_solver_pp(eta=lambda t: float(t > 0.3)),
 }
@@ -296,6 +297,59 @@ def test_dpm_solver_pp_is_the_published_update():
         np.testing.assert_allclose(sample(den, x_T, sigmas, solvers.dpm_solver_pp()), x, rtol=1e-10)
 
 
+def edm_by_hand(data, x, sigmas, xi, churn, s_min, s_max, s_noise):
+    """2206.00364, algorithm 2; xi yields standard normal noise by evaluation."""
+    e = 0
+    for t, s in zip(sigmas[:-1], sigmas[1:]):
+        gamma = min(churn / (len(sigmas) - 1), np.sqrt(2) - 1) if s_min <= t <= s_max else 0.0
+        raised = t + gamma * t
+        x_hat = x + np.sqrt(raised**2 - t**2) * s_noise * xi(e)
+        d = (x_hat - data(x_hat, raised)) / raised
+        x, e = x_hat + (s - raised) * d, e + 1
+        if s > 0:
+            x, e = x_hat + (s - raised) * 0.5 * (d + (x - data(x, s)) / s), e + 1
+    return x
+
+
+def restart_by_hand(data, x, sigmas, xi, n, k, t_min, t_max, s_noise):
+    """2306.14878, algorithm 1, with one interval and rho = 7; the noise is that of the evaluation before it."""
+    heun = lambda x, sigmas: edm_by_hand(data, x, sigmas, lambda e: 0.0, 0.0, 0.0, 0.0, 1.0)
+    i = int(np.argmin(np.abs(sigmas - t_min)))
+    x = heun(x, sigmas[: i + 1])
+    ladder = np.linspace(t_max ** (1 / 7), sigmas[i] ** (1 / 7), n) ** 7
+    for j in range(k):
+        x = heun(x + np.sqrt(t_max**2 - sigmas[i] ** 2) * s_noise * xi(2 * i - 1 + j * 2 * (n - 1)), ladder)
+    return heun(x, sigmas[i:])
+
+
+def test_churn_and_restart_are_the_published_algorithms():
+    """Step by step on EDM, in float64, with the published settings for CIFAR-10 and the executor's own noise; and the published evaluations."""
+    sde, sigmas, keys = EDM(), grids.with_zero(grids.karras(EDM(), 17, eps=0.002)), jax.random.split(jax.random.key(1), 3)
+    with jax.enable_x64(True):
+        den = GaussianMixture(np.array([[0.3, -0.4], [-0.2, 0.9]]), np.array([0.2, 0.4])).denoiser(sde)
+        x_T = 80.0 * jax.random.normal(jax.random.key(0), (3, 2), np.float64)
+        xi = lambda e: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, e), (2,), np.float64))(keys)
+        churned, restarted = (30.0, 0.01, 1.0, 1.007), (3, 5, 0.06, 0.3)
+        want = edm_by_hand(den.data, x_T, sigmas, xi, *churned)
+        np.testing.assert_allclose(sample(den, x_T, sigmas, solvers.edm(*churned), keys), want, rtol=1e-9)
+        want = restart_by_hand(den.data, x_T, sigmas, xi, *restarted, 1.003)
+        np.testing.assert_allclose(sample(den, x_T, sigmas, solvers.restart((restarted,), 1.003), keys), want, rtol=1e-9)
+    assert [solvers.restart(((3, k, 0.06, 0.3),))(sde, sigmas).nfe for k in (0, 2, 5, 10, 20)] == [35, 43, 55, 75, 115]
+    imagenet = (4, 1, 19.35, 40.79), (4, 1, 1.09, 1.92), (4, 5, 0.59, 1.09), (4, 5, 0.3, 0.59), (6, 6, 0.06, 0.3)
+    assert solvers.restart(imagenet)(sde, grids.with_zero(grids.karras(sde, 35, eps=0.002))).nfe == 203
+    none, heun = (solver(sde, sigmas) for solver in (solvers.restart(((3, 0, 0.06, 0.3),)), solvers.heun("sigma")))
+    assert all(np.array_equal(getattr(none, field.name), getattr(heun, field.name)) for field in dataclasses.fields(heun))
+
+
+def test_inflated_noise_would_be_seen(sde):
+    """Control of the weak order above: restart and churn with their noise inflated by 1.2 end with a standard deviation more than 2 % off."""
+    times = grids.log_snr(sde, 400, eps=0.02 * sde.T)
+    inflated = solvers.restart(((65, 3, 1.7, 4.0),), s_noise=1.2), solvers.edm(churn=100.0, s_noise=1.2)
+    for solver in inflated:
+        variance = propagate(solver(sde, times), sde, 0.6, prior=np.hypot(0.6 * sde.alpha(sde.T), sde.sigma(sde.T)))[1]
+        assert np.sqrt(variance) / np.hypot(0.6 * sde.alpha(times[-1]), sde.sigma(times[-1])) - 1 > 0.02
+
+
 def test_a_last_step_to_zero_denoises(sde):
     """Solvers in log-SNR end at x = D exactly where sigma(0) = 0; Heun saves its last evaluation (2N - 1)."""
     times = grids.with_zero(grids.log_snr(sde, 9))
@@ -383,6 +437,8 @@ def test_mistakes_are_named(mixture):
         (lambda: sample(den, x, times, solvers.ancestral(), jax.random.split(jax.random.key(0), 3)), "one key per example"),
         (lambda: solvers.dpm_solver_pp(order=4), "expected 1 or 2"),
         (lambda: solvers.ancestral("both"), "posterior or forward"),
+        (lambda: solvers.restart(((1, 2, 0.06, 0.3),)), "N of 2 or more"),
+        (lambda: sample(den, x, times, solvers.restart(((3, 2, 0.06, 500.0),))), "expected t_max within it"),
         (lambda: stack([Row(0.5, {0: np.inf}, {0: 1.0})], "data"), "not finite"),
     ):
         with pytest.raises(ValueError, match=words):
