@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from samplers.likelihood import drawn, trace_forms
+from samplers.change_of_variables import trace_forms
+from samplers.likelihood import drawn
 from sde_lib import Denoiser
 
 LOSSES = {"implicit": "exact", "sliced": "hutchinson"}  # and how they take the trace
