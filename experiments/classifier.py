@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 @dataclass(frozen=True)
 class Classifier:
-    """In the place of a `Network`: one whose module gives logits [B, classes]. Hashable, hence static under jit."""
+    """In the place of a `Network`, and of one whose module gives logits [B, classes]. Hashable, hence static under jit."""
 
     network: Any
 
@@ -35,6 +35,6 @@ class Classifier:
         """Parameters for images of `shape`."""
         return self.network.init(key, shape)
 
-    def log_prob(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label: Int[Array, " b"], **training) -> Float[Array, " b"]:
+    def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label: Int[Array, " b"], **training) -> Float[Array, " b"]:
         """log p(label | x_t) in nats, of each example. training: as of `Network`."""
         return jnp.take_along_axis(jax.nn.log_softmax(self.network(params, x, t, **training)), label[:, None], -1)[:, 0]

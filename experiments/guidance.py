@@ -68,7 +68,7 @@ class Guide:
             den = classifier_free(den, self.run.network.none, self.omega, self.interval, self.rescale)
         if self.classifier is not None:
             by = self.classifier
-            den = classifier_guidance(den, Partial(by.network.log_prob, by.params), jnp.asarray(labels), self.scale)
+            den = classifier_guidance(den, Partial(by.network, by.params), jnp.asarray(labels), self.scale)
         return den
 
     def fingerprints(self) -> list[str]:

@@ -127,7 +127,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
         x0, training["augmented"] = augment(each(jax.random.fold_in(key, 7)), x0, dataset.augment)
     if isinstance(network, classifier.Classifier):
         x_t, t, _ = noised(network.sde, objective.time, u, noise_keys, x0)
-        return -network.log_prob(params, x_t, t, batch["label"], **training)
+        return -network(params, x_t, t, batch["label"], **training)
     den = Denoiser(jax.tree_util.Partial(network, params, **training), network.sde, network.kind, network.sigma_data, label)
 
     if network.schedule is not None:

@@ -97,7 +97,7 @@ def test_config(name, tmp_path, monkeypatch):
         assert np.all(np.isfinite(run.network.decode(run.params, run.network.encode(run.params, x)[..., :4])))
         return
     if config.objective.loss == "classifier":
-        assert np.all(run.network.log_prob(run.params, x, jnp.full(2, 0.5), jnp.arange(2)) < 0)
+        assert np.all(run.network(run.params, x, jnp.full(2, 0.5), jnp.arange(2)) < 0)
         return
     label = jnp.arange(2) if run.conditional else None
     assert np.all(np.isfinite(run.denoiser(label).data(x, 0.5)))
