@@ -31,6 +31,7 @@ SHORT = {
     "experiments.export": [],
     "experiments.fit": ["--steps=3", "--examples=8", "--knots=3", "--iterations=1", "--train_batch=4"],
     "experiments.dequantization": ["--steps=2", "--train_batch=8"],
+    "experiments.latent": ["--num=3", "--tolerance=0.1", "--batch=8", "--pairs=1", "--frames=3"],
     "experiments.likelihood": ["--num=3", "--rtol=0.1", "--atol=0.1", "--batch=8"],
     "experiments.evaluate": ["--groups=2", "--limit=20", "--steps=3", "--batch=8"],
     "experiments.tables": ["--quick"],
@@ -42,8 +43,8 @@ SHORT = {
 
 
 def measures(command):
-    """Whether a command is left to the slow run: tables, benchmarks, latents, adapters, and the other ways to train for likelihood."""
-    slow = ("experiments.tables", "benchmarks", "runs/vdm", "runs/scoreflow", "dequantization", "runs/autoencoder", "runs/latent", "_lora")
+    """Whether a command is left to the slow run: tables, benchmarks, latents of either kind, adapters, and the other ways to train for likelihood."""
+    slow = ("experiments.tables", "benchmarks", "runs/vdm", "runs/scoreflow", "dequantization", "runs/autoencoder", "latent", "_twin", "_lora")
     return any(part in command for part in slow)
 
 
@@ -89,6 +90,7 @@ def execute(start, commands, tmp_path):
         ("experiments.sample --workdir={0} --solver=dpm", "dpm_solver_pp"),
         ("experiments.fit --workdir={0}/nothing --solver=gits", "expected a --workdir made by"),
         ("experiments.likelihood --workdir={0}/nothing", "expected a --workdir made by"),
+        ("experiments.latent --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.evaluate --workdir={0}/nothing extra", "unexpected argument 'extra'"),
         ("experiments.evaluate --samples={0}/none.npz --config=configs/digits.py", "none.npz cannot be read"),
         ("experiments.inception --weights={0}/none.pth", "none.pth: no such file"),
