@@ -265,7 +265,7 @@ JOBS = {  # and of what their files are named
     "temperature": (temperature_job, lambda f: "prior"),
     "identifiability": (identifiability_job, lambda f: Path(f.other or "").name),
 }
-NAMING = ("seed", "num", "dequantization", "weights", "checkpoint")  # flags in the name where they are not the default
+NAMING = ("seed", "dequantization", "weights", "checkpoint")  # flags in the name where they are not the default
 
 
 def main():

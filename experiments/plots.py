@@ -103,7 +103,7 @@ def latents(z: Float[np.ndarray, "n d"], path: str | Path) -> Path:
         at = np.linspace(low, high, 200)
         axis.hist(drawn, min(40, 4 + len(z) // 8), density=True, alpha=0.6, label=f"latents (n = {len(z)}, d = {d})")
         axis.plot(at, law.pdf(at), color="k", linewidth=1, label="N(0, I)")
-        axis.set(xlabel=name)
+        axis.set(xlabel=name, ylim=(0, 1.35 * axis.get_ylim()[1]))
         axis.legend(fontsize=7)
     return _save(figure, path)
 

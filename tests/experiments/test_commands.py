@@ -32,6 +32,7 @@ SHORT = {
     "experiments.export": [],
     "experiments.fit": ["--steps=3", "--examples=8", "--knots=3", "--iterations=1", "--train_batch=4"],
     "experiments.dequantization": ["--steps=2", "--train_batch=8"],
+    "experiments.latent": ["--num=3", "--tolerance=0.1", "--batch=8", "--pairs=1", "--frames=3"],
     "experiments.likelihood": ["--num=3", "--rtol=0.1", "--atol=0.1", "--batch=8"],
     "experiments.evaluate": ["--groups=2", "--limit=20", "--steps=3", "--batch=8"],
     "experiments.tables": ["--quick"],
@@ -44,8 +45,8 @@ SHORT = {
 
 def measures(command):
     """Whether a command is left to the slow run: tables, benchmarks, profiles, latents, adapters, learned solvers, other ways to train."""
-    commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "amed", "_lora")
-    slow = (*commands, "runs/vdm", "runs/scoreflow", "runs/sliced", "runs/autoencoder", "runs/latent")
+    commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "amed", "_lora", "_twin", "latent")
+    slow = (*commands, "runs/vdm", "runs/scoreflow", "runs/sliced", "runs/autoencoder")
     return any(part in command for part in slow)
 
 
@@ -94,6 +95,7 @@ def execute(start, commands, tmp_path):
         ("experiments.inverse --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.inverse --workdir={0}/nothing --problem=denoising", "super_resolution"),
         ("experiments.likelihood --workdir={0}/nothing", "expected a --workdir made by"),
+        ("experiments.latent --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.evaluate --workdir={0}/nothing extra", "unexpected argument 'extra'"),
         ("experiments.evaluate --samples={0}/none.npz --config=configs/digits.py", "none.npz cannot be read"),
         ("experiments.inception --weights={0}/none.pth", "none.pth: no such file"),

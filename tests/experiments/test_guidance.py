@@ -34,7 +34,7 @@ def classifier(folders):
     config.model.update(channels=8, blocks=1, attention=(), dropout=0.0)
     config.optim.update(learning_rate=5e-3, warmup=0, ema=0.5)
     config.training.update(batch=64, steps=200, log_every=20, checkpoint_every=200)
-    train(config, folder / "classifier")
+    train(config, folders / "classifier")
     return str(folders / "classifier")
 
 
