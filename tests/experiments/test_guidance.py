@@ -34,13 +34,13 @@ def classifier(folders):
     config.model.update(channels=8, blocks=1, attention=(), dropout=0.0)
     config.optim.update(learning_rate=5e-3, warmup=0, ema=0.5)
     config.training.update(batch=64, steps=200, log_every=20, checkpoint_every=200)
-    train(config, folder / "classifier")
+    train(config, folders / "classifier")
     return str(folders / "classifier")
 
 
 @pytest.mark.slow
 def test_classifier_learns_from_noised_images(classifier):
-    """In 60 steps well below log 10 nats where there is little noise, and near it at the prior, where it can know nothing; it comes back as saved."""
+    """In 200 steps well below log 10 nats where there is little noise, and near it at the prior, where there is nothing to know."""
     run = runs.load_run(classifier)
     values, labels = run.dataset.values["test"][:200], jnp.asarray(run.dataset.labels["test"][:200])
     x0 = run.dataset.to_x(jax.random.split(jax.random.key(0), 200), values)
