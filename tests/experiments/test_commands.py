@@ -42,8 +42,18 @@ SHORT = {
 
 
 def measures(command):
-    """Whether a command is left to the slow run: tables, benchmarks, latents, adapters, and the other ways to train for likelihood."""
-    slow = ("experiments.tables", "benchmarks", "runs/vdm", "runs/scoreflow", "dequantization", "runs/autoencoder", "runs/latent", "_lora")
+    """Whether a command is left to the slow run: tables, benchmarks, latents, adapters, classifiers, and the other ways to train for likelihood."""
+    slow = (
+        "experiments.tables",
+        "benchmarks",
+        "runs/vdm",
+        "runs/scoreflow",
+        "dequantization",
+        "runs/autoencoder",
+        "runs/latent",
+        "_lora",
+        "_classifier",
+    )
     return any(part in command for part in slow)
 
 
