@@ -257,7 +257,7 @@ def guidance(panels: dict[str, np.ndarray], data: Float[np.ndarray, "n d"], curv
         axis.scatter(*data[:, :2].T, s=2, color="0.75", linewidths=0)
         axis.scatter(*x[:1500, :2].T, s=3, color="tab:red", linewidths=0)
         axis.set(title=title, xlim=(low[0], high[0] + 1), ylim=(low[1], high[1]), aspect="equal")
-    for axis, name, title in ((axes[1, 2], "W2", "sliced W2 to the class"), (axes[1, 3], "off", "share outside the class's 99 % ellipsoid")):
+    for axis, name, title in ((axes[1, 2], "W2", "sliced W2 to the class"), (axes[1, 3], "off", "share outside its 99 % ellipsoid")):
         for way, rows in curves.items():
             x, y, error = ([row[column] for row in rows] for column in ("omega", name, f"± {name}"))
             axis.errorbar(x, y, 2 * np.array(error), marker="o", markersize=3, label=way)

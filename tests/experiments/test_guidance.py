@@ -40,7 +40,7 @@ def classifier(folders):
 
 @pytest.mark.slow
 def test_classifier_learns_from_noised_images(classifier):
-    """In 60 steps well below log 10 nats where there is little noise, and near it at the prior, where it can know nothing; it comes back as saved."""
+    """In 200 steps well below log 10 nats where there is little noise, and near it at the prior, where there is nothing to know."""
     run = runs.load_run(classifier)
     values, labels = run.dataset.values["test"][:200], jnp.asarray(run.dataset.labels["test"][:200])
     x0 = run.dataset.to_x(jax.random.split(jax.random.key(0), 200), values)
