@@ -170,9 +170,10 @@ def loss_curve(workdir: str | Path) -> Path | None:
     if not rows:
         return None
     steps = sorted(rows)
+    losses = [rows[s]["loss"] for s in steps]
     figure, axis = plt.subplots(figsize=(6, 3.5))
-    axis.plot(steps, [rows[s]["loss"] for s in steps])
-    axis.set(xlabel="step", ylabel="training loss", yscale="log")
+    axis.plot(steps, losses)
+    axis.set(xlabel="step", ylabel="training loss", yscale="log" if min(losses) > 0 else "linear")  # score matching's is negative
     axis.grid(alpha=0.3, which="both")
     return _save(figure, Path(workdir) / "loss.png")
 

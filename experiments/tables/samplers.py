@@ -53,7 +53,7 @@ def orderings(scores: dict, columns: tuple[str, ...]) -> list[str]:
 
 
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
-    """Rows; and whether PC is better than the corrector alone everywhere, and on VE and VP better than twice the steps of the probability flow."""
+    """Rows; and whether PC is better than the corrector alone, and no published ordering of PC and twice the steps is reversed."""
     n, steps = (20, 3) if quick else (360, 100)
     few, many, alone, both = columns = (f"P{steps}", f"P{2 * steps}", f"C{2 * steps}", f"PC{steps}")
     scores, rows = {}, []
@@ -86,7 +86,6 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     (out / "orderings.txt").write_text(statement + "\n")
     print(statement)
     plots.scores(scores, floor, f"FD-clf of {n} samples", out / "samplers.png")
-    better = lambda a, b: difference(a, b)[0] < 0
-    passed = all(better(found[both], found[alone]) for found in scores.values())
-    passed &= all(better(scores[sde, "probability flow"][both], scores[sde, "probability flow"][many]) for sde in ("VE", "VP"))
+    passed = all(verdict(found[both], found[alone]).startswith("holds") for found in scores.values())
+    passed &= not any(verdict(found[both], found[many]).startswith("is reversed") for found in scores.values())
     return rows, quick or passed
