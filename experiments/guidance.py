@@ -126,6 +126,8 @@ def guide(
         weak = other_run(run, folder, "autoguidance", int(step) if step else None)
         if isinstance(weak.network, Classifier) or weak.conditional and not run.conditional:
             raise ValueError(f"--autoguidance={folder} is conditional on labels or a classifier: expected a worse run of the kind of --workdir")
+        if weak.conditional and weak.network.none != run.network.none:
+            raise ValueError(f"--autoguidance={folder} has {weak.network.none} classes: expected those of the model, {run.network.none}")
     if classifier:
         by = other_run(run, classifier, "classifier")
         if not isinstance(by.network, Classifier):
@@ -139,7 +141,7 @@ def guide(
 def other_run(run: runs.Run, workdir: str, flag: str, step: int | None = None) -> runs.Run:
     """Another run, of the same weights (raw or averaged), for examples on the same path. Raises ValueError if they are of another."""
     other = runs.load_run(workdir, step, run.weights)
-    path = lambda r: (getattr(r.network, "sde", None), r.dataset.shape)
+    path = lambda r: (r.dataset.name, getattr(r.network, "sde", None), r.dataset.shape)
     if path(other) != path(run):
-        raise ValueError(f"--{flag}={workdir} is of {path(other)}: expected the path and shape of --workdir, {path(run)}")
+        raise ValueError(f"--{flag}={workdir} is of {path(other)}: expected the data, path and shape of --workdir, {path(run)}")
     return other

@@ -26,6 +26,7 @@ from sde_lib import SDE, Denoiser
 from sde_lib.noise import normal
 
 METHODS = ("replacement", "dps", "pigdm", "moment")
+OF_METHOD = {"zeta": "dps", "iterations": "moment", "snr": "replacement"}  # flags of one method alone
 GRIDS = ("uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform")
 
 
@@ -94,6 +95,10 @@ def solve(run: runs.Run, problem: str, num: int, count: int, batch: int, seed: i
     values = run.dataset.values["test"]
     if not 0 < num <= len(values) or count < 1:
         raise ValueError(f"--num={num}, --samples={count}: expected 1 to {len(values)} test images, and at least one sample of each")
+    if run.conditional and not run.config.objective.label_dropout > 0:
+        raise ValueError("this model was trained with objective.label_dropout = 0, it knows no image without its label: expected another --workdir")
+    if not 0 <= options["noise"] < np.inf:
+        raise ValueError(f"--noise={options['noise']}: expected the standard deviation of the measurement's noise, 0 or more")
     operator = make_operator(problem, run)
     draw, nfe = sampler(run.network.sde, operator, **options)
     key = jax.random.key(seed)
@@ -135,6 +140,9 @@ def main():
     f = flags.FLAGS
     run = runs.from_flags()
     options = {name: f[name].value for name in ("method", "solver", "steps", "grid", "noise", "zeta", "iterations", "snr")}
+    for name, method in OF_METHOD.items():
+        if f[name].present and f.method != method:
+            raise ValueError(f"--{name}={f[name].value}: of --method={method}; expected that method, or no --{name}")
     other = [(name, f[name].value) for name in ("noise", "zeta", "iterations", "snr", "grid", "seed", "weights", "checkpoint") if f[name].present]
     name = "_".join([f.problem, f.method, f.solver, str(f.steps), *(f"{name}{fit.short(value)}" for name, value in other)])
     file = run.workdir / "inverse" / f"{name}.npz"
@@ -165,6 +173,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("samples", 8, "Samples of each.")
     flags.DEFINE_float("noise", 0.05, "Standard deviation of the measurement's noise; replacement takes y as exact.")
     flags.DEFINE_float("zeta", 0.3, "Step of --method=dps.")
-    flags.DEFINE_integer("iterations", 5, "Of conjugate gradients, --method=moment.")
+    flags.DEFINE_integer("iterations", 5, "Of GMRES, --method=moment.")
     flags.DEFINE_float("snr", 0.16, "Of the Langevin corrector of --method=replacement; 0 for no corrector.")
     cli.run(main)

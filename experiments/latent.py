@@ -246,6 +246,8 @@ def temperature_job(run, f, stem: Path):
 def identifiability_job(run, f, stem: Path):
     if f.other is None:
         raise ValueError("--other is missing: expected the workdir of another run on the same data")
+    if f.num == 1:
+        raise ValueError("--num=1: the correlation is over examples; expected at least 2")
     other = runs.load_run(f.other, weights=f.weights)
     if isinstance(other.network, Autoencoder) or other.dataset.facts != run.dataset.facts or other.dataset.name != run.dataset.name:
         raise ValueError(f"--other={f.other}: expected a run on the data of --workdir, {run.dataset.name}, not {other.dataset.name}")

@@ -81,7 +81,7 @@ def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statisti
     try:
         solver = factory(**options)
         if not statistics:  # values of a wrong type show when a table is built
-            solver(VP(), grids.log_snr(VP(), 5))
+            solver(VP(), grids.log_snr(VP(), 200))  # steps enough for all intervals of restart
         return solver
     except TypeError as error:
         known = [p for p in inspect.signature(factory).parameters if p not in ("options", "statistics")]

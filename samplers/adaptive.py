@@ -111,10 +111,15 @@ def check_eps(den: Denoiser, eps: float | None) -> float:
     return eps
 
 
+def _traced(den: Denoiser) -> Denoiser:
+    """The denoiser with its numbers, such as the strength of guidance, as arrays: `filter_jit` would compile anew for each."""
+    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, float) else a, den)
+
+
 def _adaptive(den, x, t0, t1, rtol, atol, solver):
     check_tolerances(rtol, atol, solver)
     x = as_float(x)
-    return _flow(den, x, *(jnp.asarray(c, x.dtype) for c in (t0, t1, rtol, atol)), solver)
+    return _flow(_traced(den), x, *(jnp.asarray(c, x.dtype) for c in (t0, t1, rtol, atol)), solver)
 
 
 def _levy_area(solver):
@@ -183,5 +188,5 @@ def sample_sde(den: Denoiser, x_T: Float[Array, "b ..."], times: Float[np.ndarra
         if len(times) == 1:
             return Solution(x, jnp.ones(x.shape[0], int), jnp.ones(x.shape[0], bool))
     path_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
-    solution = _reverse_sde(den, x, np.asarray(den.sde.T - times, x.dtype), path_keys, solver, controller)
+    solution = _reverse_sde(_traced(den), x, np.asarray(den.sde.T - times, x.dtype), path_keys, solver, controller)
     return solution._replace(nfe=solution.nfe + spent)

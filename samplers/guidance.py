@@ -31,7 +31,7 @@ from sde_lib.numerics import expand
 def check_unguided(den: Denoiser, what: str) -> None:
     """Raises ValueError for a guided denoiser."""
     if den.guided:
-        raise ValueError(f"{what} of a guided denoiser: its field is no model's and has no density; pass the denoiser that was guided")
+        raise ValueError(f"{what} of a guided denoiser, or one with a threshold: its field has no density; pass the denoiser itself")
 
 
 def _both(den, none, x, t, cond):
@@ -73,7 +73,7 @@ def classifier_free(den: Denoiser, none: Any, omega: float, interval: tuple[floa
     """Classifier-free guidance (Ho & Salimans 2022, 2207.12598): the weaker prediction is of all channels, without the condition.
 
     omega: 1 is conditional, 0 unconditional, above 1 guided (theirs is 1 + w with w = omega - 1). none: what stands for "no condition", a pytree as
-    den.cond, of one example or [B, ...].
+    den.cond, of one example, or [B, ...] for table solvers.
     interval: (low, high), guide only where low < sigma/alpha <= high (Kynkaanniemi et al. 2024, 2404.07724); an evaluation at which no example is
     within costs one call of the network on the batch, not on twice the batch.
     rescale: phi of Lin et al. 2023 (2305.08891, eq. 15-16; they take 0.7): 1 gives the guided F of the network the standard deviation that the

@@ -41,8 +41,10 @@ def _posterior(method, den: Denoiser, operator: LinearOperator, y, **options) ->
     return Denoiser(Partial(method, replace(den, cond=None), operator, **options), den.sde, "data", cond=(y, den.cond), guided=True)
 
 
-def _linearized(den: Denoiser, x, t):
-    """D and u -> J^T u."""
+def _linearized(den: Denoiser, x, t, y):
+    """D and u -> J^T u. Raises ValueError if y is not of as many examples."""
+    if len(x) != len(y):
+        raise ValueError(f"{len(y)} measurements of {len(x)} examples: expected one of each")
     data, pull = jax.vjp(lambda x: den.data(x, t), x)
     return data, lambda u: pull(u)[0]
 
@@ -55,10 +57,10 @@ def _noise(noise_std: float) -> float:
 
 def _dps(den, operator, x, t, cond, *, times, weights, zeta):
     y, cond = cond
-    data, pull = _linearized(replace(den, cond=cond), x, t)
+    data, pull = _linearized(replace(den, cond=cond), x, t, y)
     residual = y - operator.forward(data)
     norm = jnp.sqrt(jnp.sum(residual**2, range(1, y.ndim)))
-    step = 2 * zeta / jnp.maximum(norm, jnp.finfo(x.dtype).tiny) / jnp.interp(t, times, weights)
+    step = jnp.where(norm > 0, 2 * zeta / jnp.where(norm > 0, norm, 1.0), 0.0) / jnp.interp(t, times, weights)
     return data + expand(step, x) * pull(operator.transpose(residual))
 
 
@@ -70,7 +72,7 @@ def dps(den: Denoiser, operator: LinearOperator, y: Float[Array, "b ..."], times
     256 x 256; |r| comes to rest within about 2 zeta |A|^2 of 0, so that small problems need less. Knows nothing of the measurement's noise.
     One evaluation and one reverse pass each. Raises ValueError for y of another shape, bad times, or zeta not above 0.
     """
-    if not zeta > 0:
+    if not 0 < zeta < np.inf:
         raise ValueError(f"dps: zeta = {zeta}: expected a step above 0")
     times = check_times(den.sde, times)
     weights = np.append(posterior(den.sde, times[:-1], times[1:])[1], 1.0)
@@ -81,7 +83,7 @@ def _pigdm(den, operator, x, t, cond, *, noise_std, sigma_data):
     y, cond = cond
     t = informed(den.sde, t)
     alpha, sigma = den.sde.alpha(t), den.sde.sigma(t)
-    data, pull = _linearized(replace(den, cond=cond), x, t)
+    data, pull = _linearized(replace(den, cond=cond), x, t, y)
     total = (alpha * sigma_data) ** 2 + sigma**2
     variance = (sigma * sigma_data) ** 2 / total
     c = noise_std**2 / jnp.maximum(variance, jnp.finfo(x.dtype).tiny)
@@ -95,7 +97,7 @@ def pigdm(den: Denoiser, operator: LinearOperator, y: Float[Array, "b ..."], noi
     r_t^2 = sigma^2 s^2/(alpha^2 s^2 + sigma^2), the paper's sigma^2/(1 + sigma^2) of VE with s = sigma_data = 1; exact for data N(m, s^2 I).
     One evaluation and one reverse pass each. Raises ValueError for y of another shape, or a noise_std or sigma_data that are none.
     """
-    if not sigma_data > 0:
+    if not 0 < sigma_data < np.inf:
         raise ValueError(f"pigdm: sigma_data = {sigma_data}: expected the standard deviation of the data")
     return _posterior(_pigdm, den, operator, y, noise_std=_noise(noise_std), sigma_data=sigma_data)
 
@@ -110,7 +112,7 @@ def _moment_matching(iterations: int):
         scale = den.sde.sigma(t) ** 2 / den.sde.alpha(t)
 
         def one(den, x, t, y, scale):
-            data, pull = _linearized(den, x[None], t)
+            data, pull = _linearized(den, x[None], t, y[None])
             covariance = lambda v: scale * pull(operator.transpose(v[None]))
             marginal = lambda v: operator.forward(covariance(v))[0] + noise_std**2 * v
             solution, _ = gmres(marginal, y - operator.forward(data)[0], restart=iterations, maxiter=1)
@@ -129,9 +131,9 @@ def moment_matching(den: Denoiser, operator: LinearOperator, y: Float[Array, "b 
     iterations: at most, of each example; as many as measurements make it exact for any Gaussian data. noise_std = 0 may be ill-conditioned.
     One evaluation, and a reverse pass for each iteration and three more. Raises ValueError for y of another shape, noise_std < 0, or no iteration.
     """
-    if iterations < 1:
-        raise ValueError(f"moment_matching: iterations = {iterations}: expected at least 1")
-    return _posterior(_moment_matching(iterations), den, operator, y, noise_std=_noise(noise_std))
+    if iterations < 1 or iterations != int(iterations):
+        raise ValueError(f"moment_matching: iterations = {iterations}: expected a whole number, at least 1")
+    return _posterior(_moment_matching(int(iterations)), den, operator, y, noise_std=_noise(noise_std))
 
 
 def _replaced(sde, operator, known, keys, x, t):
@@ -163,6 +165,8 @@ def replacement(
     """
     y = as_float(y)
     operator.check(y)
+    if len(y) != len(x_T):
+        raise ValueError(f"replacement: {len(y)} measurements and {len(x_T)} x_T: expected one of each")
     constrain = Partial(_replaced, den.sde, operator, operator.pseudo_inverse(y))
     x = predictor_corrector(den, x_T, times, predictor, corrector, key, constrain=constrain)
     return consistent(operator, y, jax.jit(Denoiser.data)(den, x, times[-1]))

@@ -118,6 +118,8 @@ def matrix(a: Float[np.ndarray, "m n"]) -> LinearOperator:
 
 def super_resolution(shape: tuple[int, ...], factor: int) -> LinearOperator:
     """Means of factor x factor pixels of images [H, W, C]: y [B, H/factor, W/factor, C]. Raises ValueError if factor does not divide H and W."""
+    if len(shape) != 3:
+        raise ValueError(f"super_resolution: shape {shape}: expected that of an image, (H, W, C)")
     height, width, channels = shape
     if factor < 1 or height % factor or width % factor:
         raise ValueError(f"super_resolution: factor = {factor}: expected a common divisor of {height} and {width}")
@@ -129,6 +131,8 @@ def blur(shape: tuple[int, ...], std: float) -> LinearOperator:
     """Gaussian blur of images [H, W, C], std in pixels, renormalized at the borders: y [B, H, W, C]. Raises ValueError for std not above 0.
 
     Nearly singular: see `RANK`."""
+    if len(shape) != 3:
+        raise ValueError(f"blur: shape {shape}: expected that of an image, (H, W, C)")
     if not std > 0:
         raise ValueError(f"blur: std = {std}: expected a number of pixels above 0")
 

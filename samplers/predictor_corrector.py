@@ -36,7 +36,7 @@ class Corrector:
 
 def _of_norms(score, z, sigma):
     norm = lambda v: jnp.linalg.norm(v.reshape(len(v), -1), axis=-1)
-    return norm(z) / norm(score)
+    return jnp.where(norm(score) > 0, norm(z) / jnp.where(norm(score) > 0, norm(score), 1.0), 0.0)  # no step where there is no score
 
 
 def _of_sigma(score, z, sigma):
@@ -44,9 +44,9 @@ def _of_sigma(score, z, sigma):
 
 
 def _corrector(name: str, snr: float, steps: int, scale: Callable) -> Corrector:
-    if not snr > 0 or steps < 1:
-        raise ValueError(f"{name}: snr = {snr}, steps = {steps}: expected snr above 0 and at least 1 step")
-    return Corrector(float(snr), steps, scale)
+    if not 0 < snr < np.inf or steps < 1 or steps != int(steps):
+        raise ValueError(f"{name}: snr = {snr}, steps = {steps}: expected a finite snr above 0 and a whole number of steps, at least 1")
+    return Corrector(float(snr), int(steps), scale)
 
 
 def langevin(snr: float = 0.16, steps: int = 1) -> Corrector:

@@ -19,5 +19,4 @@ __all__ = [
     "HEUN", "KUTTA3", "MIDPOINT", "RK4", "SOLVERS", "Tableau", "adams_bashforth", "afs", "ancestral", "ddim", "deis", "dpm_solver", "dpm_solver_pp",
     "edm", "euler", "euler_maruyama", "heun", "ipndm", "lms", "midpoint", "pndm", "probability_flow", "restart", "reverse_diffusion", "rk4",
     "runge_kutta", "sde_dpm_solver", "sde_dpm_solver_pp", "singlestep_orders", "then", "unipc",
-    "sde_dpm_solver", "sde_dpm_solver_pp", "singlestep_orders", "then", "unipc",
 ]  # fmt: skip

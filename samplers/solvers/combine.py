@@ -91,6 +91,8 @@ def restart(
         return stack([*rows, last], table.prediction)
 
     def restarted(sde, times):
+        if solver(sde, times).stochastic:
+            raise ValueError("restart: the solver draws noise itself: expected a deterministic one, such as heun('sigma')")
         r = np.array([ratio(sde, t) if sde.alpha(t) > 0 else np.inf for t in times])
         tables, start = [], 0
         for n, k, t_min, t_max in sorted(intervals, key=lambda interval: -interval[2]):

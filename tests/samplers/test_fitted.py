@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import arrays, fit
-from samplers import amed, gits, grids, sample, solvers, threshold
+from samplers import amed, gits, grids, log_likelihood, sample, solvers, threshold
 from samplers.solvers import v3
 from sde_lib import EDM, VP, Denoiser, GaussianMixture, Linear, Trig
 
@@ -150,6 +150,8 @@ def test_threshold():
     assert float(jnp.abs(x).max()) < 0.2
     conditional = Denoiser(lambda x, t, c: c, VP(), "data", cond=data)
     np.testing.assert_allclose(jax.jit(lambda d, x: d.noise(x, 0.5))(threshold(conditional), data), threshold(den).noise(data, 0.5), rtol=1e-5)
+    with pytest.raises(ValueError, match="or one with a threshold"):
+        log_likelihood(threshold(den), data)
     with pytest.raises(ValueError, match="expected a bound above 0"):
         threshold(den, bound=-1.0)
 

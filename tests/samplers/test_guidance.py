@@ -1,9 +1,12 @@
 """Guidance on mixtures whose conditional and unconditional scores are known."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from samplers import (
     autoguidance,
@@ -59,6 +62,11 @@ def test_one_compilation_serves_every_omega():
     x = jnp.ones((4, 2))
     results = [data(classifier_free(den, 2, omega), x) for omega in (1.0, 2.0, 3.0)]
     assert len(traces) == 1 and not np.allclose(results[0], results[2])
+    counted = replace(den, fn=Partial(lambda x, t, c, den=den: traces.append(2) or den.fn(x, t, c)))  # by diffrax too
+    for omega in (1.5, 2.5):
+        once = len(traces)
+        sample_adaptive(classifier_free(counted, 2, omega), x, 1e-2, 1e-2)
+    assert len(traces) == once
 
 
 def test_guided_samples_move_away_from_the_other_class():

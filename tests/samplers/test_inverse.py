@@ -164,6 +164,13 @@ def test_batch_mates_do_not_matter(method, x64):
     assert np.abs(many[0] - many[2]).max() > 1e-3  # y is told
 
 
+def test_dps_stays_where_it_measures_as_it_should():
+    """A residual of 0 is no direction: D, and no NaN."""
+    den = Denoiser(lambda x, t: jnp.zeros_like(x), VP(), "data")
+    guided = dps(den, operators.matrix(np.ones((1, 2))), jnp.zeros((3, 1)), grids.log_snr(VP(), 20), zeta=0.3)
+    np.testing.assert_array_equal(guided.data(jnp.ones((3, 2)), 0.99), 0.0)
+
+
 def test_mistakes_are_refused():
     den, y = gaussian(2).denoiser(VP()), jnp.zeros((3, 1))
     operator, times = operators.matrix(np.ones((1, 2))), grids.log_snr(VP(), 5)
@@ -174,6 +181,8 @@ def test_mistakes_are_refused():
         ("noise_std = nan", lambda: pigdm(den, operator, y, np.nan)),
         ("sigma_data = 0", lambda: pigdm(den, operator, y, 0.1, sigma_data=0.0)),
         ("iterations = 0", lambda: moment_matching(den, operator, y, 0.1, iterations=0)),
+        ("2 measurements of 3 examples", lambda: pigdm(den, operator, y[:2]).data(jnp.zeros((3, 2)), 0.5)),
+        ("2 measurements and 3 x_T", lambda: replacement(den, operator, y[:2], jnp.zeros((3, 2)), times, solvers.ancestral())),
         ("zeta = 0", lambda: dps(den, operator, y, times, zeta=0.0)),
         ("of a guided denoiser", lambda: log_likelihood(pigdm(den, operator, y), jnp.zeros((3, 2)))),
         ("times must decrease", lambda: dps(den, operator, y, times[::-1])),

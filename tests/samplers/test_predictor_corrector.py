@@ -207,10 +207,19 @@ def test_mistakes_are_refused():
         (lambda: predictor_corrector(den, x, times[::-1], None, langevin(), jax.random.key(0)), "must decrease"),
         (lambda: predictor_corrector(den, x, grids.with_zero(times), None, langevin(), jax.random.key(0)), "sigma = 0"),
         (lambda: langevin(0.0), "snr above 0"),
-        (lambda: annealed_langevin(steps=0), "at least 1 step"),
+        (lambda: langevin(np.inf), "finite snr"),
+        (lambda: langevin(steps=1.5), "whole number of steps"),
+        (lambda: annealed_langevin(steps=0), "at least 1"),
     ):
         with pytest.raises(ValueError, match=words):
             bad()
+
+
+def test_no_score_no_step():
+    """Where the score vanishes the Langevin step, of the noise to the score in norm, is 0 and not infinite."""
+    den = Denoiser(lambda x, t: jnp.zeros_like(x), VE(), "score")
+    x = jnp.ones((2, 3))
+    np.testing.assert_array_equal(predictor_corrector(den, x, grids.uniform(VE(), 2), None, langevin(), jax.random.key(0)), x)
 
 
 @pytest.mark.slow

@@ -338,6 +338,8 @@ def test_churn_and_restart_are_the_published_algorithms():
     assert [solvers.restart(((3, k, 0.06, 0.3),))(sde, sigmas).nfe for k in (0, 2, 5, 10, 20)] == [35, 43, 55, 75, 115]
     imagenet = (4, 1, 19.35, 40.79), (4, 1, 1.09, 1.92), (4, 5, 0.59, 1.09), (4, 5, 0.3, 0.59), (6, 6, 0.06, 0.3)
     assert solvers.restart(imagenet)(sde, grids.with_zero(grids.karras(sde, 35, eps=0.002))).nfe == 203
+    with pytest.raises(ValueError, match="expected a deterministic one"):
+        solvers.restart(solver=solvers.ancestral())(sde, sigmas)
     none, heun = (solver(sde, sigmas) for solver in (solvers.restart(((3, 0, 0.06, 0.3),)), solvers.heun("sigma")))
     assert all(np.array_equal(getattr(none, field.name), getattr(heun, field.name)) for field in dataclasses.fields(heun))
 
