@@ -43,7 +43,7 @@ def test_mistakes_are_refused(run):
         ("--num=361, --samples=1: expected 1 to 360", "blur", 361, {}),
         ("--steps=1: expected at least 2", "blur", 1, {"steps": 1}),
         ("a predictor makes one evaluation a step", "blur", 1, {"method": "replacement", "solver": "heun"}),
-        ("noise_std = -1", "blur", 1, {"noise": -1.0}),
+        ("--noise=-1", "blur", 1, {"noise": -1.0}),
     ):
         with pytest.raises(ValueError, match=words):
             inverse.solve(run, problem, num, 1, 1, 0, **({"method": "moment"} | OPTIONS | options))

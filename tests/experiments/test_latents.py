@@ -15,7 +15,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from configs import default
-from experiments import autoencode, autoencoder, data, drift, export, network, objectives, runs, sample, state
+from experiments import autoencode, autoencoder, data, drift, export, guidance, network, objectives, runs, sample, state
 from experiments.checkpoints import Checkpoints
 from experiments.train import train
 
@@ -144,7 +144,7 @@ def test_samples_are_images(folders):
     assert values.shape == (5, 8, 8, 1) and values.dtype == np.uint8 and values.max() <= 16
     assert data.reference(run.dataset).shape == (8, 8, 1) and len(data.reference(run.dataset).values["test"]) == 360
     label, t = jnp.array([3]), jnp.array([0.5])
-    raw = lambda label, omega: jax.jit(lambda label: run.denoiser(label, omega).raw(x[0, :1], t))(label)
+    raw = lambda label, omega: jax.jit(lambda label: guidance.guide(run, omega).denoiser(label).raw(x[0, :1], t))(label)
     some, none = raw(label, 1.0), raw(jnp.array([10]), 1.0)
     np.testing.assert_allclose(raw(label, 3.0), none + 3 * (some - none), atol=1e-5)
     assert np.all(jnp.abs(some - none).max((0, 1, 2)) > 0)
