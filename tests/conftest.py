@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samplers import solvers
-from sde_lib import PLANE, SDE, GaussianMixture
+from sde_lib import PLANE, SDE, VE, VP, GaussianMixture, Linear
 
 pytest_plugins = ["commands"]
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -62,7 +62,9 @@ def pytest_collection_modifyitems(items):
 def pytest_generate_tests(metafunc):
     own = [name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[0].replace(" ", "").split(",")]
     if "sde" in metafunc.fixturenames and "sde" not in own:
-        metafunc.parametrize("sde", PATHS, ids=lambda sde: type(sde).__name__)
+        few = next(metafunc.definition.iter_markers("few_paths"), None)
+        slow = lambda sde: [pytest.mark.slow] * (few is not None and not isinstance(sde, (VP, VE, Linear)))
+        metafunc.parametrize("sde", [pytest.param(sde, id=type(sde).__name__, marks=slow(sde)) for sde in PATHS])
     if "kind" in metafunc.fixturenames and "kind" not in own:
         metafunc.parametrize("kind", PLANE)
     if "solver_name" in metafunc.fixturenames:

@@ -11,6 +11,7 @@ from samplers import encode, grids, sample_adaptive, sample_sde
 from sde_lib import VP, Denoiser, GaussianMixture, Linear
 
 
+@pytest.mark.few_paths
 def test_probability_flow_of_a_gaussian(sde, x64):
     """x(eps) - alpha m = (x(T) - alpha m) sqrt(v(eps)/v(T)) (score_sde.md, check 4), to 1e-6 at tolerance 1e-8."""
     gm = GaussianMixture(np.array([[0.3, -0.2]]), np.array([0.5]))
@@ -23,6 +24,7 @@ def test_probability_flow_of_a_gaussian(sde, x64):
     assert result.nfe.shape == (4,) and np.all(result.success)
 
 
+@pytest.mark.few_paths
 def test_encode_inverts_sampling(sde, x64, mixture):
     x_T = sde.prior_sample(jax.random.key(0), (4, 2))
     x = sample_adaptive(mixture.denoiser(sde), x_T, rtol=1e-9, atol=1e-9).x
@@ -66,6 +68,7 @@ def ks(sde, x, t):
     return stats.kstest(np.asarray(x)[:, 0], cdf).statistic
 
 
+@pytest.mark.few_paths
 def test_reverse_sde_on_every_path(sde):
     """Euler of diffrax on the reverse SDE, 400 steps, n = 4000, seed 0: KS within 0.035 (exceeded by chance with probability 1e-4)."""
     times = grids.log_snr(sde, 400)

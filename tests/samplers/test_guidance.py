@@ -190,6 +190,7 @@ def test_autoguidance_extrapolates_from_the_worse_model(x64):
         autoguidance(den, weak(Linear(), "v"), omega)
 
 
+@pytest.mark.few_paths
 def test_the_exact_posterior_makes_the_mixture_conditional(sde, x64):
     """score(x) + grad log p(k | x_t) = the score of component k, in all predictions, on every path and at both ends of it."""
     den = BOTH.denoiser(sde)

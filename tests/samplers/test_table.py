@@ -109,6 +109,7 @@ def test_order_of_convergence(name):
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "midpoint", "rk4", "probability_flow"])
+@pytest.mark.few_paths
 def test_order_in_time_on_every_path(sde, name):
     """Those that step in t, from 0.9 T to 0.05 T (sigma' may be infinite at 0); rounding and the C^1 steps of a chain excused below 1e-8."""
     slope, error = slope_of_error(sde, *ORDERS[name][:1], 0.9 * sde.T, 0.05 * sde.T)
@@ -151,6 +152,7 @@ STOCHASTIC = {name: solver for name, solver in SOLVERS.items() if solver(VP(), g
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.few_paths
 def test_weak_order_of_stochastic_solvers(sde, name):
     """The error of the standard deviation falls by 1.5 or more when the steps double, where it is not below 1e-4 already."""
     solver = STOCHASTIC[name]

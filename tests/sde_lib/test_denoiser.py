@@ -7,6 +7,7 @@ from sde_lib import PLANE, VP, Denoiser, Linear, plane_point
 from sde_lib.numerics import expand
 
 
+@pytest.mark.few_paths
 def test_every_kind_gives_every_prediction(sde, kind, interior, x64):
     """From the true point of `kind`, all six predictions are the true points, to 1e-12 relative in float64 (flows.md, check 1)."""
     x0, eps = jax.random.normal(jax.random.key(0), (2, 9, 4))
@@ -45,6 +46,7 @@ def test_edm_is_the_preconditioning_of_the_paper():
     np.testing.assert_allclose(b[:, 0], sigma * 0.5 / np.sqrt(sigma**2 + 0.25), rtol=1e-5)
 
 
+@pytest.mark.few_paths
 def test_finite_where_alpha_is_zero(sde, kind, mixture):
     """At t = T every kind still gives finite data, noise, score and velocity, near the exact ones."""
     exact = mixture.denoiser(sde)

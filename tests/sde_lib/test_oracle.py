@@ -18,6 +18,7 @@ def test_density_is_that_of_scipy(x64, mixture):
         np.testing.assert_allclose(got, np.log(want), rtol=1e-6)
 
 
+@pytest.mark.few_paths
 def test_denoiser_is_exact(sde, x64, mixture):
     """score = grad log p_t, and data = Tweedie's formula (x + sigma^2 score)/alpha, in float64 to 1e-9."""
     gm, den = mixture, mixture.denoiser(sde)

@@ -100,6 +100,7 @@ def test_prior(sde):
     np.testing.assert_array_equal(sde.prior_sample(jax.random.key(0), (7, 4)), x[:7])
 
 
+@pytest.mark.few_paths
 def test_probability_flow_satisfies_the_continuity_equation(sde, x64, mixture):
     """|d_t log p + div v + v . score| <= 1e-10 on a mixture (flows.md, check 2), relative to the size of its terms."""
     x = mixture.sample(jax.random.key(2), 5)
