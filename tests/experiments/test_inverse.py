@@ -19,6 +19,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["replacement", "pigdm"])
+@pytest.mark.slow
 def test_samples_depend_on_image_and_number_alone(run, tmp_path, method):
     """Stopped after a batch and resumed, in other batches, of fewer images: the same samples. What is known to replacement is in them."""
     solve = lambda num, batch, **more: inverse.solve(run, "super_resolution", num, 2, batch, 0, method=method, **OPTIONS, **more)

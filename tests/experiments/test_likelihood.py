@@ -35,6 +35,7 @@ def gaussian_of_levels(n: int = N, mean: float = 8.5, std: float = 1.0) -> tuple
     return run, float(-np.sum(p[p > 0] * np.log2(p[p > 0])))
 
 
+@pytest.mark.slow
 def test_dequantization_gap():
     """sigma = 1 level: the entropy is 2.1048 bits, its uniform bound 2.1673 (tables_and_likelihood.md, point 8), by 16 draws to 4 standard errors and
     .005 for the 512 quantiles; importance weights of 16 draws come within .01 of the entropy, from above."""
@@ -51,6 +52,7 @@ def test_dequantization_gap():
     assert entropy - 0.005 < nearer < truncated["score"].mean()
 
 
+@pytest.mark.slow
 def test_variational_dequantization_closes_the_gap(tmp_path):
     """sigma = half a level: the entropy is 1.2454 bits, the uniform bound 1.5123 (point 8). A fitted flow leaves less than a tenth of the gap (512
     quantiles, 16 draws, standard error .003), and never a bound below the entropy; a flow that was not trained is uniform."""
@@ -71,6 +73,7 @@ def test_variational_dequantization_closes_the_gap(tmp_path):
         bits(dequantization="variational")
 
 
+@pytest.mark.slow
 def test_an_interrupted_score_goes_on(tmp_path):
     """Interrupted after its first batch and run again, in other batches, it scores the rest, and the same as without; with other settings all."""
     run, _ = gaussian_of_levels(40)

@@ -9,6 +9,7 @@ RNG = np.random.default_rng(0)
 A = RNG.standard_normal((400, 3))
 
 
+@pytest.mark.slow
 def test_distances_of_a_shift():
     """A shift by d moves W2 by |d|, its slices by |d|/sqrt(3) in 3-D, Frechet by |d|^2, exactly (the sample is the same)."""
     d = np.array([3.0, 0.0, 4.0])

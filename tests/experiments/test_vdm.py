@@ -87,6 +87,7 @@ def test_derivatives_are_those_of_the_mean_and_of_the_square():
     np.testing.assert_allclose(found[1], jax.grad(lambda s: (fn(a, s) ** 2).mean())(s), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trained_schedule_has_less_variance_and_the_same_mean():
     r"""With r = E error^2 at a log-SNR, and error^2 / r of chi-square law, the estimate's least variance is 2 (\int r)^2 (s' in proportion to r), and
     that of even log-SNRs 30 \int r^2 - (\int r)^2. 200 steps of Adam on the schedule's interior leave half of the excess; the mean stays."""

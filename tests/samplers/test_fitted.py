@@ -24,6 +24,7 @@ def problem(request):
     return sde, den, x_T, lambda x: float(jnp.sqrt(jnp.mean(jnp.sum((x - exact) ** 2, -1))))
 
 
+@pytest.mark.slow
 def test_v3_beats_its_degenerate_self(problem):
     """By 25 % at 5 evaluations, 15 % at 8, 5 % at 20, not worse at 10, with statistics of 120 values of log-SNR x 1024 examples."""
     sde, den, x_T, rmse = problem

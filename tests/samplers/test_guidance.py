@@ -38,6 +38,7 @@ def conditional(sde, kind):
 
 
 @pytest.mark.parametrize("kind", ["noise", *(pytest.param(kind, marks=pytest.mark.slow) for kind in PLANE if kind != "noise")])
+@pytest.mark.slow
 def test_every_prediction_is_extrapolated(kind, x64):
     """P_none + omega (P_cond - P_none) for each prediction of a model of each kind; omega = 1 is the conditional model."""
     sde, omega = VP(), 2.5

@@ -46,6 +46,7 @@ def test_errors_of_the_path_do_not_count_with_an_exact_score(x64):
 
 
 @pytest.mark.parametrize("path, kind", [pytest.param(VP(), "noise", marks=pytest.mark.slow), (Linear(), "velocity")], ids=["VP", "Linear"])
+@pytest.mark.slow
 def test_a_network_whose_score_is_none(path, kind):
     """Where the prediction is no conditional expectation the path's own accuracy counts: as the coupled solve at 1e-6, to 10 atol per dimension."""
     den = Denoiser(lambda x, t: jnp.sin(x) * jnp.cos(t)[:, None], path, kind)
@@ -124,6 +125,7 @@ SLOW = [pytest.param(cls(), marks=pytest.mark.slow) for cls in SDE.__subclasses_
 
 
 @pytest.mark.parametrize("sde", [Cosine(), *SLOW], ids=lambda p: type(p).__name__)
+@pytest.mark.slow
 def test_every_path(sde, x64):
     """log p is that of the marginal at eps up to the prior's mismatch, which is known: compare p_eps with the prior's own density at T."""
     gm = GaussianMixture(0.8 * RING, np.full(8, 0.15))

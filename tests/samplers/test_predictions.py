@@ -17,6 +17,7 @@ CASES = [pytest.param(c(), k, marks=() if fast(c, k) else pytest.mark.slow, id=f
 
 
 @pytest.mark.parametrize("path, kind", CASES)
+@pytest.mark.slow
 def test_every_prediction(path, kind):
     """From the exact prediction of `kind`: the flow, the reverse SDE on the same noise and log p, as from the oracle's own denoiser, in float32.
 
