@@ -45,7 +45,7 @@ SHORT = {
 
 def measures(command):
     """Whether a command is left to the slow run: tables, benchmarks, profiles, latents, adapters, classifiers, some solvers, other ways to train."""
-    commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "_lora", "_twin", "latent", "_classifier")
+    commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "_lora", "_twin", "latent", "_classifier", "gits")
     slow = (
         *commands,
         "amed",
