@@ -139,8 +139,8 @@ class UNet(Layers):
 
     channels: of the first level; multipliers: of each level, each half the resolution of the one before; blocks: residual blocks a level;
     attention: the resolutions (heights) with attention; dropout; num_classes, embedding, embedding_scale, augment_dim, second_time: as in
-    `Conditioning`; frequencies: of `fourier_features` of x; patch: the first level sees squares of so many pixels as one; remat: compute the residual blocks again in
-    the backward pass, for memory; the others: see the table of this module.
+    `Conditioning`; frequencies: of `fourier_features` of x; patch: the first level sees squares of so many pixels as one; remat: compute the residual
+    blocks again in the backward pass, for memory; the others: see the table of this module.
 
     x: [B, H, W, C] -> [B, H, W, C]; t: [B], about 0 to 1; label: [B]; example: [B] global indices, given in training only, turn dropout on;
     augmented: [B, augment_dim], given in training only; s: [B], None for t.

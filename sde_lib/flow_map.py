@@ -52,9 +52,7 @@ class FlowMap:
 
     def __post_init__(self):
         if self.kind in ("noise", "score") and self.sde.alpha(self.sde.T) < MIN_ALPHA:
-            raise ValueError(
-                f"FlowMap of kind '{self.kind}' on {self.sde}: it says nothing of x_0 where alpha = 0; expected data, velocity, v or edm"
-            )
+            raise ValueError(f"FlowMap of kind '{self.kind}' on {self.sde}: no news of x_0 where alpha = 0; expected data, velocity, v or edm")
         self.denoiser()  # its checks
         if callable(self.fn) and not isinstance(self.fn, Partial):
             object.__setattr__(self, "fn", Partial(self.fn))

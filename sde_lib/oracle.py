@@ -134,9 +134,7 @@ class GaussianMixture:
         Raises ValueError for a mixture of more, which has none in closed form.
         """
         if len(self.means) != 1:
-            raise ValueError(
-                f"flow_map of a mixture of {len(self.means)} components: only one Gaussian has it in closed form; integrate its denoiser"
-            )
+            raise ValueError(f"flow_map of a mixture of {len(self.means)} components: only one Gaussian's is in closed form; integrate its denoiser")
         return FlowMap(jax.tree_util.Partial(_exact_jump, self, sde), sde, "v")
 
 
