@@ -148,7 +148,13 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         schedule = Schedule(objective.time.high, objective.time.low)
     elif classifies:
         return classifier.Classifier(Network(module, sde, objective.kind, objective.sigma_data, objective.clock))
+    elif objective.loss == "meanflow":
+        if not module.second_time or objective.weighting != "own":
+            raise ValueError(
+                f"config.objective.loss = 'meanflow', model.second_time = {module.second_time}, objective.weighting = '{objective.weighting}': "
+                "expected a network of two times (second_time = True), and the loss's own weighting"
+            )
     elif objective.loss not in ("regression", *LOSSES):
-        known = f"regression, {', '.join(LOSSES)}, variational, autoencoder or classifier"
+        known = f"regression, {', '.join(LOSSES)}, meanflow, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule)
