@@ -18,6 +18,6 @@ from samplers.thresholding import threshold
 __all__ = [
     "Corrector", "LinearOperator", "LogLikelihood", "Row", "Solution", "Table", "annealed_langevin", "autoguidance", "classifier_free",
     "classifier_guidance", "consistent", "dps", "encode", "gits", "grids", "jumps", "langevin", "log_likelihood", "moment_matching", "operators",
-    "pigdm", "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "slerp", "solvers", "stack", "threshold",
-    "VariationalBound", "variational_bound",
+    "pigdm", "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "slerp", "solvers", "stack",
+    "threshold", "VariationalBound", "variational_bound",
 ]  # fmt: skip

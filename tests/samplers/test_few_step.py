@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samplers import jumps
+from samplers import jumps, log_likelihood
 from sde_lib import VE, VP, FlowMap, GaussianMixture, Linear
 
 
@@ -24,8 +24,8 @@ def test_exact_jumps_compose(sde, x64):
     np.testing.assert_allclose(jumps(fm, x, times), want, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("gamma", [0.3, 1.0])
-@pytest.mark.parametrize("sde", [VP(), VE(), Linear()], ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("gamma", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sde", [*(pytest.param(sde, marks=pytest.mark.slow) for sde in (VP(), VE())), Linear()], ids=lambda sde: type(sde).__name__)
 def test_renoised_jumps_keep_the_law(sde, gamma):
     """From x_T of the exact law, samples are of the law of x_0, and are others than the deterministic ones: means and covariances within 4 standard
     errors (n = 20,000, seed 1). Control: the denoiser in the place of the flow map is far out."""
@@ -68,6 +68,8 @@ def test_restart_is_that_of_consistency_models():
 
 def test_impossible_jumps_are_refused():
     fm, x = gaussian().flow_map(VP()), jnp.ones((1, 2))
+    with pytest.raises(ValueError, match="of a FlowMap: expected a sde_lib.Denoiser"):
+        log_likelihood(fm, x)
     for words, times, *rest in (("must decrease", [0.0, 1.0]), ("0 .deterministic. to 1", [1.0, 0.0], 1.5), ("pass key", [1.0, 0.0], 0.5)):
         with pytest.raises(ValueError, match=words):
             jumps(fm, x, times, *rest)
