@@ -1,6 +1,6 @@
 """Samplers of any `sde_lib.Denoiser`: tables of a fixed grid, predictor-correctors, diffrax for all that is adaptive, the log-likelihood."""
 
-from samplers import grids, operators, solvers
+from samplers import grids, operators, solvers, strengths
 from samplers.adaptive import Solution, encode, sample_adaptive, sample_sde
 from samplers.bound import VariationalBound, variational_bound
 from samplers.gits import gits
@@ -16,6 +16,7 @@ from samplers.thresholding import threshold
 __all__ = [
     "Corrector", "LinearOperator", "LogLikelihood", "Row", "Solution", "Table", "annealed_langevin", "autoguidance", "classifier_free",
     "classifier_guidance", "consistent", "dps", "encode", "gits", "grids", "langevin", "log_likelihood", "moment_matching", "operators", "pigdm",
-    "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "slerp", "solvers", "stack", "threshold",
+    "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "slerp", "solvers", "stack", "strengths",
+    "threshold",
     "VariationalBound", "variational_bound",
 ]  # fmt: skip
