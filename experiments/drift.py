@@ -28,7 +28,8 @@ CLASSES = {
         sde.name sde.T sde.beta_max sde.beta_min sde.betas sde.noise sde.s sde.sigma_data sde.sigma_max sde.sigma_min sde.sigmas sde.theta
         model.activation model.dropout model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel model.rescale
         objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
-        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.std
+        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale
+        objective.time.std
         optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.schedule optim.warmup optim.weight_decay
         lora.alpha training.batch training.steps""",
     STATE: """
@@ -76,6 +77,8 @@ def drifted(before: dict, after: dict, same_data: bool) -> dict[str, str]:
             classes[field] = FREE
         elif field == "training.steps" and before["optim.schedule"] == after["optim.schedule"] == "constant":
             classes[field] = FREE
+        elif field == "objective.time.name" and "importance" in (before.get(field), after.get(field)):  # which has a history
+            classes[field] = STATE
         elif field.startswith("optim.") and any(_moments(a) != _moments(b) for a, b in zip((before, after), other)):
             classes[field] = STATE
     return classes
