@@ -280,6 +280,6 @@ def strengths(times: np.ndarray, curves: dict[str, np.ndarray], samples: dict[st
         for i, (name, values) in enumerate(found.items()):
             wrong = name in ("noise alone", "gnobitab/RectifiedFlow")
             axis.plot(x, stats.gaussian_kde(values[:, 0], 0.1)(x), ":" if wrong else "-", color=f"C{i}", linewidth=1.8 if wrong else 1, label=name)
-        axis.set(title=f"samples by each D, {title}", xlabel="first coordinate", ylabel="density")
-        axis.legend(fontsize=7)
+        axis.set(title=f"samples by each D, {title}", xlabel="first coordinate", ylabel="density", ylim=(0, 1.5 * axis.get_ylim()[1]))
+        axis.legend(fontsize=7, ncols=2, loc="upper center")
     return _save(figure, path)
