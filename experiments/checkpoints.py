@@ -39,6 +39,11 @@ def _copy(a):
     return a.copy() if isinstance(a, jax.Array) and not (a.is_fully_addressable or a.is_fully_replicated) else np.array(a)
 
 
+def _parts(state: TrainState) -> dict:
+    """What a state has, by name: a part that is None is not in its checkpoint, nor in those that are older than the part."""
+    return {name: part for name, part in vars(state).items() if part is not None}
+
+
 def own_sum(found: dict[str, str]) -> str:
     """The sum of a manifest itself."""
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
@@ -132,7 +137,7 @@ class Checkpoints:
             raise self._failed(OSError(f"a checkpoint of step {step} needs {_mib(needed)}"))
         copy = jax.tree.map(_copy, state)  # on a CPU the arrays of a donated state would be written over
         try:
-            self.manager.save(step, args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(copy)}), force=True)
+            self.manager.save(step, args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(_parts(copy))}), force=True)
         except Exception as failure:
             raise self._failed(failure) from failure
 
@@ -237,7 +242,7 @@ class Checkpoints:
                     raise ValueError(f"checkpoint {place.parent} does not fit this config: {name} is {show(theirs)}, expected {show(own)}")
                 if any(chunk > max(size, 1) for chunk, size in zip(theirs.storage.chunk_shape, theirs.shape)):
                     raise ValueError(f"checkpoint {place.parent} has {name} {theirs.shape} in chunks of {theirs.storage.chunk_shape}: it is not ours")
-            return reader.restore(place, jax.tree.map(_as, like))
+            return like.replace(**reader.restore(place, jax.tree.map(_as, _parts(like))))
 
     def damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint's files, every byte of which is read."""

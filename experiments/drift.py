@@ -30,7 +30,8 @@ CLASSES = {
         objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
         objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa objective.meanflow.omega objective.meanflow.power
         objective.meanflow.until
-        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.std
+        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale
+        objective.time.std
         optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.schedule optim.warmup optim.weight_decay
         lora.alpha training.batch training.steps""",
     STATE: """
@@ -78,6 +79,8 @@ def drifted(before: dict, after: dict, same_data: bool) -> dict[str, str]:
             classes[field] = FREE
         elif field == "training.steps" and before["optim.schedule"] == after["optim.schedule"] == "constant":
             classes[field] = FREE
+        elif field == "objective.time.name" and "importance" in (before.get(field), after.get(field)):  # which has a history
+            classes[field] = STATE
         elif field.startswith("optim.") and any(_moments(a) != _moments(b) for a, b in zip((before, after), other)):
             classes[field] = STATE
     return classes

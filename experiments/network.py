@@ -149,10 +149,10 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     elif classifies:
         return classifier.Classifier(Network(module, sde, objective.kind, objective.sigma_data, objective.clock))
     elif objective.loss == "meanflow":
-        if not module.second_time or objective.weighting != "own":
+        if not module.second_time or objective.weighting != "own" or objective.time.name == "importance":
             raise ValueError(
-                f"config.objective.loss = 'meanflow', model.second_time = {module.second_time}, objective.weighting = '{objective.weighting}': "
-                "expected a network of two times (second_time = True), and the loss's own weighting"
+                f"config.objective.loss = 'meanflow', model.second_time = {module.second_time}, objective.weighting = '{objective.weighting}', "
+                f"time.name = '{objective.time.name}': expected a network of two times (second_time = True), the loss's own weighting, no importance"
             )
     elif objective.loss not in ("regression", *LOSSES):
         known = f"regression, {', '.join(LOSSES)}, meanflow, variational, autoencoder or classifier"

@@ -58,6 +58,21 @@ def logit_normal(u, sde: SDE, options: ConfigDict):
     return sde.T * jax.nn.sigmoid(options.mean + options.std * jax.scipy.special.ndtri(u))
 
 
+def mode(u, sde: SDE, options: ConfigDict):
+    """Heavy in the middle for `scale` above 0 (1.29 in SD3), at the ends below: t/T = 1 - u - scale (cos^2(pi u/2) - 1 + u) (2403.03206, eq. 20).
+
+    Monotone for -1 <= scale <= 2/(pi - 2), else a ValueError."""
+    if not -1 <= options.scale <= 2 / (np.pi - 2):
+        raise ValueError(f"config.objective.time.scale = {options.scale}: expected -1 to {2 / (np.pi - 2):.4f}")
+    return sde.T * (1 - u - options.scale * (jnp.cos(0.5 * np.pi * u) ** 2 - 1 + u))
+
+
+def cosmap(u, sde: SDE, options: ConfigDict):
+    """The log-SNR of the cosine schedule on the linear path (SD3, 2403.03206, eq. 21): t/T = 1 - 1/(tan(pi u/2) + 1)."""
+    sine, cosine = jnp.sin(0.5 * np.pi * u), jnp.cos(0.5 * np.pi * u)
+    return sde.T * sine / (sine + cosine)
+
+
 def log_normal(u, sde: SDE, options: ConfigDict):
     """log(sigma/alpha) ~ N(mean, std^2) (EDM, 2206.00364, table 1: -1.2, 1.2)."""
     return sde.time(-(options.mean + options.std * jax.scipy.special.ndtri(u)))
@@ -76,14 +91,18 @@ def steps(u, sde: SDE, options: ConfigDict):
     return sde.time_of_step(1 + jnp.minimum(jnp.floor(u * sde.N), sde.N - 1))
 
 
-TIME_SAMPLERS = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log_normal, "log_snr": log_snr, "steps": steps}
+TIME_SAMPLERS = {
+    "uniform": uniform, "logit_normal": logit_normal, "mode": mode, "cosmap": cosmap, "log_normal": log_normal, "log_snr": log_snr, "steps": steps,
+    "importance": uniform,  # of a u that `experiments.importance` has moved
+}  # fmt: skip
 
 GOLDEN = np.uint32(2654435769)  # 2^32 / golden ratio
 
 
 def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
     """u in (0, 1) for global example indices [B]: the golden-ratio sequence frac(offset + position/phi), even over every run of examples, so over
-    every batch, yet a function of the example alone. Computed in wrapping 32-bit integers, exact at any position."""
+    every batch (stratified, as VDM's u_0 + i/B is, 2107.00630), yet a function of the example alone. Computed in wrapping 32-bit integers, exact at
+    any position."""
     bits = position.astype(jnp.uint32) * GOLDEN + offset
     return ((bits >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)  # 23 bits and a half: exact, hence below 1, in float32
 
@@ -97,6 +116,11 @@ def landing(sde: SDE, options: ConfigDict, u: Float[Array, " b"]) -> Float[Array
     return jnp.clip(TIME_SAMPLERS[options.name](u, sde, options), sde.eps if sde.sigma(0.0) == 0 else 0.0, last)
 
 
+def uniforms(key, position: Float[Array, " b"]) -> Float[Array, " b"]:
+    """The u from which the times of examples are made, [B]."""
+    return low_discrepancy(position, jax.random.bits(jax.random.split(key, 4)[3]))
+
+
 def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0: Float[Array, "b ..."]):
     """x_t [B, ...], the times t [B] at which u lands, and the noise."""
     t = landing(sde, options, u).astype(x0.dtype)
@@ -104,21 +128,22 @@ def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0:
     return x_t, t, noise
 
 
-def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
+def loss(network, params, dataset, objective: ConfigDict, key, batch, u=None) -> Float[Array, " b"]:
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
     (`vdm.bound`), of "meanflow" its own, of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
 
     batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
+    u: instead of `uniforms` (`experiments.importance`).
     Raises ValueError for unknown names in `objective`.
     """
     if isinstance(network, autoencoder.Autoencoder):
         return autoencoder.loss(network, params, dataset, objective, key, batch)
     if objective.time.name not in TIME_SAMPLERS:
         raise ValueError(f"config.objective.time.name = '{objective.time.name}': expected one of {', '.join(TIME_SAMPLERS)}")
-    data_key, noise_key, dropout_key, offset_key = jax.random.split(key, 4)
+    data_key, noise_key, dropout_key, _ = jax.random.split(key, 4)
     each = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
     data_keys, noise_keys = each(data_key), each(noise_key)
-    u = low_discrepancy(batch["position"], jax.random.bits(offset_key))
+    u = uniforms(key, batch["position"]) if u is None else u
     label = hidden = None
     if network.none is not None:
         label_keys = each(jax.random.fold_in(key, 4))

@@ -266,3 +266,20 @@ def guidance(panels: dict[str, np.ndarray], data: Float[np.ndarray, "n d"], curv
         axis.grid(alpha=0.3)
     axes[1, 2].legend(fontsize=8)
     return _save(figure, path)
+
+
+def strengths(times: np.ndarray, curves: dict[str, np.ndarray], samples: dict[str, dict[str, np.ndarray]], path: str | Path) -> Path:
+    """D(t) by name, and per path {name: samples [n, 2]} their densities in the first coordinate, each by its own kernel estimate."""
+    figure, axes = plt.subplots(1, 1 + len(samples), figsize=(4.8 * (1 + len(samples)), 4), layout="constrained")
+    for i, (name, curve) in enumerate(curves.items()):
+        axes[0].plot(times, curve, label=name, linestyle="--" if i % 2 else "-")
+    axes[0].set(title="D(t), linear path", xlabel="t (0: data)", ylim=(0, 2))
+    axes[0].legend(fontsize=8)
+    for axis, (title, found) in zip(axes[1:], samples.items()):
+        x = np.linspace(*np.quantile(found["ODE"][:, 0], (0.0, 1.0)), 300)
+        for i, (name, values) in enumerate(found.items()):
+            wrong = name in ("noise alone", "gnobitab/RectifiedFlow")
+            axis.plot(x, stats.gaussian_kde(values[:, 0], 0.1)(x), ":" if wrong else "-", color=f"C{i}", linewidth=1.8 if wrong else 1, label=name)
+        axis.set(title=f"samples by each D, {title}", xlabel="first coordinate", ylabel="density", ylim=(0, 1.5 * axis.get_ylim()[1]))
+        axis.legend(fontsize=7, ncols=2, loc="upper center")
+    return _save(figure, path)

@@ -1,8 +1,8 @@
 """Draw samples: python -m experiments.sample --workdir=runs/digits --solver=dpm_solver_pp --steps=15 --num=64
 
-Writes samples/<solver>_<steps>.npz (with corrector, guidance, seed, weights, checkpoint and label in its name where they are not the default; arr_0:
-uint8 NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a picture of the first
-hundred and one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
+Writes samples/<solver>_<steps>.npz (with corrector, diffusion, guidance, seed, weights, checkpoint and label in its name where they are not the
+default; arr_0: uint8 NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a picture of
+the first hundred and one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
 Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on the devices.
 """
 
@@ -31,6 +31,7 @@ from sde_lib import SDE, VP, Denoiser, FlowMap
 ADAPTIVE, REVERSE_SDE, JUMPS, NONE = "adaptive", "reverse_sde", "jumps", "none"
 V3, GITS = "dpm_solver_v3", "gits"
 SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, JUMPS, NONE, V3, *fit.BASES]
+OF_STRENGTH = ("euler_maruyama", "sde_dpm_solver", "sde_dpm_solver_pp", REVERSE_SDE)  # whose eta is that of the reverse SDE
 CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
 FITTED = {V3, GITS, *fit.BASES}
 GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
@@ -48,6 +49,9 @@ def define_flags(steps: int) -> None:
     flags.DEFINE_float("snr", 0.16, "Of the corrector: r, noise to score.")
     flags.DEFINE_integer("corrector_steps", 1, "Of the corrector, at each time.")
     flags.DEFINE_multi_string("option", [], "An option of the solver, e.g. --solver=unipc --option=order=2 --option=variant=bh1.")
+    diffusions = [NONE, *samplers.strengths.ETAS]
+    flags.DEFINE_enum("diffusion", NONE, diffusions, "D(t) of the noise, of a --solver that has eta and of reverse_sde (samplers/strengths.py).")
+    flags.DEFINE_float("strength", 1.0, "Of --diffusion: how often it counts; 0 is the ODE.")
     flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises; or jumps.")
     flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver (of jumps: uniform); gits is fitted by experiments.fit.")
     flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
@@ -63,10 +67,13 @@ def from_flags() -> dict:
     for name in ("snr", "corrector_steps"):
         if f[name].present and f.corrector == NONE:
             raise ValueError(f"--{name}={f[name].value}: of a corrector; expected --corrector=langevin or annealed_langevin with it")
+    if f["strength"].present and f.diffusion == NONE:
+        raise ValueError(f"--strength={f.strength}: of a diffusion; expected --diffusion={' or '.join(samplers.strengths.ETAS)} with it")
     grid = "uniform" if f.solver == JUMPS and not f["grid"].present else f.grid
     return {
         "solver": f.solver, "steps": f.steps, "grid": grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
-        "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps, **guiding.from_flags(),
+        "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps, "diffusion": f.diffusion,
+        "strength": f.strength, **guiding.from_flags(),
     }  # fmt: skip
 
 
@@ -84,9 +91,9 @@ def parsed(option: tuple[str, ...]) -> dict:
     return options
 
 
-def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statistics | None = None):
-    """A solver of `samplers.solvers`, or v3 with its statistics, from options written name=value. Raises ValueError for unknown ones."""
-    options = parsed(option)
+def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statistics | None = None, **options):
+    """A solver of `samplers.solvers`, or v3 with its statistics, from options, and others written name=value. Raises ValueError for unknown ones."""
+    options |= parsed(option)
     factory = functools.partial(v3.dpm_solver_v3, statistics) if statistics else solvers.SOLVERS[name]
     try:
         solver = factory(**options)
@@ -116,6 +123,8 @@ def sampler(
     corrector: str = NONE,
     snr: float = 0.16,
     corrector_steps: int = 1,
+    diffusion: str = NONE,
+    strength: float = 1.0,
     path: bool = False,
 ) -> Callable:
     """The function of (den, keys [B]) that draws samples x_0 [B, *shape] by a named solver, and gives their evaluations [B] and the path
@@ -123,8 +132,8 @@ def sampler(
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not; guidance: of `den`, for which they were fitted. corrector: of `CORRECTORS`, with `solver` as its predictor, or
-    "none", which `solver` may be too. "jumps" is of a FlowMap in the place of den, along the grid with its end at 0, as many as `steps`, and denoises
-    nothing.
+    "none", which `solver` may be too. diffusion, strength: of `samplers.strengths`, for solvers of `OF_STRENGTH`; "none" is the solver's own.
+    "jumps" is of a FlowMap in the place of den, along the grid with its end at 0, as many as `steps`, and denoises nothing.
     """
     fitted = functools.partial(fit.fitted, workdir, steps=steps, guidance=guidance)
     if option and solver not in (*solvers.SOLVERS, V3, JUMPS):
@@ -137,6 +146,11 @@ def sampler(
         raise ValueError(f"--solver=jumps with --grid={grid} --threshold={threshold} {option}: expected another grid, and --option=gamma=VALUE alone")
     if solver == corrector == NONE:
         raise ValueError("--solver=none: a corrector alone; expected --corrector=langevin or annealed_langevin")
+    if diffusion != NONE and solver not in OF_STRENGTH:
+        raise ValueError(f"--diffusion={diffusion}: --solver={solver} has no such noise; expected one of {', '.join(OF_STRENGTH)}")
+    if diffusion != NONE and any(text.startswith("eta=") for text in option):
+        raise ValueError(f"--diffusion={diffusion}: --option has eta already; expected one of the two")
+    noise = {} if diffusion == NONE else {"eta": samplers.strengths.eta(sde, diffusion, strength)}
     denoise = lambda den, x: jax.jit(Denoiser.data)(den, x, times[-1])
     if solver == ADAPTIVE:
 
@@ -163,11 +177,12 @@ def sampler(
         if solver == REVERSE_SDE:
 
             def integrate(den, x_T, keys):
-                solution = sample_sde(den, x_T, times, keys)
+                solution = sample_sde(den, x_T, times, keys, **noise)
                 return denoise(den, check(solution).x), solution.nfe + 1, None
 
         else:
-            table = None if solver == NONE else make_solver(solver, option, fit.statistics(fitted(V3)) if solver == V3 else None)(sde, times)
+            statistics = fit.statistics(fitted(V3)) if solver == V3 else None
+            table = None if solver == NONE else make_solver(solver, option, statistics, **noise)(sde, times)
             of_table = None if table is None else lambda sde, times: table
             if corrector == NONE:
                 nfe, carry = table.nfe, sample
@@ -282,7 +297,7 @@ def main():
         raise ValueError(f"--num={f.num}: expected at least 1")
     run = runs.from_flags()
     options = from_flags()
-    named = ("corrector", "snr", "corrector_steps", *guiding.NAMES, "seed", "weights", "checkpoint", "label")
+    named = ("corrector", "snr", "corrector_steps", "diffusion", "strength", *guiding.NAMES, "seed", "weights", "checkpoint", "label")
     other = [(name, f[name].value) for name in named if f[name].value != f[name].default]
     name = "_".join([f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}", *(f"{name}{fit.short(value)}" for name, value in other)])
     file = run.workdir / "samples" / f"{name}.npz"

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
-from experiments import objectives
+from experiments import importance, objectives
 from experiments.data import Dataset
 from experiments.network import Network
 from models import lora
@@ -20,13 +20,15 @@ AXIS = "devices"
 @flax.struct.dataclass
 class TrainState:
     """step: updates made, which is also the number of the next batch, so that examples seen = step x batch. key: never changes; noise is keyed by
-    example. params, ema: raw and averaged parameters, or those of the adapter alone (`config.lora`). opt_state: of the optimizer."""
+    example. params, ema: raw and averaged parameters, or those of the adapter alone (`config.lora`). opt_state: of the optimizer.
+    history: of the losses by time, or None (`experiments.importance`)."""
 
     step: Int[Array, ""]
     key: Array
     params: PyTree
     ema: PyTree
     opt_state: PyTree
+    history: importance.History | None = None
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -54,13 +56,17 @@ def init(config: ConfigDict, network: Network, shape: tuple[int, ...], divided: 
     """A new state from config.seed, for examples of `shape`; divided: from its shapes to the shardings that it is made in (`parallel.divided`), so
     that no device ever holds all of it. Raises what `lora.init` raises."""
     init_key, key = jax.random.split(jax.random.PRNGKey(config.seed))
+    adaptive = config.objective.time.name == "importance"
+    if adaptive and config.objective.loss == "autoencoder":
+        raise ValueError("config.objective.time.name = 'importance': loss 'autoencoder' has no such times; leave the name out")
 
     def make():
         params = network.init(init_key, shape)
         if config.lora.rank:
             params = lora.init(init_key, params, config.lora.pattern, config.lora.rank)
         copy = jax.tree.map(jnp.copy, params)  # a buffer of its own: a donated state may not hold one buffer twice
-        return TrainState(jnp.zeros((), jnp.int32), key, params, copy, optimizer(config).init(params))
+        history = importance.new() if adaptive else None
+        return TrainState(jnp.zeros((), jnp.int32), key, params, copy, optimizer(config).init(params), history)
 
     return jax.jit(make, out_shardings=divided(jax.eval_shape(make)) if divided else None)()
 
@@ -82,31 +88,36 @@ def make_step(config: ConfigDict, network: Network, dataset: Dataset, axis: str 
     def step(state: TrainState, batch, base=None):
         def mean_loss(params, part):
             params = whole(config, params, base)
-            each = objectives.loss(network, params, dataset, config.objective, state.key, part)
-            return each.mean(), jnp.isfinite(each)
+            if state.history is None:
+                each = objectives.loss(network, params, dataset, config.objective, state.key, part)
+                return each.mean(), (jnp.isfinite(each), None)
+            u, weight = importance.draw(state.history, objectives.uniforms(state.key, part["position"]))
+            each = objectives.loss(network, params, dataset, config.objective, state.key, part, u)
+            return (weight * each).mean(), (jnp.isfinite(each), importance.tally(u, each))
 
         def add(total, part):
-            (loss, finite), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, part)
-            return jax.tree.map(lambda a, b: a + b / parts, total, (loss, grads)), finite
+            (loss, told), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, part)
+            return jax.tree.map(lambda a, b: a + b / parts, total, (loss, grads)), told
 
         if parts == 1:
-            (loss, finite), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, batch)
+            (loss, (finite, tally)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, batch)
         else:  # noise is keyed by example: in parts, each of which takes something of all devices, the gradient is the same
             split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
-            (loss, grads), finite = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)), split)
-            finite = finite.T.reshape(-1)
+            (loss, grads), (finite, tallies) = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)), split)
+            finite, tally = finite.T.reshape(-1), jax.tree.map(lambda a: a.sum(0), tallies)
         if axis and jax.lax.axis_size(axis) > 1:  # an all-reduce costs a CPU a tenth of a small step even when there is nothing to reduce
             loss, grads = jax.lax.pmean((loss, grads), axis)
-            finite = jax.lax.all_gather(finite, axis, tiled=True)
+            finite, tally = jax.lax.all_gather(finite, axis, tiled=True), jax.lax.psum(tally, axis)
         updates, opt_state = optim.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(config.optim.ema, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "finite": finite}
-        new = params, ema, opt_state
+        history = None if state.history is None else importance.update(state.history, tally)
+        new = params, ema, opt_state, history
         if skip:
             sound = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"]) & jnp.isfinite(optax.global_norm(updates))
-            new = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, (state.params, state.ema, state.opt_state))
+            new = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, (state.params, state.ema, state.opt_state, state.history))
             metrics["skipped"] = 1 - sound.astype(jnp.int32)
         return TrainState(state.step + 1, state.key, *new), metrics
 

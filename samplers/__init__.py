@@ -1,7 +1,7 @@
 """Samplers of any `sde_lib.Denoiser`: tables of a fixed grid, predictor-correctors, diffrax for all that is adaptive, the log-likelihood; and of a
 `sde_lib.FlowMap`: jumps."""
 
-from samplers import grids, operators, solvers
+from samplers import grids, operators, solvers, strengths
 from samplers.adaptive import Solution, encode, sample_adaptive, sample_sde
 from samplers.bound import VariationalBound, variational_bound
 from samplers.few_step import jumps
@@ -19,5 +19,5 @@ __all__ = [
     "Corrector", "LinearOperator", "LogLikelihood", "Row", "Solution", "Table", "annealed_langevin", "autoguidance", "classifier_free",
     "classifier_guidance", "consistent", "dps", "encode", "gits", "grids", "jumps", "langevin", "log_likelihood", "moment_matching", "operators",
     "pigdm", "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "slerp", "solvers", "stack",
-    "threshold", "VariationalBound", "variational_bound",
+    "strengths", "threshold", "VariationalBound", "variational_bound",
 ]  # fmt: skip

@@ -111,9 +111,9 @@ def check_eps(den: Denoiser, eps: float | None) -> float:
     return eps
 
 
-def _traced(den: Denoiser) -> Denoiser:
-    """The denoiser with its numbers, such as the strength of guidance, as arrays: `filter_jit` would compile anew for each."""
-    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, float) else a, den)
+def _traced(tree):
+    """A denoiser, or eta, with its numbers, such as the strength of guidance, as arrays: `filter_jit` would compile anew for each."""
+    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, float) else a, tree)
 
 
 def _adaptive(den, x, t0, t1, rtol, atol, solver):
@@ -130,17 +130,19 @@ def _levy_area(solver):
 
 
 @eqx.filter_jit
-def _reverse_sde(den, x, s, keys, solver, controller):
+def _reverse_sde(den, x, s, keys, solver, controller, eta):
     """x at s[0] to s[-1], with s = T - t increasing, on the grid s or, given a controller, adaptively."""
     sde, area = den.sde, _levy_area(solver)
+    strength = eta if callable(eta) else lambda t: eta
 
     def one(den, x, key):
         def drift(s, x, args):
             t = sde.T - s
-            return -sde.reverse_drift(x[None], t, den.score(x[None], t))[0]
+            return -sde.reverse_drift(x[None], t, den.score(x[None], t), strength(t))[0]
 
         def diffusion(s, x, args):
-            return lineax.DiagonalLinearOperator(jnp.broadcast_to(sde.diffusion(sde.T - s), x.shape))
+            t = sde.T - s
+            return lineax.DiagonalLinearOperator(jnp.broadcast_to(strength(t) * sde.diffusion(t), x.shape).astype(x.dtype))
 
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
         if controller is None:
@@ -172,9 +174,18 @@ def _leave_prior(den, x, t, coefficients, keys):
     return a * x + b * den.data(x, t) + std * noise
 
 
-def sample_sde(den: Denoiser, x_T: Float[Array, "b ..."], times: Float[np.ndarray, " n"], key, solver=diffrax.Euler(), controller=None) -> Solution:
+def sample_sde(
+    den: Denoiser,
+    x_T: Float[Array, "b ..."],
+    times: Float[np.ndarray, " n"],
+    key,
+    solver=diffrax.Euler(),
+    controller=None,
+    eta: float | Callable = 1.0,
+) -> Solution:
     """Carry x_T [B, ...] from times[0] to times[-1] along the reverse SDE (2011.13456, eq. 6) with any diffrax SDE solver.
 
+    eta: strength of the noise as in `SDE.reverse_drift`, a number or a function of t (a JAX scalar; `samplers.strengths`).
     solver: of the Ito SDE; the noise is additive, so that Stratonovich solvers agree. controller: None steps from time to time of the grid on
     an `UnsafeBrownianPath`; a diffrax controller steps adaptively, beginning with the grid's first step, on a `VirtualBrownianTree` (slow).
     key: a single key or one per example. A grid from alpha = 0, where drift and diffusion are infinite, begins with one ancestral step, exact there.
@@ -188,5 +199,5 @@ def sample_sde(den: Denoiser, x_T: Float[Array, "b ..."], times: Float[np.ndarra
         if len(times) == 1:
             return Solution(x, jnp.ones(x.shape[0], int), jnp.ones(x.shape[0], bool))
     path_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
-    solution = _reverse_sde(_traced(den), x, np.asarray(den.sde.T - times, x.dtype), path_keys, solver, controller)
+    solution = _reverse_sde(_traced(den), x, np.asarray(den.sde.T - times, x.dtype), path_keys, solver, controller, _traced(eta))
     return solution._replace(nfe=solution.nfe + spent)

@@ -81,12 +81,12 @@ def combine(*terms: tuple[float, dict[int, float]]) -> dict[int, float]:
     return total
 
 
-def strength(eta: float | Callable, t: float) -> float:
-    """The noise strength at t: a number, or a function of t. Raises ValueError if it is negative."""
-    value = float(eta(t) if callable(eta) else eta)
-    if value < 0:
-        raise ValueError(f"eta = {value} at t = {t:.4g}: expected 0 or more")
-    return value
+def strength(eta: float | Callable, t):
+    """The noise strength at each time t, a number or [N]: a number, or a function of one time. Raises ValueError if it is negative."""
+    value = np.vectorize(eta if callable(eta) else lambda t: eta, otypes=[float])(t)
+    if np.any(value < 0):
+        raise ValueError(f"eta = {np.min(value)} at t = {np.atleast_1d(t)[np.argmin(value)]:.4g}: expected 0 or more")
+    return value[()]
 
 
 def final_order(order: int, lower_order_final: bool | float, n: int, i: int, short: float = math.inf) -> int:

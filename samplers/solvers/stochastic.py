@@ -43,17 +43,18 @@ def ancestral(variance: str = "posterior") -> Solver:
     return solver
 
 
-def euler_maruyama() -> Solver:
-    """Euler-Maruyama on the reverse SDE (Song et al. 2021, 2011.13456, appendix E): x' = x - h (f x - g^2 score) + g sqrt(h) xi.
+def euler_maruyama(eta: float | Callable = 1.0) -> Solver:
+    """Euler-Maruyama on the reverse SDE (Song et al. 2021, 2011.13456, appendix E): x' = x - h (f x - (1 + eta^2)/2 g^2 score) + eta g sqrt(h) xi.
 
+    eta: strength of the noise as in `SDE.reverse_drift`, a number or a function of the time that a step starts from (`samplers.strengths`).
     Stochastic, weak order 1, one evaluation a step, consumes the data prediction. A step from alpha = 0 is the ancestral one.
     """
 
     def solver(sde, times):
         def step(t, s):
-            h, g = t - s, sde.diffusion(t)
-            x, p = of_score(sde, t, h * g**2)
-            return 1 - h * sde.drift_coefficient(t) + x, p, g * np.sqrt(h)
+            h, g, eta_t = t - s, sde.diffusion(t), strength(eta, t)
+            x, p = of_score(sde, t, 0.5 * (1 + eta_t**2) * h * g**2)
+            return 1 - h * sde.drift_coefficient(t) + x, p, eta_t * g * np.sqrt(h)
 
         return stepwise(step, sde, times)
 
@@ -181,7 +182,7 @@ def sde_dpm_solver(eta: float | Callable = 1.0) -> Solver:
 
     def solver(sde, times):
         def step(t, s):
-            eta2 = np.array([strength(eta, u) for u in np.atleast_1d(t)]) ** 2
+            eta2 = strength(eta, t) ** 2
             r_t, r_s, alpha = ratio(sde, t), ratio(sde, s), sde.alpha(s)
             c = (1 + eta2) * alpha * (r_s - r_t) / sde.sigma(t)  # of eps sigma_t = x - alpha_t D
             return alpha / sde.alpha(t) + c, -c * sde.alpha(t), np.sqrt(eta2 * (r_t**2 - r_s**2)) * alpha

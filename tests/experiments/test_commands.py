@@ -141,7 +141,11 @@ def test_samples_do_not_depend_on_number_or_batch(tmp_path):
         ({"option": ("order",)}, "expected NAME=VALUE"),
         ({"solver": "amed"}, "python -m experiments.fit"),
         ({"solver": "adaptive", "option": ("order=2",)}, "has no options"),
+        ({"diffusion": "sigma"}, "ancestral has no such noise; expected one of euler_maruyama"),
+        ({"solver": "euler_maruyama", "diffusion": "sigma", "option": ("eta=2",)}, "expected one of the two"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             sample.generate(trained, 2, 2, 0, **options | wrong)
+    same = lambda **more: sample.generate(trained, 2, 2, 0, **options | {"solver": "euler_maruyama"} | more)[0]
+    np.testing.assert_array_equal(same(diffusion="sbdm", strength=4.0), same(option=("eta=2.0",)))
     assert sample.generate(trained, 2, 2, 0, **options | {"solver": "unipc", "option": ("order=2", "variant=bh1"), "threshold": "dynamic"})[1] == 5

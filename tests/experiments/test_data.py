@@ -37,6 +37,7 @@ def test_bits_do_not_depend_on_the_scaling(x64):
         x = (u - shift) / scale
         bits.append(d.score(log_likelihood(gm.denoiser(Linear()), x, rtol=1e-9, atol=1e-9, eps=1e-8).log_prob))
     np.testing.assert_allclose(bits[0], bits[1], atol=1e-6)
+    assert np.abs(tiny(shift=0.0, scale=17.0).score(np.zeros(1)) - tiny(shift=8.5, scale=8.5).score(np.zeros(1))) > 0.9  # control: scales forgotten
 
 
 def test_values_survive_the_round_trip():

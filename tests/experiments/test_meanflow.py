@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from small import small_config
 
 import models
-from experiments import meanflow, network, objectives
+from experiments import data, meanflow, network, objectives, state, toy
+from samplers import jumps, sample_adaptive
 from sde_lib import VE, VP, FlowMap, GaussianMixture, Linear, Trig
 from sde_lib.numerics import expand
 
@@ -170,3 +171,29 @@ def test_objective_draws_two_times(monkeypatch):
     assert abs(t.mean() - 2 / 3) < 4 * np.sqrt(1 / 18 / 4000) and abs(s[s < t].mean() - 1 / 3) < 4 * np.sqrt(1 / 18 / 1000)
     np.testing.assert_array_equal(part_t, t[1000:1010])
     np.testing.assert_array_equal(part_s, s[1000:1010])
+
+
+@pytest.mark.slow
+def test_one_jump_on_a_ring():
+    """few_step.md's instance: eight Gaussians on a ring of radius .702, std .06, after 5000 steps of 512. One jump is within .2 (root mean square) of
+    the exact flow of the same noise; one Euler step of the exact velocity, the control, is not within .4."""
+    from configs import meanflow as configs
+
+    config = configs.get_config("8gaussians")
+    ring = GaussianMixture(0.702 * toy.ring(1.0), np.full(8, 0.06))
+    net = network.from_config(config, 0)
+    dataset = data.Dataset("ring", {}, {}, 0.0, 1.0, 0, 0)
+    step = state.make_step(config, net, dataset, axis=None)
+
+    def advance(current, i):
+        x = ring.sample(jax.random.fold_in(jax.random.key(5), i), 512)
+        position = (i * 512 + jnp.arange(512)).astype(jnp.uint32)
+        return step(current, {"value": x, "position": position})[0], None
+
+    trained = jax.jit(lambda s: jax.lax.scan(advance, s, jnp.arange(5000))[0])(state.init(config, net, (2,)))
+    x_T = Linear().prior_sample(jax.random.key(6), (4000, 2))
+    exact = sample_adaptive(ring.denoiser(Linear()), x_T, 1e-6, 1e-6).x
+    off = lambda x: float(jnp.sqrt(jnp.mean(jnp.sum((x - exact) ** 2, 1))))
+    found = off(jumps(net.flow_map(trained.ema), x_T, [1.0, 0.0]))
+    print(f"RMSE {found:.3f}, two jumps {off(jumps(net.flow_map(trained.ema), x_T, [1.0, 0.5, 0.0])):.3f}")
+    assert found <= 0.2 and off(ring.denoiser(Linear()).data(x_T, 1.0)) > 0.4

@@ -195,7 +195,7 @@ def test_autoguidance_extrapolates_from_the_worse_model(x64):
 def test_the_exact_posterior_makes_the_mixture_conditional(sde, x64):
     """score(x) + grad log p(k | x_t) = the score of component k, in all predictions, on every path and at both ends of it."""
     den = BOTH.denoiser(sde)
-    for t in (sde.eps, *(TIMES * sde.T).tolist(), sde.T):
+    for t in (0.0, sde.eps, *(TIMES * sde.T).tolist(), sde.T):
         x = sde.alpha(t) * np.array([[0.3, -0.5], [1.0, 0.2], [-0.4, 0.1], [0.0, 0.9]]) + sde.sigma(t) * np.array(
             [[0.5, -1.0], [1, 0], [0, 1], [-2, 1]]
         )
@@ -222,13 +222,14 @@ def test_rectified_cfg_tends_to_classifier_free(sde, x64):
     den = Denoiser(conditional(sde, "v").fn, sde, "v", cond=labels)
     x_T = sde.prior_sample(jax.random.key(2), (64, 2), jnp.float64)
 
-    def gap(n):
+    def gap(n, omega=4.0):
         times = (grids.karras if isinstance(sde, EDM) else grids.uniform)(sde, n)
         draw = lambda guided: sample(guided, x_T, times, solvers.euler())
-        return float(jnp.sqrt(jnp.mean((draw(rectified_cfg(den, 2, 3.0, times)) - draw(classifier_free(den, 2, 4.0))) ** 2)))
+        return float(jnp.sqrt(jnp.mean((draw(rectified_cfg(den, 2, 3.0, times)) - draw(classifier_free(den, 2, omega))) ** 2)))
 
     gaps = [gap(n) for n in (64, 128, 256)]
     assert all(1.8 < a / b < 2.2 for a, b in zip(gaps, gaps[1:])), gaps
+    assert gap(64, 3.0) / gap(128, 3.0) < 1.5  # control: the strength taken for omega
 
 
 def test_rectified_cfg_is_the_paper_step(x64):

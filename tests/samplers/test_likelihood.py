@@ -20,6 +20,8 @@ def test_mixture_to_the_stated_accuracy():
     error = log_prob - GM.log_prob(x)
     assert abs(float(error.mean())) <= 1e-4 and float(jnp.abs(error).max()) <= 3e-4
     assert float(jnp.abs(log_prob - GM.marginal_log_prob(Linear(), x, Linear().eps)).max()) <= 1e-4
+    wider = log_likelihood(GaussianMixture(0.8 * RING, np.full(8, 0.1515)).denoiser(Linear()), x).log_prob  # control: a score 1 % off
+    assert float(jnp.abs(wider - GM.log_prob(x)).max()) > 1e-3
 
 
 @pytest.mark.slow

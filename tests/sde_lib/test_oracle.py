@@ -38,6 +38,7 @@ def test_velocity_in_the_other_direction_of_time(x64):
     for tau in (0.1, 0.5, 0.9):
         u = m + (tau * s**2 - (1 - tau)) / (tau**2 * s**2 + (1 - tau) ** 2) * (x - tau * m)
         np.testing.assert_allclose(-den.velocity(x, 1 - tau), u, atol=1e-10)
+        assert np.abs(den.velocity(x, 1 - tau) - u).max() > 0.1 and (tau == 0.5 or np.abs(-den.velocity(x, tau) - u).max() > 0.1)  # controls
 
 
 def test_samples(mixture):

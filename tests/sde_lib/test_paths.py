@@ -107,8 +107,8 @@ def test_probability_flow_satisfies_the_continuity_equation(sde, x64, mixture):
     score = lambda x, t: jax.grad(lambda x: mixture.marginal_log_prob(sde, x, t).sum())(x)
 
     @jax.jit
-    def terms(t):
-        flow = lambda x: sde.probability_flow(x, t, score(x, t))
+    def terms(t, eta=0.0):
+        flow = lambda x: sde.reverse_drift(x, t, score(x, t), eta)
         dt_log_p = jax.jvp(lambda t: mixture.marginal_log_prob(sde, x, t), (t,), (jnp.ones(()),))[1]
         divergence = jax.vmap(lambda x: jnp.trace(jax.jacfwd(lambda x: flow(x[None])[0])(x)))(x)
         return (dt_log_p, divergence, jnp.sum(flow(x) * score(x, t), -1)), flow(x), mixture.denoiser(sde).velocity(x, t)
@@ -117,6 +117,8 @@ def test_probability_flow_satisfies_the_continuity_equation(sde, x64, mixture):
         parts, flow, velocity = terms(jnp.asarray(t * sde.T))
         assert jnp.max(jnp.abs(sum(parts)) / sum(map(jnp.abs, parts))) <= 1e-10
         np.testing.assert_allclose(flow, velocity, rtol=1e-8, atol=1e-10)
+        parts, *_ = terms(jnp.asarray(t * sde.T), 1.0)  # control: the reverse SDE's drift
+        assert jnp.max(jnp.abs(sum(parts)) / sum(map(jnp.abs, parts))) > 1e-3
 
 
 def test_static_pytree(sde):
