@@ -27,6 +27,7 @@ VARIANTS = {
     "autoencoder": ("f8",),
     "fashion": ("latents",),
     "classifier": ("fashion", "imagenet64"),
+    "meanflow": ("8gaussians", "b4", "xl2", "cifar10"),
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
@@ -53,6 +54,8 @@ PARAMETERS |= {"vdm:cifar10": 30_523_014, "vdm:imagenet32": 121_893_126, "vdm:im
 PARAMETERS |= {f"dit{size}": PARAMETERS[f"sit{size}"] for size in ("", ":l", ":b", ":s")}
 PARAMETERS |= {"classifier": 390_474, "classifier:fashion": 878_938, "classifier:imagenet64": 65_438_568}
 PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_817_220}
+PARAMETERS |= {"meanflow": 801_729, "meanflow:8gaussians": 33_922, "meanflow:cifar10": 56_061_443}
+PARAMETERS |= {"meanflow:b4": 131_165_248, "meanflow:xl2": 676_440_592}  # 131 and 676 M in the paper
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
 
 
