@@ -130,7 +130,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", ["UNet", pytest.param("DiT", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_derivative_through_networks(name):
     """Forwards through convolutions and attention, in float32: within 1 % of central differences; the gradient of the loss reaches all parameters."""
     net = network.Network(getattr(models, name)(**SMALL[name], second_time=True), Linear(), "velocity", 1.0, "time")

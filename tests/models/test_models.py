@@ -159,7 +159,7 @@ def test_patches_of_a_unet():
     assert jax.jit(net.apply)(params, IMAGE, jnp.ones(4)).shape == IMAGE.shape
 
 
-@pytest.mark.parametrize("name", models.__all__)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("UNet", "MMDiT") else n for n in models.__all__])
 def test_second_time(name):
     """A network of two times depends on the second, which is the first where it is not given; its other parameters are those without, bit for bit."""
     make = lambda **more: getattr(models, name)(**SMALL[name] | more)
