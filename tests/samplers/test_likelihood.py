@@ -160,6 +160,21 @@ def test_hutchinson_agrees_and_knows_its_error():
     assert np.all(np.isnan(one.stderr))
 
 
+@pytest.mark.slow
+def test_the_standard_error_of_probes_is_their_spread():
+    """Check 4 of flows.md, by fixed seeds: 512 probes of 8 points are within 3 standard errors; the standard error of 16 probes is the spread of 400
+    repeats to 15 % (each of which knows its own to 18 %, their root mean square and the spread to 3.5 %), and not that of 8 probes."""
+    x, den = GM.sample(jax.random.key(0), 8), GM.denoiser(Linear())
+    exact = log_likelihood(den, x).log_prob
+    many = log_likelihood(den, x, "hutchinson", jax.random.key(1), probes=512, chunk=64)
+    assert np.all(np.abs(many.log_prob - exact) <= 3 * many.stderr + 1e-4)
+    again = jnp.tile(x[:1], (400, 1))
+    repeats = {probes: log_likelihood(den, again, "hutchinson", jax.random.key(probes), probes=probes) for probes in (8, 16)}
+    said = float(jnp.sqrt(jnp.mean(repeats[16].stderr ** 2)))
+    assert said == pytest.approx(float(jnp.std(repeats[16].log_prob)), rel=0.15)
+    assert said != pytest.approx(float(jnp.std(repeats[8].log_prob)), rel=0.15)
+
+
 @pytest.mark.parametrize("noise", ["rademacher", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_variance_of_the_probes(noise):
     """For v = A x with A symmetric the log-density's variance over probes is 2(|A|_F^2 - sum a_ii^2) or 2|A|_F^2 (score_sde.md, check 6).
