@@ -16,7 +16,7 @@ from experiments import weights as files
 from experiments.autoencoder import Autoencoder
 from experiments.checkpoints import Checkpoints
 from experiments.classifier import Classifier
-from experiments.data import Dataset, Latents
+from experiments.data import Dataset, Latents, Pairs
 from experiments.network import Network
 from experiments.untrusted import read_json
 from sde_lib import Denoiser
@@ -116,10 +116,9 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema",
     exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
     if dataset is None:
         dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
-    if isinstance(dataset, Latents):
-        if not exported:
-            same_latents(workdir, dataset)
-        dataset = replace(dataset, decoder=decoder(dataset))
+    if isinstance(dataset, Latents) and not exported:
+        same_latents(workdir, dataset)
+    dataset = with_decoder(dataset)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     folder = Path(workdir) / "checkpoints"
     if exported:
@@ -145,6 +144,13 @@ def same_latents(workdir: str | Path, latents: Latents) -> None:
         raise ValueError(
             f"{workdir} was trained on other latents ({theirs}) than those of config.data.path now ({ours}): put them back, or train again"
         )
+
+
+def with_decoder(dataset: Dataset) -> Dataset:
+    """Latents, or pairs of them, with their decoder; other data as they are."""
+    if isinstance(dataset, Pairs):
+        return replace(dataset, of=with_decoder(dataset.of))
+    return replace(dataset, decoder=decoder(dataset)) if isinstance(dataset, Latents) else dataset
 
 
 LATENTS_ARE = ("sha256", "scale")  # what tells latents from others

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from jaxtyping import Array, Float
 
 import samplers
 from experiments import cli, fit, parallel, plots, runs
@@ -36,11 +37,9 @@ FITTED = {V3, GITS, *fit.BASES}
 GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
 
 
-def define_flags(steps: int) -> None:
-    """The flags of how samples are drawn, with a default for --steps."""
-    flags.DEFINE_enum(
-        "solver", "dpm_solver_pp", SOLVERS, "A table; diffrax: adaptive (ODE), reverse_sde; fitted (experiments.fit); none: a corrector alone."
-    )
+def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
+    """The flags of how samples are drawn, with defaults for --steps and --solver."""
+    flags.DEFINE_enum("solver", solver, SOLVERS, "A table; diffrax: adaptive (ODE), reverse_sde; fitted (experiments.fit); none: a corrector alone.")
     flags.DEFINE_enum("corrector", NONE, [NONE, *CORRECTORS], "After each step, of which the solver is the predictor (Song et al. 2021).")
     flags.DEFINE_float("snr", 0.16, "Of the corrector: r, noise to score.")
     flags.DEFINE_integer("corrector_steps", 1, "Of the corrector, at each time.")
@@ -164,10 +163,14 @@ def sampler(
     def draw(den: Denoiser, keys):
         if threshold != "none":
             den = samplers.threshold(den, quantile=None if threshold == "static" else 0.995)
-        prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        return integrate(den, parallel.shard(sde.prior_sample(prior_keys, (len(keys), *shape))), noise_keys)
+        return integrate(den, parallel.shard(prior(sde, shape, keys)), jax.vmap(jax.random.split)(keys)[:, 1])
 
     return draw
+
+
+def prior(sde: SDE, shape: tuple[int, ...], keys) -> Float[Array, "b ..."]:
+    """The x_T [B, *shape] that `sampler` begins from by keys [B]."""
+    return sde.prior_sample(jax.vmap(jax.random.split)(keys)[:, 0], (len(keys), *shape))
 
 
 def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Guide, dict]:
