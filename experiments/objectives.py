@@ -91,11 +91,13 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 # --- the loss -------------------------------------------------------------------------------------------------------------------------
 
 
-def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0: Float[Array, "b ..."]):
-    """x_t [B, ...], the times t [B] at which u lands, and the noise."""
+def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0: Float[Array, "b ..."], source=None):
+    """x_t [B, ...], the times t [B] at which u lands, and the noise: `source` [B, ...] if given."""
     t = TIME_SAMPLERS[options.name](u, sde, options).astype(x0.dtype)
     last = sde.T if sde.alpha(sde.T) > 0 else sde.T - sde.eps  # drift and diffusion are infinite at alpha = 0
     t = jnp.clip(t, sde.eps if sde.sigma(0.0) == 0 else 0.0, last)
+    if source is not None:
+        return expand(sde.alpha(t), x0) * x0 + expand(sde.sigma(t), x0) * source, t, source
     x_t, noise = sde.perturb(noise_keys, x0, t)
     return x_t, t, noise
 
@@ -104,7 +106,8 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
     (`vdm.bound`), of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
 
-    batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
+    batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`); source [B, ...], if there, is what each is joined with in
+    the place of noise (`experiments.couplings`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
     """
     if isinstance(network, autoencoder.Autoencoder):
@@ -120,7 +123,8 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
         label_keys = each(jax.random.fold_in(key, 4))
         hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(label_keys)
         label = jax.tree.map(lambda a, none: jnp.where(expand(hidden, a), none, a), batch["label"], network.none)
-    values = dataset.mirror(each(jax.random.fold_in(key, 6)), batch["value"])
+    source = batch.get("source")
+    values = dataset.mirror(each(jax.random.fold_in(key, 6)), batch["value"]) if source is None else batch["value"]
     x0 = dataset.to_x(data_keys, values)
     training = {"example": batch["position"], "dropout_key": dropout_key}
     if dataset.augment:
@@ -135,7 +139,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
         noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
         return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
-    x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0)
+    x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0, source)
     if objective.loss in score_matching.LOSSES:
         of_score = score_matching.implicit(den, x_t, t, objective.loss, each(jax.random.fold_in(key, 8)))
         return weighting(objective.weighting, den, x0, t) / weighting("score", den, x0, t) * of_score
