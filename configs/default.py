@@ -43,6 +43,13 @@ def get_config() -> ConfigDict:
     config.objective.reconstruction = "l1"  # or l2: of an autoencoder
     config.objective.kl = 1e-6  # weight of an autoencoder's divergence from N(0, I)
 
+    config.coupling = ConfigDict()  # of each example with its noise (experiments/couplings.py)
+    config.coupling.name = "independent"  # or ot, sinkhorn
+    config.coupling.group = 0  # consecutive examples that are coupled with each other; 0: a batch
+    config.coupling.by_class = False  # partners change within a class alone: for conditional models
+    config.coupling.regularization = 0.0  # of sinkhorn
+    config.coupling.source = ConfigDict({"name": "", "variant": "", "path": ""})  # a data set in the place of the prior's noise
+
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "constant"  # or cosine or linear, to zero at the last step

@@ -315,11 +315,14 @@ class Batches:
         return {"value": self.values[index], "label": label, "position": (position % 2**32).astype(np.uint32), **joined}
 
 
-def batches(dataset: Dataset, batch: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Batches `start`, `start` + 1, ... of the training stream, by grain; of several hosts each reads the examples of its own devices alone."""
+def batches(dataset: Dataset, batch: int, seed: int, start: int = 0, couple: Callable | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Batches `start`, `start` + 1, ... of the training stream, by grain; of several hosts each reads the examples of its own devices alone.
+
+    couple: batch -> batch with its source (`experiments.couplings`), ahead of the training."""
     source = grain.MapDataset.source(Batches(dataset, batch, seed, jax.process_index(), jax.process_count()))[start:]
+    source = source if couple is None else source.map(couple)
     # a batch of data in memory is a gather of some 30 microseconds: a prefetching thread would cost more than it hides
-    threads = 0 if type(dataset.values["train"]) is np.ndarray else 8
+    threads = 0 if type(dataset.values["train"]) is np.ndarray and couple is None else 8
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 
 

@@ -30,6 +30,7 @@ CLASSES = {
         objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
         objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.std
         optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.schedule optim.warmup optim.weight_decay
+        coupling.by_class coupling.group coupling.name coupling.regularization coupling.source.name coupling.source.path coupling.source.variant
         lora.alpha training.batch training.steps""",
     STATE: """
         model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding model.embeddings

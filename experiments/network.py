@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import models
 import sde_lib
-from experiments import autoencoder, classifier
+from experiments import autoencoder, classifier, couplings
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
@@ -50,6 +50,7 @@ class Network:
 
     The module sees x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance, and the time by `clock` (a name in `CLOCKS`), about 0 to 1.
     schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"].
+    coupled: whether eps was joined with x_0 (`experiments.couplings`).
     """
 
     module: nn.Module
@@ -58,6 +59,7 @@ class Network:
     sigma_data: float
     clock: str
     schedule: Schedule | None = None
+    coupled: bool = False
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, **training):
         """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only."""
@@ -90,7 +92,7 @@ class Network:
 
     def denoiser(self, params, label=None) -> Denoiser:
         """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P]."""
-        return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label)
+        return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label, coupled=self.coupled)
 
 
 def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network | autoencoder.Autoencoder | classifier.Classifier:
@@ -119,6 +121,8 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     objective = config.objective
     if objective.kind not in sde_lib.PLANE:
         raise ValueError(f"config.objective.kind = '{objective.kind}': expected one of {', '.join(sde_lib.PLANE)}")
+    if couplings.coupled(config.coupling) and objective.loss != "regression":
+        raise ValueError(f"config.coupling with config.objective.loss = '{objective.loss}', which draws its own noise: expected regression")
     if objective.clock not in CLOCKS:
         raise ValueError(f"config.objective.clock = '{objective.clock}': expected one of {', '.join(CLOCKS)}")
     schedule = None
@@ -139,4 +143,4 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     elif objective.loss not in ("regression", *LOSSES):
         known = f"regression, {', '.join(LOSSES)}, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
-    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule)
+    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, couplings.coupled(config.coupling))

@@ -51,8 +51,9 @@ def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, s
     draw = sampling.sampler(sde, shape, run.workdir, guidance=options.get("guidance", 1.0), **rest)
 
     def one_batch(keys, labels):
-        x, nfe, _ = draw(guide.denoiser(labels), keys)
-        return {"x": x, "source": sampling.prior(sde, shape, keys) / float(sde.sigma(sde.T))}, nfe
+        x_T = sde.prior_sample(keys, (len(keys), *shape))
+        x, nfe, _ = draw(guide.denoiser(labels), keys, x_T)
+        return {"x": x, "source": x_T / float(sde.sigma(sde.T))}, nfe
 
     temporary = out.with_name(out.name + ".tmp")
     settings = {"seed": seed, "label": label, **options, "others": guide.fingerprints()}

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import adapters, cli, data, network, parallel, sources, state
+from experiments import adapters, cli, couplings, data, network, parallel, sources, state
 from experiments import weights as files
 from experiments.autoencoder import Autoencoder
 from experiments.checkpoints import Checkpoints
@@ -38,6 +38,11 @@ class Run:
     step: int
     adapter: dict | None = None
     lora: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> Dataset | None:
+        """The data set that its flow begins at, in the place of the prior (`config.coupling`)."""
+        return couplings.source_of(self.config.coupling, self.dataset)
 
     def denoiser(self, label=None) -> Denoiser:
         """Of this run, conditioned on labels (see `labels`) if given; guided: see `experiments.guidance`."""
@@ -89,8 +94,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
 
 
-def from_flags() -> Run:
-    """The run that the flags choose, with its --lora.
+def from_flags(sources: bool = False) -> Run:
+    """The run that the flags choose, with its --lora; sources: whether it may begin at another data set than the prior's noise.
 
     Raises what `load_run` and `adapters.merged` raise, and ValueError for a run that does not generate.
     """
@@ -103,6 +108,11 @@ def from_flags() -> Run:
         raise ValueError(f"--workdir={f.workdir} is an autoencoder: encode data with experiments.autoencode, and pass a run that is trained on them")
     if isinstance(run.network, Classifier):
         raise ValueError(f"--workdir={f.workdir} is a classifier: name a generative model, which experiments.sample --classifier={f.workdir} guides")
+    if run.config.coupling.source.name and not sources:
+        raise ValueError(
+            f"--workdir={f.workdir} goes from {run.config.coupling.source.name} to {run.dataset.name}: its latents have no known density, and are no "
+            "noise; expected a run of the prior, or experiments.sample or evaluate"
+        )
     params = functools.reduce(adapters.merged, f.lora, run.params)
     return replace(run, params=params, lora=tuple(f"{flag} {adapters.digest(flag)}" for flag in f.lora))
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Array, Float
 
 import samplers
 from experiments import cli, fit, parallel, plots, runs
 from experiments import guidance as guiding
+from experiments.data import Dataset
 from experiments.kept import Kept, savez, sha256, write_text
 from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
 from samplers.predictor_corrector import evaluations
@@ -107,8 +107,8 @@ def sampler(
     corrector_steps: int = 1,
     path: bool = False,
 ) -> Callable:
-    """The function of (den, keys [B]) that draws samples x_0 [B, *shape] by a named solver, and gives their evaluations [B] and the path
-    [P, B, ...] or None (where there is none). Tables are built and fits are read once, here.
+    """The function of (den, keys [B], x_T) that draws samples x_0 [B, *shape] by a named solver, and gives their evaluations [B] and the path
+    [P, B, ...] or None (where there is none). x_T: [B, *shape], or None: of the prior. Tables are built and fits are read once, here.
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not; guidance: of `den`, for which they were fitted. corrector: of `CORRECTORS`, with `solver` as its predictor, or
@@ -160,17 +160,14 @@ def sampler(
                 x_0 = denoise(den, x[-1] if path else x)
                 return x_0, np.full(len(x_T), nfe + 1), np.concatenate([x, x_0[None]]) if path else None
 
-    def draw(den: Denoiser, keys):
+    def draw(den: Denoiser, keys, x_T=None):
         if threshold != "none":
             den = samplers.threshold(den, quantile=None if threshold == "static" else 0.995)
-        return integrate(den, parallel.shard(prior(sde, shape, keys)), jax.vmap(jax.random.split)(keys)[:, 1])
+        prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        x_T = sde.prior_sample(prior_keys, (len(keys), *shape)) if x_T is None else x_T
+        return integrate(den, parallel.shard(x_T), noise_keys)
 
     return draw
-
-
-def prior(sde: SDE, shape: tuple[int, ...], keys) -> Float[Array, "b ..."]:
-    """The x_T [B, *shape] that `sampler` begins from by keys [B]."""
-    return sde.prior_sample(jax.vmap(jax.random.split)(keys)[:, 0], (len(keys), *shape))
 
 
 def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Guide, dict]:
@@ -182,6 +179,14 @@ def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Gui
     fixed = rest["solver"] != ADAPTIVE and not {rest["solver"], rest["grid"]} & FITTED
     times = getattr(grids, rest["grid"])(run.network.sde, rest["steps"] - 1) if fixed and rest["steps"] > 1 else None
     return guiding.guide(run, guidance, **named, times=times), rest
+
+
+def started(source: Dataset | None, keys, index):
+    """x_T of samples `index` [B] of a run that begins at a data set, its test examples in turn; None of others."""
+    if source is None:
+        return None
+    values = source.values["test"]
+    return source.to_x(jax.vmap(jax.random.fold_in, (0, None))(keys, 2), values[np.asarray(index) % len(values)])
 
 
 def check(solution):
@@ -212,10 +217,11 @@ def generate(
     if options.get("threshold", "none") != "none" and not run.dataset.levels:
         raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **rest)
-    one_batch = lambda keys, labels: draw(guide.denoiser(labels), keys)[:2]
+    source = run.source
+    one_batch = lambda keys, labels, index: draw(guide.denoiser(labels), keys, started(source, keys, index))[:2]
 
     def parts(start):
-        for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, start=start):
+        for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, np.arange(n), start=start):
             yield {"values": run.dataset.from_x(x), "nfe": np.asarray(nfe)}
 
     kept = Kept(None) if kept is None else kept
@@ -243,10 +249,11 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3, NONE) and (is_image or is_plane):
         index = np.arange(8 * jax.device_count() if is_image else 256)
+        x_T = started(run.source, jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index), index)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
         guide, rest = guided(run, guidance, **options)
         den = guide.denoiser(guide.labels(len(rows), label))
-        path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **rest)(den, rows)[2]
+        path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **rest)(den, rows, x_T)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             if data is run.dataset:  # pixels, not latents: noise of any scale within the range shown
@@ -261,7 +268,7 @@ def main():
     f = flags.FLAGS
     if f.num < 1:
         raise ValueError(f"--num={f.num}: expected at least 1")
-    run = runs.from_flags()
+    run = runs.from_flags(sources=True)
     options = from_flags()
     named = ("corrector", "snr", "corrector_steps", *guiding.NAMES, "seed", "weights", "checkpoint", "label")
     other = [(name, f[name].value) for name in named if f[name].value != f[name].default]

@@ -19,7 +19,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, data, drift, export, hosts, network, parallel, plots, runs, sources, state, weights
+from experiments import cli, couplings, data, drift, export, hosts, network, parallel, plots, runs, sources, state, weights
 from experiments.checkpoints import Checkpoints
 from experiments.writers import MetricWriter
 
@@ -40,6 +40,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
         raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
+    couple = couplings.from_config(config, dataset, net, jax.process_count())
     current = state.init(config, net, dataset.shape, parallel.divided if config.training.sharding == "fsdp" else None)
     workdir.mkdir(parents=True, exist_ok=True)
 
@@ -74,7 +75,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
 
         source = data.Batches(dataset, config.training.batch, config.seed)
         pending, unlogged, idle, clock, since = [], [], 0, time.perf_counter(), start
-        for k, batch in zip(range(start, steps), data.batches(dataset, config.training.batch, config.seed, start)):
+        for k, batch in zip(range(start, steps), data.batches(dataset, config.training.batch, config.seed, start, couple)):
             current, metrics = step_fn(current, batch)
             pending.append(metrics)
             jax.block_until_ready(pending[-3:][0])  # not further ahead, or a signal would wait for all that has been asked for

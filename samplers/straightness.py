@@ -2,9 +2,9 @@ r"""How straight a flow is (Liu et al. 2023, 2209.03003, section 2.2): how far i
 
     S = \int E |alpha'(t) x_0 + sigma'(t) eps - v(x_t, t)|^2 dt
 
-along x_t from t = T to an end near 0, with (x_0, eps) by which alpha x_0 + sigma eps has both ends (`chord`). On the linear path the chord's velocity is x_T - x_0, and S = 0 if and only if one Euler step is exact, S being the excess
-of \int E |v|^2 dt over E |x_T - x_0|^2. On other paths it is that of the curve alpha(t) x_0 + sigma(t) eps, and S = 0 if and only if one step of DDIM
-is exact; where sigma' is infinite at t = 0 (VP), S grows without bound as `end` goes to 0.
+along x_t from t = T to an end near 0, with (x_0, eps) by which alpha x_0 + sigma eps has both ends (`chord`). On the linear path the chord's velocity
+is x_T - x_0, and S = 0 if and only if one Euler step is exact: S is the excess of \int E |v|^2 dt over E |x_T - x_0|^2. On other paths S = 0 if and
+only if one step of DDIM is exact; where sigma' is infinite at t = 0 (VP), S grows without bound as the end goes to 0.
 """
 
 from typing import NamedTuple
