@@ -35,7 +35,7 @@ CLASSES = {
     STATE: """
         model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding model.embeddings
         model.frequencies model.grow_input model.grow_output model.image_channels model.label_tokens model.latent_channels model.mlp_ratio
-        model.modulate model.multipliers model.normalise model.num_classes model.num_heads model.patch model.resample model.width
+        model.modulate model.multipliers model.normalise model.num_classes model.num_heads model.patch model.resample model.second_time model.width
         objective.loss lora.base lora.pattern lora.rank""",
 }
 FIELDS = {field: kind for kind, fields in CLASSES.items() for field in fields.split()}

@@ -16,7 +16,7 @@ from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
 from models.schedule import Schedule
-from sde_lib import SDE, Denoiser
+from sde_lib import SDE, Denoiser, FlowMap
 from sde_lib.denoiser import MIN_ALPHA
 from sde_lib.numerics import expand
 
@@ -61,12 +61,18 @@ class Network:
     schedule: Schedule | None = None
     coupled: bool = False
 
-    def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, **training):
-        """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only."""
+    def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, s=None, **training):
+        """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only. s: see `between`."""
         variance = (self.sde.alpha(t) * self.sigma_data) ** 2 + self.sde.sigma(t) ** 2
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         own = {"params": {name: value for name, value in params.items() if name != "schedule"}}
+        if s is not None:
+            training["s"] = CLOCKS[self.clock](self.sde, s)
         return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
+
+    def between(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], s: Float[Array, " b"], label=None, **training):
+        """F [B, ...] of the jump from t to s, of a module with `second_time`; without s it is that of s = t."""
+        return self(params, x, t, label, s=s, **training)
 
     @property
     def none(self):
@@ -93,6 +99,12 @@ class Network:
     def denoiser(self, params, label=None) -> Denoiser:
         """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P]."""
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label, coupled=self.coupled)
+
+    def flow_map(self, params, label=None, **training) -> FlowMap:
+        """The FlowMap of these parameters, as `denoiser`. Raises ValueError for a network that sees one time only."""
+        if not getattr(self.module, "second_time", False):
+            raise ValueError("a flow map of a network that sees one time: expected a model trained with config.model.second_time = True")
+        return FlowMap(jax.tree_util.Partial(self.between, params, **training), self.sde, self.kind, self.sigma_data, label)
 
 
 def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network | autoencoder.Autoencoder | classifier.Classifier:

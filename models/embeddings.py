@@ -24,6 +24,7 @@ class Conditioning(nn.Module):
     embedding: "smooth", `sinusoidal` at scale * t of dim numbers; "positional" and "dit", of `features` numbers, the latter without the last
     frequency; "fourier", sin and cos of t times `features` fixed Gaussian frequencies of standard deviation scale (2011.13456, appendix H).
     augment_dim: numbers that say how x was augmented, added to the embedded time by a matrix (EDM, 2206.00364, appendix F.2); 0 for none.
+    second_time: of a flow map from t to s: t - s is embedded likewise, by an MLP of its own, and added (MeanFlow, 2505.13447, table 1c).
     """
 
     dim: int
@@ -32,6 +33,7 @@ class Conditioning(nn.Module):
     features: int = 0
     scale: float = 100.0
     augment_dim: int = 0
+    second_time: bool = False
 
     @nn.compact
     def __call__(
@@ -40,21 +42,29 @@ class Conditioning(nn.Module):
         label: Int[Array, " b"] | None = None,
         pooled: Float[Array, "b p"] | None = None,
         augmented: Float[Array, "b a"] | None = None,
+        s: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b dim"]:
-        """pooled: of an encoder of what else is known, if there is one. augmented: what was done to x, [B, augment_dim]; None: nothing, zeros."""
+        """pooled: of an encoder of what else is known, if there is one. augmented: what was done to x, [B, augment_dim]; None: nothing, zeros.
+        s: the second time; None: t."""
         if self.embedding not in EMBEDDINGS:
             raise ValueError(f"embedding '{self.embedding}': expected {' or '.join(EMBEDDINGS)}")
+
         # a scale of 100, not DDPM's 1000: with higher frequencies the network is rough in time, and adaptive solvers take several times the steps
-        if self.embedding == "fourier":
-            angles = 2 * np.pi * self.scale * t[:, None] * jnp.asarray(np.random.default_rng(0).standard_normal(self.features), t.dtype)
-            h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
-        else:
-            h = sinusoidal(t, self.dim if self.embedding == "smooth" else self.features, self.scale, last=self.embedding != "dit")
+        def embed(t):
+            if self.embedding == "fourier":
+                angles = 2 * np.pi * self.scale * t[:, None] * jnp.asarray(np.random.default_rng(0).standard_normal(self.features), t.dtype)
+                return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+            return sinusoidal(t, self.dim if self.embedding == "smooth" else self.features, self.scale, last=self.embedding != "dit")
+
+        h = embed(t)
         if self.augment_dim:
             augmented = jnp.zeros((len(t), self.augment_dim), h.dtype) if augmented is None else augmented
             h = h + nn.Dense(h.shape[-1], use_bias=False, name="augmented")(augmented)
         h = nn.Dense(self.dim)(h)
         h = nn.Dense(self.dim)(nn.silu(h))
+        if self.second_time:
+            gap = nn.Dense(self.dim, name="gap_in")(embed(jnp.zeros_like(t) if s is None else t - s))
+            h = h + nn.Dense(self.dim, name="gap_out")(nn.silu(gap))
         if self.num_classes:
             label = jnp.full(t.shape, self.num_classes) if label is None else label
             h = h + nn.Embed(self.num_classes + 1, self.dim)(label)

@@ -11,8 +11,8 @@ from models.embeddings import Conditioning, fourier_features
 class MLP(nn.Module):
     """A plain MLP on [x, t]: `depth` hidden layers of `width`. torchcfm's is width 64, depth 3, selu.
 
-    num_classes: as in `Conditioning`; a label is appended one-hot. frequencies: of `fourier_features` of x.
-    x: [B, ...] -> [B, ...]; t: [B], about 0 to 1; label: [B]. The output layer starts at zero.
+    num_classes: as in `Conditioning`; a label is appended one-hot. frequencies: of `fourier_features` of x. second_time: t - s is appended.
+    x: [B, ...] -> [B, ...]; t: [B], about 0 to 1; label: [B]; s: [B], None for t. The output layer starts at zero.
     """
 
     width: int = 256
@@ -20,13 +20,18 @@ class MLP(nn.Module):
     activation: str = "silu"
     num_classes: int = 0
     frequencies: tuple[float, ...] = ()
+    second_time: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None) -> Float[Array, "b ..."]:
+    def __call__(
+        self, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, s: Float[Array, " b"] | None = None
+    ) -> Float[Array, "b ..."]:
         if self.activation not in ("relu", "gelu", "selu", "silu", "tanh"):
             raise ValueError(f"activation '{self.activation}': expected relu, gelu, selu, silu or tanh")
         h = fourier_features(x.reshape(x.shape[0], -1), self.frequencies)
         h = jnp.concatenate([h, t[:, None]], -1)
+        if self.second_time:
+            h = jnp.concatenate([h, (jnp.zeros_like(t) if s is None else t - s)[:, None]], -1)
         if self.num_classes:
             label = jnp.full(t.shape, self.num_classes) if label is None else label
             h = jnp.concatenate([h, jnp.eye(self.num_classes + 1, dtype=h.dtype)[label]], -1)
@@ -45,10 +50,18 @@ class ResidualMLP(nn.Module):
     dropout: float = 0.0
     num_classes: int = 0
     frequencies: tuple[float, ...] = ()
+    second_time: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example: Int[Array, " b"] | None = None) -> Float[Array, "b ..."]:
-        condition = Conditioning(self.width, self.num_classes)(t, label)
+    def __call__(
+        self,
+        x: Float[Array, "b ..."],
+        t: Float[Array, " b"],
+        label=None,
+        example: Int[Array, " b"] | None = None,
+        s: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b ..."]:
+        condition = Conditioning(self.width, self.num_classes, second_time=self.second_time)(t, label, s=s)
         h = nn.Dense(self.width)(fourier_features(x.reshape(x.shape[0], -1), self.frequencies))
         for _ in range(self.depth):
             shift, scale = jnp.split(nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros)(condition), 2, -1)

@@ -78,6 +78,15 @@ def plane_point(sde: SDE, kind: str, t: Time, sigma_data: float = 0.5):
     return PLANE[kind](sde, as_time(t), sigma_data)
 
 
+def combination(sde: SDE, kind: str, t: Time, point: tuple, sigma_data: float = 0.5):
+    """The coefficients (a, b) in c' x_0 + d' eps = a x_t + b F, of a prediction F of `kind` at times t; point: (c', d')."""
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    c, d = plane_point(sde, kind, t, sigma_data)
+    c_target, d_target = point
+    det = alpha * d - sigma * c
+    return (c_target * d - d_target * c) / det, (alpha * d_target - sigma * c_target) / det
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=("fn", "cond"), meta_fields=("sde", "kind", "sigma_data", "guided", "coupled"))
 @dataclass(frozen=True)
 class Denoiser:
@@ -131,11 +140,8 @@ class Denoiser:
     def linear(self, target: str, x: Float[Array, "b ..."], t: Time):
         """The coefficients (a, b), shaped to multiply x, in target = a x + b F."""
         t = self._time(x, t)
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        c, d = plane_point(self.sde, self.kind, t, self.sigma_data)
-        c_target, d_target = plane_point(self.sde, target, t, self.sigma_data)
-        det = alpha * d - sigma * c
-        return expand((c_target * d - d_target * c) / det, x), expand((alpha * d_target - sigma * c_target) / det, x)
+        a, b = combination(self.sde, self.kind, t, plane_point(self.sde, target, t, self.sigma_data), self.sigma_data)
+        return expand(a, x), expand(b, x)
 
     def predict(self, target: str, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
         """The prediction named `target` (a name in `PLANE`). Raises ValueError for the score of a coupled denoiser."""

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sde_lib.denoiser import Denoiser
+from sde_lib.flow_map import FlowMap
 from sde_lib.noise import example_keys
 from sde_lib.numerics import as_float
 from sde_lib.sde import SDE, Time
@@ -127,6 +128,15 @@ class GaussianMixture:
         """The exact Denoiser, of kind "v": at right angles to x on the plane, so that no conversion cancels at either end."""
         return Denoiser(jax.tree_util.Partial(_exact_v, self, sde), sde, "v")
 
+    def flow_map(self, sde: SDE) -> FlowMap:
+        """The exact flow map of one Gaussian, X = alpha(s) m + V (S_s/S_t) V^T (x - alpha(t) m), S^2 = alpha^2 s^2 + sigma^2; of kind "v".
+
+        Raises ValueError for a mixture of more, which has none in closed form.
+        """
+        if len(self.means) != 1:
+            raise ValueError(f"flow_map of a mixture of {len(self.means)} components: only one Gaussian's is in closed form; integrate its denoiser")
+        return FlowMap(jax.tree_util.Partial(_exact_jump, self, sde), sde, "v")
+
 
 FIELDS = ("means", "stds", "weights", "eigenvectors")
 
@@ -150,3 +160,24 @@ def _exact_v(gm: GaussianMixture, sde: SDE, x, t):
     if gm.eigenvectors is not None:
         v = gm.eigenvectors @ v
     return jnp.sum(jax.nn.softmax(log_prob, 0)[:, None] * (v - sigma * gm.means[:, :, None]), 0).T
+
+
+def _exact_jump(gm: GaussianMixture, sde: SDE, x, t, s):
+    """alpha_t eps' - sigma_t x' of the x' and eps' that lead from x = alpha_t x' + sigma_t eps' at t to alpha_s x' + sigma_s eps' at s; x [B, D].
+
+    With y = V^T (x - alpha_t m), x' = m + V p y and eps' = V q y solve alpha_t p + sigma_t q = 1 and alpha_s p + sigma_s q = S_s/S_t; here
+    without the difference that is 0 at s = t, and with the limit 0 where a denominator is 0.
+    """
+    alpha_t, sigma_t, alpha_s, sigma_s = (c[:, None] for c in (sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)))
+    std, tiny = gm.stds[0], jnp.finfo(x.dtype).tiny
+    S_t, S_s = (jnp.sqrt((alpha * std) ** 2 + sigma**2) for alpha, sigma in ((alpha_t, sigma_t), (alpha_s, sigma_s)))
+    y = x - alpha_t * gm.means[0]
+    if gm.eigenvectors is not None:
+        y = y @ gm.eigenvectors[0]
+    both = (alpha_t * sigma_s + alpha_s * sigma_t) / S_t
+    p = both * std**2 / jnp.maximum(sigma_s * S_t + sigma_t * S_s, tiny)
+    q = both / jnp.maximum(alpha_t * S_s + alpha_s * S_t, tiny)
+    v = (alpha_t * q - sigma_t * p) * y
+    if gm.eigenvectors is not None:
+        v = v @ gm.eigenvectors[0].T
+    return v - sigma_t * gm.means[0]

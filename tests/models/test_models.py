@@ -159,6 +159,23 @@ def test_patches_of_a_unet():
     assert jax.jit(net.apply)(params, IMAGE, jnp.ones(4)).shape == IMAGE.shape
 
 
+@pytest.mark.parametrize("name", models.__all__)
+def test_second_time(name):
+    """A network of two times depends on the second, which is the first where it is not given; its other parameters are those without, bit for bit."""
+    make = lambda **more: getattr(models, name)(**SMALL[name] | more)
+    net, t = make(second_time=True), jnp.linspace(0.1, 0.9, 4)
+    first, params = (jax.jit(n.init)(jax.random.key(1), IMAGE, t) for n in (make(), net))
+    one, two = dict(jax.tree.leaves_with_path(first)), dict(jax.tree.leaves_with_path(params))
+    if name != "MLP":  # it appends the time to its input
+        assert set(one) < set(two) and all("gap" in jax.tree_util.keystr(path) for path in set(two) - set(one))
+        assert all(np.array_equal(one[path], two[path]) for path in one)
+    params = lively(params)
+    call = jax.jit(lambda params, x, t, s: net.apply(params, x, t, s=s))
+    y = call(params, IMAGE, t, None)
+    np.testing.assert_allclose(call(params, IMAGE, t, t), y, atol=1e-6)
+    assert np.all(jnp.abs(call(params, IMAGE, t, t - 0.05) - y).max((1, 2, 3)) > 1e-4)
+
+
 def test_no_label_is_a_label_of_its_own():
     net = models.UNet(**SMALL["UNet"], num_classes=3)
     t = jnp.full(4, 0.5)
