@@ -151,5 +151,7 @@ def check(config: ConfigDict, dataset: data.Dataset, batch: int, hosts: int = 1)
         raise ValueError(
             f"config.coupling.by_class of '{config.name}' and {dataset.num_classes} classes: expected ot or sinkhorn, and data with classes"
         )
+    if coupled(config) and isinstance(dataset, data.Pairs):
+        raise ValueError(f"config.coupling.name = '{config.name}': pairs are coupled already; expected independent, and no coupling.source")
     if coupled(config) and dataset.augment:
         raise ValueError(f"config.data.augment = {dataset.augment} with a coupling: a pair is not augmented; expected 0")

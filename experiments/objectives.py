@@ -12,13 +12,15 @@ et al. 2023, 2210.02747, eq. 9; rectified flow, 2209.03003) is kind "velocity"; 
 predictions differ by a factor b(t), so that weightings are named by the prediction that the error is measured in.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, classifier, score_matching, vdm
+from experiments import autoencoder, classifier, perflow, score_matching, vdm
 from experiments.augmentation import augment
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
@@ -76,7 +78,13 @@ def steps(u, sde: SDE, options: ConfigDict):
     return sde.time_of_step(1 + jnp.minimum(jnp.floor(u * sde.N), sde.N - 1))
 
 
-TIME_SAMPLERS = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log_normal, "log_snr": log_snr, "steps": steps}
+def grid(u, sde: SDE, options: ConfigDict):
+    """One of the times T, T (1 - 1/count), ..., T/count at which `count` equal steps begin: on pairs, the distillation of a flow into so many steps
+    (rectified flow, 2209.03003, section 2.2; InstaFlow, 2309.06380, of one), which are those of `grids.few`."""
+    return sde.T * (1 + jnp.minimum(jnp.floor(u * options.count), options.count - 1)) / options.count
+
+
+TIME_SAMPLERS = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log_normal, "log_snr": log_snr, "steps": steps, "grid": grid}
 
 GOLDEN = np.uint32(2654435769)  # 2^32 / golden ratio
 
@@ -102,12 +110,13 @@ def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0:
     return x_t, t, noise
 
 
-def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
+def loss(network, params, dataset, objective: ConfigDict, key, batch, teacher: Denoiser | None = None) -> Float[Array, " b"]:
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
     (`vdm.bound`), of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
 
     batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`); source [B, ...], if there, is what each is joined with in
-    the place of noise (`experiments.couplings`). All randomness is a function of `key` and the position.
+    the place of noise (`experiments.couplings`). All randomness is a function of `key` and the position. teacher: of a distillation
+    (`config.teacher`), with no cond yet.
     Raises ValueError for unknown names in `objective`.
     """
     if isinstance(network, autoencoder.Autoencoder):
@@ -140,6 +149,9 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch) -> Float[A
         return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
     x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0, source)
+    if objective.loss == "perflow":
+        x0, noise = perflow.ends(teacher if label is None else replace(teacher, cond=label), objective.perflow, x0, noise, t)
+        x_t = expand(network.sde.alpha(t), x0) * x0 + expand(network.sde.sigma(t), x0) * noise
     if objective.loss in score_matching.LOSSES:
         of_score = score_matching.implicit(den, x_t, t, objective.loss, each(jax.random.fold_in(key, 8)))
         return weighting(objective.weighting, den, x0, t) / weighting("score", den, x0, t) * of_score

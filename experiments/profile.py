@@ -50,13 +50,13 @@ def profile(config: ConfigDict, dataset: Dataset, steps: int, trace: str | Path 
     check_settings(config.training)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     current = state.init(config, net, dataset.shape, parallel.divided if config.training.sharding == "fsdp" else None)
-    base = net.init(jax.random.key(0), dataset.shape) if config.lora.rank else None  # random ones take as long
-    step_fn = parallel.training_step(config, net, dataset, base)
+    frozen = state.Frozen(base=net.init(jax.random.key(0), dataset.shape) if config.lora.rank else None)  # random ones take as long
+    step_fn = parallel.training_step(config, net, dataset, frozen)
     stream = data.batches(dataset, config.training.batch, config.seed, couple=couplings.from_config(config, dataset, net))
     batch = next(stream)
 
     found = {"parameters": sum(a.size for a in jax.tree.leaves(current.params))}
-    found |= analysis(config, parallel.lower(config, net, dataset, current, batch, base).compile())
+    found |= analysis(config, parallel.lower(config, net, dataset, current, batch, frozen).compile())
     clock = time.perf_counter()
     current, _ = jax.block_until_ready(step_fn(current, batch))
     found["compile"] = time.perf_counter() - clock

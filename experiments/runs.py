@@ -21,7 +21,8 @@ from experiments.network import Network
 from experiments.untrusted import read_json
 from sde_lib import Denoiser
 
-BASE = "base"  # the export, in the workdir of a run that trains an adapter, of the weights that it is for
+# exports in the workdir of a run that was trained with them: of the weights that an adapter is for, and of the model that was distilled
+BASE, TEACHER = "base", "teacher"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ V3, GITS = "dpm_solver_v3", "gits"
 SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, NONE, V3, *fit.BASES]
 CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
 FITTED = {V3, GITS, *fit.BASES}
-GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
+GRIDS = ["uniform", "few", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
 
 
 def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
@@ -117,8 +117,9 @@ def sampler(
     fitted = functools.partial(fit.fitted, workdir, steps=steps, guidance=guidance)
     if option and solver not in (*solvers.SOLVERS, V3):
         raise ValueError(f"--option={option[0]}: --solver={solver} has no options")
-    if solver != ADAPTIVE and steps < 2:
-        raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises)")
+    one_step = grid == "few" and steps == 1 and solver in solvers.SOLVERS
+    if solver != ADAPTIVE and steps < 2 and not one_step:
+        raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises), or 1 with --grid=few")
     if solver not in (*solvers.SOLVERS, V3, NONE) and corrector != NONE:
         raise ValueError(f"--corrector={corrector}: --solver={solver} has no steps to correct; expected reverse_diffusion or another table, or none")
     if solver == corrector == NONE:
@@ -129,6 +130,12 @@ def sampler(
         def integrate(den, x_T, keys):
             solution = sample_adaptive(den, x_T, tolerance, tolerance)
             return check(solution).x, solution.nfe, None
+
+    elif one_step:
+
+        def integrate(den, x_T, keys):
+            x_0 = jax.jit(Denoiser.data)(den, x_T, sde.T)
+            return x_0, np.ones(len(x_T), int), np.stack([x_T, x_0]) if path else None
 
     elif solver in fit.BASES:
         params, times, middles = fit.load_predictor(fitted(solver), shape)

@@ -13,7 +13,7 @@ from experiments import cli, couplings, data, network, runs, sample
 from experiments.assignment import assignment
 from experiments.train import train
 from samplers import grids, log_likelihood, predictor_corrector, sample_adaptive, sample_sde, solvers
-from sde_lib import VP, Denoiser, GaussianMixture, Linear
+from sde_lib import VP, Denoiser
 
 
 def points(n, seed=0):

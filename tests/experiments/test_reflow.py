@@ -7,34 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from small import config_of, save_random
 
-from configs import default
-from experiments import data, drift, evaluate, network, objectives, reflow, runs, state
-from experiments.checkpoints import Checkpoints
+from experiments import data, evaluate, network, objectives, reflow, runs
 from experiments.guidance import guide
 from experiments.train import train
 from samplers import sample_adaptive
 
 ADAPTIVE = {"solver": "adaptive", "steps": 2, "grid": "log_snr", "tolerance": 1e-3}
-
-
-def config_of(**model):
-    config = default.get_config()
-    config.model.update(name="ResidualMLP", width=16, depth=1, **model)
-    config.training.update(batch=16, steps=4, log_every=2, checkpoint_every=2)
-    return config
-
-
-def save_random(config, workdir):
-    """A run of random weights, without its training."""
-    dataset = data.load(config.data)
-    new = state.init(config, network.from_config(config, dataset.num_classes), dataset.shape)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: a + 0.1 * rng.standard_normal(a.shape, np.float32), new.ema)
-    workdir.mkdir()
-    with Checkpoints(workdir / "checkpoints", keep=0) as checkpoints:
-        checkpoints.save(new.replace(step=np.int32(1), params=params, ema=params))
-    drift.record(config, workdir, drift.examined(dataset), 1)
 
 
 @pytest.fixture(scope="module")
