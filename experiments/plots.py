@@ -150,6 +150,17 @@ def paths(points: Float[np.ndarray, "s n 2"], path: str | Path) -> Path:
     return _save(figure, path)
 
 
+def trajectories(panels: dict[str, Float[np.ndarray, "s n 2"]], path: str | Path) -> Path:
+    """The paths of 2-D samples of several models side by side: the prior grey, the data blue, each path a line."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.5), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    for axis, (title, points) in zip(axes[0], panels.items()):
+        axis.plot(points[:, :, 0], points[:, :, 1], color="tab:orange", alpha=0.5, linewidth=0.6, zorder=1)
+        axis.scatter(*points[0].T, s=5, color="0.5", zorder=2)
+        axis.scatter(*points[-1].T, s=5, color="tab:blue", zorder=3)
+        axis.set(title=title, aspect="equal")
+    return _save(figure, path)
+
+
 def against_steps(panels: dict[str, tuple[float, dict[str, dict[int, float]]]], path: str | Path) -> Path:
     """A panel for each quantity, with its exact value and a line of it against the steps for each method."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.5), squeeze=False)

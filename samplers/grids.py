@@ -40,8 +40,10 @@ def uniform(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
 
 
 def few(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
-    """n of n + 1 equal steps in t from T to 0, before the last, which denoises: T, T (1 - 1/(n + 1)), ..., T/(n + 1). For models of so many steps, trained
-    at these times."""
+    """n of n + 1 equal steps in t from T to 0, before the last, which denoises: T, T (1 - 1/(n + 1)), ..., T/(n + 1).
+
+    Of models of so many steps, which are trained at these times.
+    """
     return uniform(sde, n, sde.T / (n + 1) if eps is None else eps)
 
 

@@ -20,13 +20,14 @@ VARIANTS = {
     "score_sde": ("ve", "subvp", "ve_deep", "vp_deep", "subvp_deep", "ve_discrete", "vp_discrete", "ve_digits", "vp_digits", "subvp_digits"),
     "score_matching": ("implicit",),
     "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64"),
-    "flow_matching": ("lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified"),
+    "flow_matching": ("lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified", "reflow"),
     "score_flow": tuple(f"{data}{rest}" for data in ("cifar10", "imagenet32") for rest in ("", "_deep", "_subvp", "_subvp_deep"))[1:],
     "sit": ("l", "b", "s", "fashion"),
     "dit": ("l", "b", "s"),
     "autoencoder": ("f8",),
     "fashion": ("latents",),
     "classifier": ("fashion", "imagenet64"),
+    "distill": ("perflow_digits", "perflow_8gaussians", "instaflow", "instaflow_digits"),
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
