@@ -20,6 +20,8 @@ from sde_lib.numerics import as_time, derivative, expand, namespace
 from sde_lib.paths import Linear, path, require
 from sde_lib.sde import SDE, Time
 
+Points = Float[Array, "b ..."]
+
 
 @path
 class Interpolant:
@@ -46,16 +48,14 @@ class Interpolant:
         """d gamma / dt; infinite at both ends of a bridge without a constant part."""
         return derivative(self.variance, t) / (2 * self.gamma(t)) if self.bridge else 0.0 * as_time(t)
 
-    def point(self, x0: Float[Array, "b ..."], x1: Float[Array, "b ..."], z: Float[Array, "b ..."], t: Float[Array, " b"]) -> Float[Array, "b ..."]:
+    def point(self, x0: Points, x1: Points, z: Points, t: Float[Array, " b"]) -> Points:
         """x_t."""
         return expand(self.sde.alpha(t), x0) * x0 + expand(self.sde.sigma(t), x0) * x1 + expand(self.gamma(t), x0) * z
 
-    def velocity(
-        self, x0: Float[Array, "b ..."], x1: Float[Array, "b ..."], z: Float[Array, "b ..."], t: Float[Array, " b"]
-    ) -> Float[Array, "b ..."]:
+    def velocity(self, x0: Points, x1: Points, z: Points, t: Float[Array, " b"]) -> Points:
         """dx_t/dt along one interpolant: what the velocity is regressed on."""
         return expand(self.sde.alpha_dot(t), x0) * x0 + expand(self.sde.sigma_dot(t), x0) * x1 + expand(self.gamma_dot(t), x0) * z
 
-    def score(self, z: Float[Array, "b ..."], t: Float[Array, " b"]) -> Float[Array, "b ..."]:
+    def score(self, z: Points, t: Float[Array, " b"]) -> Points:
         """The score of x_t, of E[z | x_t]. [SF]2M's is regressed on -z/gamma, in the weighting gamma^2 (2307.03672, eq. 12 up to a constant)."""
         return -z / expand(self.gamma(t), z)

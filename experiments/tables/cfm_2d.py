@@ -1,7 +1,8 @@
 """Table 2 of [SF]2M (Tong et al. 2023, 2307.03672): flows between sets of the plane, by how their ends are joined.
 
-MLP 3x64 (selu) by AdamW at 1e-3 (weight decay 1e-5) on 10,000 points of each set; constant noise of 0.1 in I-CFM and OT-CFM, none in FM (theirs has 0.1
-at the data); RF is trained again on the pairs of I-CFM's flow; SB is [SF]2M-exact, a bridge of scale 1 between OT's pairs, by its ODE, and by its SDE.
+MLP 3x64 (selu) by AdamW at 1e-3 (weight decay 1e-5) on 10,000 points of each set; constant noise of 0.1 in I-CFM and OT-CFM, none in FM (theirs has
+0.1 at the data); RF is trained again on the pairs of I-CFM's flow; SB is [SF]2M-exact, a bridge of scale 1 between OT's pairs, by its ODE, and by its
+SDE (the scale is that of their repository).
 100 Euler steps from test points of the source. W2: exact, to as many test points of the data; floor: of these to others. NPE: |energy of the paths -
 W2^2(source, data)| / W2^2(source, data). Means over seeds, with standard errors; published: mean and standard deviation over five seeds.
 Short: 3 seeds, 2500 steps of batch 128, 2000 test points. --paper: theirs, 5 seeds (42 to 46), 20,000 steps of batch 512, 10,000 points; hours.
@@ -149,7 +150,7 @@ def measure(out, quick: bool, seeds, steps: int, batch: int, n: int) -> tuple[li
     paths = {name: np.asarray(flow(params, start)) for name, params in {**free, **again, "OT-CFM": joined["OT-CFM"], "SB": joined["SB"]}.items()}
     paths["SB, SDE"] = np.asarray(flow(joined["SB"], start, joined["score"], BRIDGE, jax.random.key(7)))
     rows, found, told_of = [], {}, {}
-    for r, (task, seed) in enumerate(cases):
+    for r, (task, _) in enumerate(cases):
         cost = costs(*(s.astype(np.float64) for s in (start[r], sets[r]["test"])))
         least = cost[np.arange(n), assignment(cost)].mean()
         told_of.setdefault(task, []).append(wasserstein2(sets[r]["others"], sets[r]["test"]))
