@@ -73,8 +73,8 @@ def _noise(interpolant, rho, x, t):
 
 
 def test_ode_and_sde_keep_the_marginals():
-    """The bridge of scale 1 between the entropic pairs: 10,000 starts at t = 0.98 (seed 0) are carried to t = 0.02 by 200 steps, as an ODE and as SDEs
-    of D = 1/2, the bridge's own, and of D = gamma^2: mean and variance within 4 standard errors and 1 % for the steps. A score that is divided by s
+    """The bridge of scale 1 between entropic pairs: 10,000 starts at t = 0.98 (seed 0) are carried to t = 0.02 by 200 steps, as an ODE and SDEs
+    of D = 1/2, its own, and of D = gamma^2: mean and variance within 4 standard errors and 1 % for the steps. A score that is divided by s
     in the place of 2 s^2, torchcfm's slip, which makes it twice as large here, is off (control)."""
     n, s = 10_000, 1.0
     interpolant, rho = Interpolant(bridge=s), entropic_covariance(2 * s**2)
