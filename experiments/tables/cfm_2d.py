@@ -174,7 +174,7 @@ def measure(out, quick: bool, seeds, steps: int, batch: int, n: int) -> tuple[li
                 "± NPE": None if "SDE" in name else error(key, 1), "NPE published": NPE[name][i] if name in NPE else None,
                 "sd from it": (mean(key, 0) - theirs[0]) / theirs[1] if theirs else None,
             })  # fmt: skip
-            passed &= not theirs or mean(key, 0) <= theirs[0] + 3 * theirs[1]
+            passed &= not theirs or mean(key, 0) ** 2 <= (theirs[0] + 3 * theirs[1]) ** 2 + rows[-1]["floor"] ** 2
     passed &= all(mean(("OT-CFM", task), 1) < 0.5 * mean(("I-CFM", task), 1) for task in TASKS)
     passed &= mean(("OT-CFM", "moons -> 8gaussians"), 0) <= mean(("I-CFM", "moons -> 8gaussians"), 0)
     shown = [r for r, (task, seed) in enumerate(cases) if seed == seeds[0]]
@@ -185,7 +185,7 @@ def measure(out, quick: bool, seeds, steps: int, batch: int, n: int) -> tuple[li
 
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     """Rows, and whether NPE of OT-CFM is below half of I-CFM's on every task, its W2 no more on moons -> 8gaussians, and every W2 at most 3 published
-    standard deviations above the published mean."""
+    standard deviations above the published mean, the square of the floor allowed for (theirs, of 10,000 points, is lower)."""
     return measure(out, quick, (42,), 3, 16, 32) if quick else measure(out, quick, (42, 43, 44), 2500, 128, 2000)
 
 
