@@ -68,7 +68,8 @@ def pairs(name: str, x0: np.ndarray, x1: np.ndarray | None, batch: int, seed: in
     """Batches [len(steps), B, 2] of x_0 and of what `experiments.couplings` joins it with: x1, or fresh noise."""
     data, source = plain(x0), None if x1 is None else plain(x1)
     couple = Coupling(name, batch, False, 0.0, data, source, source and Batches(source, 1, seed + 1), 1.0, seed)
-    made = [couple(Batches(data, batch, seed)[k]) for k in steps]
+    stream = Batches(data, batch, seed)
+    made = [couple(stream[k]) for k in steps]
     return np.stack([m["value"] for m in made]), np.stack([m["source"] for m in made])
 
 
@@ -142,7 +143,8 @@ def measure(out, quick: bool, seeds, steps: int, batch: int, n: int) -> tuple[li
     ends = np.asarray(flow(free["I-CFM"], np.stack([s["x1"] for s in sets]))[:, -1])
 
     def reflow(r, k):
-        index = np.stack([Batches(plain(ends[r]), batch, cases[r][1]).index(np.arange(batch) + i * batch) for i in k])
+        position = np.arange(k.start, k.stop)[:, None] * batch + np.arange(batch)
+        index = Batches(plain(ends[r]), batch, cases[r][1]).index(position)
         return ends[r][index], sets[r]["x1"][index]
 
     again = train(reflow, len(cases), steps, {"RF": (Interpolant(), False)})

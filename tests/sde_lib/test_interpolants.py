@@ -94,8 +94,9 @@ def test_ode_and_sde_keep_the_marginals():
 
 
 def test_the_bridge_is_brownian(x64):
-    """Between entropic pairs of regularization 2 s^2 the SDE of drift v + s^2/2 score has the pairs' own joint law, as their Brownian bridges mix to a
-    Markov process: Cov(x_0, x_1) = S0^2 exp(integral of the drift's slope), to 1e-3 by the midpoint rule; of independent pairs it has not (control)."""
+    """Between entropic pairs of regularization 2 s^2 the SDE of drift v + s^2/2 score has the pairs' own joint law, for their Brownian bridges mix to
+    a Markov process: Cov(x_0, x_1) = S0^2 exp(integral of the drift's slope), to 1e-3 by the midpoint rule; of independent pairs it has not
+    (control)."""
     s = 0.8
     interpolant, t = Interpolant(bridge=s), (np.arange(200_000) + 0.5) / 200_000
 
