@@ -56,6 +56,22 @@ def make_operator(problem: str, run: runs.Run) -> LinearOperator:
     return PROBLEMS[problem](run.dataset.shape)
 
 
+def guided(
+    method: str, den: Denoiser, operator: LinearOperator, y, times, noise: float, zeta: float, iterations: int = 5, sigma_data: float = 1.0
+) -> Denoiser:
+    """The posterior's by a name in METHODS that is no replacement; sigma_data: of pigdm."""
+    if method == "dps":
+        return samplers.dps(den, operator, y, times, zeta)
+    if method == "pigdm":
+        return samplers.pigdm(den, operator, y, noise, sigma_data)
+    return samplers.moment_matching(den, operator, y, noise, iterations)
+
+
+def denoised(den: Denoiser, x_T, times, solver, keys):
+    """x_0 [B, ...] by a solver on all of `times`, and then the data prediction at the last."""
+    return jax.jit(Denoiser.data)(den, samplers.sample(den, x_T, times, solver, keys), times[-1])
+
+
 def sampler(
     sde: SDE, operator: LinearOperator, method: str, solver: str, steps: int, grid: str, noise: float, zeta: float, iterations: int, snr: float
 ) -> tuple[Callable, int]:
@@ -65,12 +81,7 @@ def sampler(
     if steps < 2:
         raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises)")
     times, solver = getattr(grids, grid)(sde, steps - 1), make_solver(solver)
-    guide = {
-        "dps": lambda den, y: samplers.dps(den, operator, y, times, zeta),
-        "pigdm": lambda den, y: samplers.pigdm(den, operator, y, noise),
-        "moment": lambda den, y: samplers.moment_matching(den, operator, y, noise, iterations),
-    }
-    if method not in guide:
+    if method == "replacement":
         corrector = samplers.langevin(snr) if snr else None
         replaced = lambda den, x_T, y, keys: samplers.replacement(den, operator, y, x_T, times, solver, corrector, keys)
         nfe = evaluations(times, solver, corrector) + 1
@@ -80,10 +91,9 @@ def sampler(
     def draw(den, y, keys):
         prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         x_T = parallel.shard(sde.prior_sample(prior_keys, (len(keys), *operator.shape)))
-        if method not in guide:
+        if method == "replacement":
             return replaced(den, x_T, y, noise_keys)
-        guided = guide[method](den, y)
-        return jax.jit(Denoiser.data)(guided, samplers.sample(guided, x_T, times, solver, noise_keys), times[-1])
+        return denoised(guided(method, den, operator, y, times, noise, zeta, iterations), x_T, times, solver, noise_keys)
 
     return draw, nfe
 

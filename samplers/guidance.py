@@ -24,7 +24,7 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from samplers.table import check_times
-from sde_lib.denoiser import Denoiser, informed
+from sde_lib.denoiser import Denoiser, informed, plane_point
 from sde_lib.numerics import expand
 
 
@@ -139,8 +139,10 @@ def _by_classifier(den, log_prob, scale, x, t, conds):
     cond, label = conds
     seen = informed(den.sde, t)
     gradient = jax.grad(lambda x: jnp.sum(log_prob(x, seen, label)))(x)
-    more_data = expand(scale * den.sde.sigma(seen) ** 2 / den.sde.alpha(seen), x) * gradient  # Tweedie: x_0 = (x + sigma^2 score)/alpha
-    return replace(den, cond=cond).raw(x, t) + more_data / den.linear("data", x, t)[1]
+    alpha, sigma = den.sde.alpha(seen), den.sde.sigma(seen)
+    c, d = plane_point(den.sde, den.kind, seen, den.sigma_data)
+    by_score = (c * sigma - d * alpha) * sigma / alpha  # dF/dscore at a given x, as eps = -sigma score: nothing is divided by sigma, which may be 0
+    return replace(den, cond=cond).raw(x, t) + expand(scale * by_score, x) * gradient
 
 
 def classifier_guidance(den: Denoiser, log_prob: Callable, label: Any, scale: float = 1.0) -> Denoiser:

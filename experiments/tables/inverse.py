@@ -22,8 +22,8 @@ from experiments.kept import Kept
 from experiments.metrics import sliced_wasserstein2
 from experiments.problems import pairs, turned_mixture
 from experiments.tables._training import trained
-from samplers import dps, grids, langevin, moment_matching, operators, pigdm, replacement, sample, solvers
-from sde_lib import VE, VP, Denoiser, GaussianMixture
+from samplers import grids, langevin, operators, replacement, solvers
+from sde_lib import VE, VP, GaussianMixture
 
 NOISE, ZETA = 0.1, 0.3
 
@@ -31,24 +31,19 @@ NOISE, ZETA = 0.1, 0.3
 def methods(den, operator, times):
     """name -> (y, x_T, key) -> x_0, and evaluations; steps of the reverse SDE, and of the flow by DPM-Solver++(2M)."""
     every, n = {}, len(times) - 1
-    guides = {
-        "dps": lambda y: dps(den, operator, y, times, ZETA),
-        "pigdm": lambda y: pigdm(den, operator, y, NOISE, sigma_data=0.7),
-        "moment": lambda y: moment_matching(den, operator, y, NOISE),
-    }
 
-    def guided(guide, solver, y, x_T, key):
-        posterior = guide(y)
-        return jax.jit(Denoiser.data)(posterior, sample(posterior, x_T, times, solver, key), times[-1])
+    def guided(method, solver, y, x_T, key):
+        posterior = inverse.guided(method, den, operator, y, times, NOISE, ZETA, sigma_data=0.7)
+        return inverse.denoised(posterior, x_T, times, solver, key)
 
     for name, corrector in (("replacement, predictor alone", None), ("replacement", langevin(0.16))):
         every[name, "SDE"] = (
             lambda y, x_T, key, c=corrector: replacement(den, operator, y, x_T, times, solvers.reverse_diffusion(), c, key),
             n * (1 if corrector is None else 2) + 1,
         )
-    for name, guide in guides.items():
+    for name in ("dps", "pigdm", "moment"):
         for kind, solver in (("SDE", solvers.ancestral()), ("ODE", solvers.dpm_solver_pp())):
-            every[name, kind] = lambda y, x_T, key, g=guide, s=solver: guided(g, s, y, x_T, key), n + 1
+            every[name, kind] = lambda y, x_T, key, m=name, s=solver: guided(m, s, y, x_T, key), n + 1
     return every
 
 

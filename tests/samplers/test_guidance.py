@@ -195,7 +195,7 @@ def test_autoguidance_extrapolates_from_the_worse_model(x64):
 def test_the_exact_posterior_makes_the_mixture_conditional(sde, x64):
     """score(x) + grad log p(k | x_t) = the score of component k, in all predictions, on every path and at both ends of it."""
     den = BOTH.denoiser(sde)
-    for t in (sde.eps, *(TIMES * sde.T).tolist(), sde.T):
+    for t in (0.0, sde.eps, *(TIMES * sde.T).tolist(), sde.T):
         x = sde.alpha(t) * np.array([[0.3, -0.5], [1.0, 0.2], [-0.4, 0.1], [0.0, 0.9]]) + sde.sigma(t) * np.array(
             [[0.5, -1.0], [1, 0], [0, 1], [-2, 1]]
         )
