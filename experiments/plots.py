@@ -277,3 +277,15 @@ def guidance(panels: dict[str, np.ndarray], data: Float[np.ndarray, "n d"], curv
         axis.grid(alpha=0.3)
     axes[1, 2].legend(fontsize=8)
     return _save(figure, path)
+
+
+def flows(panels: dict[str, np.ndarray], data: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Path:
+    """{"method, task": paths [P, n, 2]}: from the start (black) to the end (red) on the data of its task (grey), a row for each method."""
+    figure, axes = plt.subplots(len(panels) // len(data), len(data), figsize=(4 * len(data), 4 * len(panels) // len(data)), squeeze=False)
+    for axis, (title, lines) in zip(axes.ravel(), panels.items()):
+        axis.scatter(*data[title.split(", ")[1]][:2000].T, s=2, color="0.8", linewidths=0)
+        axis.plot(*np.moveaxis(lines, -1, 0), color="tab:olive", linewidth=0.3, alpha=0.6)
+        for points, colour in ((lines[0], "k"), (lines[-1], "tab:red")):
+            axis.scatter(*points.T, s=4, color=colour, linewidths=0)
+        axis.set(title=title, aspect="equal", xticks=[], yticks=[])
+    return _save(figure, path)

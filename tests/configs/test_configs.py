@@ -20,7 +20,7 @@ VARIANTS = {
     "score_sde": ("ve", "subvp", "ve_deep", "vp_deep", "subvp_deep", "ve_discrete", "vp_discrete", "ve_digits", "vp_digits", "subvp_digits"),
     "score_matching": ("implicit",),
     "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64"),
-    "flow_matching": ("lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified", "reflow"),
+    "flow_matching": ("ot", "lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified", "reflow"),
     "score_flow": tuple(f"{data}{rest}" for data in ("cifar10", "imagenet32") for rest in ("", "_deep", "_subvp", "_subvp_deep"))[1:],
     "sit": ("l", "b", "s", "fashion"),
     "dit": ("l", "b", "s"),
@@ -45,7 +45,7 @@ PARAMETERS |= {
 }
 PARAMETERS |= {f"score_sde:{name}_digits": 1_217_856 for name in ("ve", "vp", "subvp")}
 PARAMETERS |= {"edm": 55_739_523, "edm:cifar10_uncond": 55_733_891, "edm:cifar10_ncsnpp": 56_403_459, "edm:cifar10_uncond_ncsnpp": 56_397_827}
-PARAMETERS |= {"edm:imagenet64": 295_900_035, "flow_matching": 35_746_307, "flow_matching:lipman": 153_094_915}
+PARAMETERS |= {"edm:imagenet64": 295_900_035, "flow_matching": 35_746_307, "flow_matching:ot": 35_746_307, "flow_matching:lipman": 153_094_915}
 PARAMETERS |= {"sit": 674_816_272, "sit:l": 457_824_272, "sit:b": 130_303_504, "sit:s": 32_858_896, "sit:fashion": 1_275_408}
 PARAMETERS |= {"flow_matching:lipman_imagenet32": 209_976_323, "flow_matching:lipman_imagenet64": 276_421_059, "flow_matching:rectified": 61_804_419}
 PARAMETERS |= {f"score_flow{name}": 61_804_419 for name in ("", ":cifar10_subvp", ":imagenet32", ":imagenet32_subvp")}

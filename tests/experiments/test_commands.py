@@ -47,7 +47,7 @@ def measures(command):
     """Whether a command is left to the slow run: tables, benchmarks, profiles, latents, adapters, classifiers, some solvers, other ways to train."""
     commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "_lora", "_twin", "latent", "_classifier")
     solvers = ("=amed", "=gits", "=unipc", "=churn", "=restart", "super_resolution")
-    slow = (*commands, *solvers, "runs/vdm", "runs/scoreflow", "runs/sliced", "runs/autoencoder")
+    slow = (*commands, *solvers, "runs/vdm", "runs/scoreflow", "runs/sliced", "runs/autoencoder", "runs/joined")
     return any(part in command for part in slow)
 
 

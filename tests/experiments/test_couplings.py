@@ -11,6 +11,7 @@ import samplers
 from configs import toy
 from experiments import cli, couplings, data, network, runs, sample
 from experiments.assignment import assignment
+from experiments.metrics import wasserstein2
 from experiments.train import train
 from samplers import grids, log_likelihood, predictor_corrector, sample_adaptive, sample_sde, solvers
 from sde_lib import VP, Denoiser
@@ -72,7 +73,7 @@ def test_what_couplings_do():
     np.testing.assert_array_equal(np.argsort(x[:, 0]), np.argsort(y[line, 0]))
     entropic = lambda regularization: of(couplings.pairing("sinkhorn", rng, x, y, None, regularization))
     sharp, soft, flat = entropic(1e-3), entropic(1.0), np.array([entropic(1e4) for _ in range(20)])
-    assert abs(sharp / of(best) - 1) < 0.05 and 1.1 * of(best) < soft < cost.mean()
+    assert abs(sharp / of(best) - 1) < 0.05 and 1.05 * of(best) < soft < cost.mean()
     assert abs(flat.mean() - cost.mean()) < 4 * flat.std() / np.sqrt(20)
 
 
@@ -195,3 +196,20 @@ def test_bad_couplings(options, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         train(coupled_config(**options), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_one_step_of_a_joined_flow(tmp_path):
+    """Check 10: from noise to moons by 3000 steps of batch 128, one Euler step of the flow of optimal transport is within W2 0.45 of 2000 test
+    points, and 4 times nearer than that of independent noise (the control), seed 0."""
+    found = {}
+    for name in ("independent", "ot"):
+        config = toy.get_config("moons")
+        config.data.variant = "torchcfm"
+        config.coupling.name = name
+        config.training.update(batch=128, steps=3000)
+        train(config, tmp_path / name)
+        run = runs.load_run(tmp_path / name)
+        x_T = run.network.sde.prior_sample(jax.random.key(0), (2000, 2))
+        found[name] = wasserstein2(run.dataset.from_x(x_T - run.denoiser().velocity(x_T, 1.0)), run.dataset.values["test"][:2000])
+    assert found["ot"] <= 0.45 and found["independent"] >= 4 * found["ot"], found
