@@ -30,8 +30,9 @@ def get_config() -> ConfigDict:
     config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder, models.NoisyClassifier])
 
     config.objective = ConfigDict()
-    # or sliced, implicit (experiments.score_matching); or perflow (experiments.perflow), of a teacher; or variational: VDM's bound with a learned
-    # schedule, from time.high to time.low at first; or autoencoder, classifier (experiments.autoencoder, experiments.classifier)
+    # or sliced, implicit (experiments.score_matching); or meanflow, perflow (experiments.meanflow, experiments.perflow, which has a teacher);
+    # or variational: VDM's bound with a learned schedule, from time.high to time.low at first;
+    # or autoencoder, classifier (experiments.autoencoder, experiments.classifier)
     config.objective.loss = "regression"
     config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
     config.objective.weighting = "own"  # own, likelihood, or the prediction that the error is measured in
@@ -41,6 +42,8 @@ def get_config() -> ConfigDict:
     config.objective.sigma_data = 1.0  # rough standard deviation of x_0, for scaling the input and for kind edm
     config.objective.clock = "time"  # the time that the network is told: experiments.network.CLOCKS
     config.objective.label_dropout = 0.0  # share of examples whose label is hidden: what a conditional model knows without a label
+    # of loss meanflow: share of examples with s < t; power p and constant c of the weight; guidance omega/(1 - kappa) of the target, for t <= until T
+    config.objective.meanflow = ConfigDict({"apart": 0.25, "power": 1.0, "constant": 1e-2, "omega": 1.0, "kappa": 0.0, "until": 1.0})
     config.objective.reconstruction = "l1"  # or l2: of an autoencoder
     config.objective.kl = 1e-6  # weight of an autoencoder's divergence from N(0, I)
 

@@ -1,12 +1,12 @@
 """Models of few steps, of a trained teacher or of its pairs: PeRFlow (Yan et al. 2024, 2405.07510) and InstaFlow (Liu et al. 2024, 2309.06380).
 
 python -m experiments.distill --teacher_workdir=runs/dit_xl --config=configs/distill.py:perflow --workdir=runs/perflow
-:perflow, in four windows with eight DDIM steps of the teacher in each, of configs/dit.py on latents of ImageNet 256 (--config.data.path=LATENTS), in the
-epsilon form, as theirs is of Stable Diffusion. :perflow_digits of a run of configs/digits.py, :perflow_8gaussians of one of configs/toy.py:8gaussians.
-python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/sit_xl_2 --workdir=runs/instaflow
-:instaflow, one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow (configs/sit.py, trained on pairs
-of a model of any path), without LPIPS, which their last stage has. :instaflow_digits of digits. Not trained here, but for the small ones in
---table=rectification. The optimization is that of the teacher's config where the papers' is of other data.
+:perflow, in four windows with eight DDIM steps of the teacher in each, of configs/dit.py on latents of ImageNet 256, --config.data.path=LATENTS, in
+the epsilon form, as theirs is of Stable Diffusion. :perflow_digits of a run of configs/digits.py, :perflow_8gaussians of configs/toy.py:8gaussians.
+python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
+:instaflow, one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow (configs/sit.py, trained on
+pairs of a model of any path), without LPIPS, which their last stage has. :instaflow_digits of digits. Not trained here, but for the small ones in
+--table=rectification. The optimization is that of the teacher's config, as the papers' data are others.
 """
 
 from configs import digits, dit, sit, toy

@@ -28,7 +28,8 @@ CLASSES = {
         sde.name sde.T sde.beta_max sde.beta_min sde.betas sde.noise sde.s sde.sigma_data sde.sigma_max sde.sigma_min sde.sigmas sde.theta
         model.activation model.dropout model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel model.rescale
         objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
-        objective.perflow.steps objective.perflow.windows objective.time.count
+        objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa objective.meanflow.omega objective.meanflow.power
+        objective.meanflow.until objective.perflow.steps objective.perflow.windows objective.time.count
         objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.std
         optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.schedule optim.warmup optim.weight_decay
         coupling.by_class coupling.group coupling.name coupling.regularization coupling.source.name coupling.source.path coupling.source.variant

@@ -157,8 +157,14 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         schedule = Schedule(objective.time.high, objective.time.low)
     elif classifies:
         return classifier.Classifier(Network(module, sde, objective.kind, objective.sigma_data, objective.clock))
-    windows = perflow.check(config) if objective.loss == "perflow" else 0
-    if objective.loss not in ("regression", "variational", "perflow", *LOSSES):
-        known = f"regression, perflow, {', '.join(LOSSES)}, variational, autoencoder or classifier"
+    elif objective.loss == "meanflow":
+        if not module.second_time or objective.weighting != "own":
+            raise ValueError(
+                f"config.objective.loss = 'meanflow', model.second_time = {module.second_time}, objective.weighting = '{objective.weighting}': "
+                "expected a network of two times (second_time = True), and the loss's own weighting"
+            )
+    elif objective.loss not in ("regression", "perflow", *LOSSES):
+        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
+    windows = perflow.check(config) if objective.loss == "perflow" else 0
     return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled or windows > 0, windows)

@@ -1,8 +1,8 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
 The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; "sliced" and "implicit" do without eps, see
-`experiments.score_matching`; for "variational" see `experiments.vdm`; for "autoencoder" and "classifier", which predict no point of it,
-`experiments.autoencoder` and `experiments.classifier`):
+`experiments.score_matching`; for "meanflow" and "variational" see `experiments.meanflow` and `experiments.vdm`; for
+"autoencoder" and "classifier", which predict no point of it, `experiments.autoencoder` and `experiments.classifier`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, classifier, perflow, score_matching, vdm
+from experiments import autoencoder, classifier, meanflow, perflow, score_matching, vdm
 from experiments.augmentation import augment
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
@@ -99,11 +99,15 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
 # --- the loss -------------------------------------------------------------------------------------------------------------------------
 
 
+def landing(sde: SDE, options: ConfigDict, u: Float[Array, " b"]) -> Float[Array, " b"]:
+    """The times t [B] at which u lands, kept off the ends where the path is singular."""
+    last = sde.T if sde.alpha(sde.T) > 0 else sde.T - sde.eps  # drift and diffusion are infinite at alpha = 0
+    return jnp.clip(TIME_SAMPLERS[options.name](u, sde, options), sde.eps if sde.sigma(0.0) == 0 else 0.0, last)
+
+
 def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0: Float[Array, "b ..."], source=None):
     """x_t [B, ...], the times t [B] at which u lands, and the noise: `source` [B, ...] if given."""
-    t = TIME_SAMPLERS[options.name](u, sde, options).astype(x0.dtype)
-    last = sde.T if sde.alpha(sde.T) > 0 else sde.T - sde.eps  # drift and diffusion are infinite at alpha = 0
-    t = jnp.clip(t, sde.eps if sde.sigma(0.0) == 0 else 0.0, last)
+    t = landing(sde, options, u).astype(x0.dtype)
     if source is not None:
         return expand(sde.alpha(t), x0) * x0 + expand(sde.sigma(t), x0) * source, t, source
     x_t, noise = sde.perturb(noise_keys, x0, t)
@@ -112,7 +116,7 @@ def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0:
 
 def loss(network, params, dataset, objective: ConfigDict, key, batch, teacher: Denoiser | None = None) -> Float[Array, " b"]:
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
-    (`vdm.bound`), of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
+    (`vdm.bound`), of "meanflow" its own, of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
 
     batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`); source [B, ...], if there, is what each is joined with in
     the place of noise (`experiments.couplings`). All randomness is a function of `key` and the position. teacher: of a distillation
@@ -127,7 +131,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, teacher: D
     each = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
     data_keys, noise_keys = each(data_key), each(noise_key)
     u = low_discrepancy(batch["position"], jax.random.bits(offset_key))
-    label = None
+    label = hidden = None
     if network.none is not None:
         label_keys = each(jax.random.fold_in(key, 4))
         hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(label_keys)
@@ -148,10 +152,19 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, teacher: D
         noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
         return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
+    if objective.loss == "meanflow":
+        second, draw = (jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
+        times = jnp.stack([landing(network.sde, objective.time, a) for a in (u, second)])
+        u = jnp.where(times[0] < times[1], second, u)  # t is the later one
     x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0, source)
     if objective.loss == "perflow":
         x0, noise = perflow.ends(teacher if label is None else replace(teacher, cond=label), objective.perflow, x0, noise, t)
         x_t = expand(network.sde.alpha(t), x0) * x0 + expand(network.sde.sigma(t), x0) * noise
+    if objective.loss == "meanflow":
+        s = meanflow.second_times(t, jnp.minimum(times.min(0).astype(t.dtype), t), draw, objective.meanflow.apart)
+        v = sum(expand(c, x0) * a for c, a in zip(plane_point(network.sde, "velocity", t), (x0, noise)))
+        v = meanflow.guided(network.flow_map(params, label), network.none, x_t, t, v, hidden, objective.meanflow)
+        return meanflow.loss(network.flow_map(params, label, **training), x_t, t, s, v, objective.meanflow)
     if objective.loss in score_matching.LOSSES:
         of_score = score_matching.implicit(den, x_t, t, objective.loss, each(jax.random.fold_in(key, 8)))
         return weighting(objective.weighting, den, x0, t) / weighting("score", den, x0, t) * of_score

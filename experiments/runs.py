@@ -19,7 +19,7 @@ from experiments.classifier import Classifier
 from experiments.data import Dataset, Latents, Pairs
 from experiments.network import Network
 from experiments.untrusted import read_json
-from sde_lib import Denoiser
+from sde_lib import Denoiser, FlowMap
 
 # exports in the workdir of a run that was trained with them: of the weights that an adapter is for, and of the model that was distilled
 BASE, TEACHER = "base", "teacher"
@@ -48,6 +48,10 @@ class Run:
     def denoiser(self, label=None) -> Denoiser:
         """Of this run, conditioned on labels (see `labels`) if given; guided: see `experiments.guidance`."""
         return self.network.denoiser(self.params, label)
+
+    def flow_map(self, label=None) -> FlowMap:
+        """Of this run, likewise. Raises ValueError for a network of one time."""
+        return self.network.flow_map(self.params, label)
 
     @property
     def conditional(self) -> bool:

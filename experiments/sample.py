@@ -23,15 +23,15 @@ from experiments import cli, fit, parallel, plots, runs
 from experiments import guidance as guiding
 from experiments.data import Dataset
 from experiments.kept import Kept, savez, sha256, write_text
-from samplers import amed, grids, sample, sample_adaptive, sample_sde, solvers
+from samplers import amed, grids, jumps, sample, sample_adaptive, sample_sde, solvers
 from samplers.predictor_corrector import evaluations
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
-from sde_lib import SDE, VP, Denoiser
+from sde_lib import SDE, VP, Denoiser, FlowMap
 
-ADAPTIVE, REVERSE_SDE, NONE = "adaptive", "reverse_sde", "none"
+ADAPTIVE, REVERSE_SDE, JUMPS, NONE = "adaptive", "reverse_sde", "jumps", "none"
 V3, GITS = "dpm_solver_v3", "gits"
-SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, NONE, V3, *fit.BASES]
+SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, JUMPS, NONE, V3, *fit.BASES]
 CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
 FITTED = {V3, GITS, *fit.BASES}
 GRIDS = ["uniform", "few", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
@@ -39,13 +39,14 @@ GRIDS = ["uniform", "few", "quadratic", "cosine", "karras", "log_snr", "vp_unifo
 
 def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
     """The flags of how samples are drawn, with defaults for --steps and --solver."""
-    flags.DEFINE_enum("solver", solver, SOLVERS, "A table; diffrax: adaptive (ODE), reverse_sde; fitted (experiments.fit); none: a corrector alone.")
+    told = "A table; diffrax: adaptive (ODE), reverse_sde; fitted (experiments.fit); jumps of a flow map; none: a corrector alone."
+    flags.DEFINE_enum("solver", solver, SOLVERS, told)
     flags.DEFINE_enum("corrector", NONE, [NONE, *CORRECTORS], "After each step, of which the solver is the predictor (Song et al. 2021).")
     flags.DEFINE_float("snr", 0.16, "Of the corrector: r, noise to score.")
     flags.DEFINE_integer("corrector_steps", 1, "Of the corrector, at each time.")
     flags.DEFINE_multi_string("option", [], "An option of the solver, e.g. --solver=unipc --option=order=2 --option=variant=bh1.")
-    flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises.")
-    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver; gits is fitted by experiments.fit.")
+    flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises; or jumps.")
+    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver (of jumps: uniform); gits is fitted by experiments.fit.")
     flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
     guiding.define_flags()
     flags.DEFINE_enum("threshold", "none", ["none", "static", "dynamic"], "Keep the data prediction in [-1, 1]: clipped, or by its 0.995 quantile.")
@@ -59,14 +60,15 @@ def from_flags() -> dict:
     for name in ("snr", "corrector_steps"):
         if f[name].present and f.corrector == NONE:
             raise ValueError(f"--{name}={f[name].value}: of a corrector; expected --corrector=langevin or annealed_langevin with it")
+    grid = "uniform" if f.solver == JUMPS and not f["grid"].present else f.grid
     return {
-        "solver": f.solver, "steps": f.steps, "grid": f.grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
+        "solver": f.solver, "steps": f.steps, "grid": grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
         "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps, **guiding.from_flags(),
     }  # fmt: skip
 
 
-def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statistics | None = None):
-    """A solver of `samplers.solvers`, or v3 with its statistics, from options written name=value. Raises ValueError for unknown ones."""
+def parsed(option: tuple[str, ...]) -> dict:
+    """Values by name, of options written name=value. Raises ValueError for others."""
     options = {}
     for text in option:
         key, equals, value = text.partition("=")
@@ -76,6 +78,12 @@ def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statisti
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value  # a word
+    return options
+
+
+def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statistics | None = None):
+    """A solver of `samplers.solvers`, or v3 with its statistics, from options written name=value. Raises ValueError for unknown ones."""
+    options = parsed(option)
     factory = functools.partial(v3.dpm_solver_v3, statistics) if statistics else solvers.SOLVERS[name]
     try:
         solver = factory(**options)
@@ -112,16 +120,19 @@ def sampler(
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not; guidance: of `den`, for which they were fitted. corrector: of `CORRECTORS`, with `solver` as its predictor, or
-    "none", which `solver` may be too.
+    "none", which `solver` may be too. "jumps" is of a FlowMap in the place of den, along the grid with its end at 0, as many as `steps`, and denoises
+    nothing.
     """
     fitted = functools.partial(fit.fitted, workdir, steps=steps, guidance=guidance)
-    if option and solver not in (*solvers.SOLVERS, V3):
+    if option and solver not in (*solvers.SOLVERS, V3, JUMPS):
         raise ValueError(f"--option={option[0]}: --solver={solver} has no options")
     one_step = grid == "few" and steps == 1 and solver in solvers.SOLVERS
-    if solver != ADAPTIVE and steps < 2 and not one_step:
+    if solver not in (ADAPTIVE, JUMPS) and steps < 2 and not one_step:
         raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises), or 1 with --grid=few")
     if solver not in (*solvers.SOLVERS, V3, NONE) and corrector != NONE:
         raise ValueError(f"--corrector={corrector}: --solver={solver} has no steps to correct; expected reverse_diffusion or another table, or none")
+    if solver == JUMPS and (threshold != "none" or grid == GITS or not parsed(option).keys() <= {"gamma"}):
+        raise ValueError(f"--solver=jumps with --grid={grid} --threshold={threshold} {option}: expected another grid, and --option=gamma=VALUE alone")
     if solver == corrector == NONE:
         raise ValueError("--solver=none: a corrector alone; expected --corrector=langevin or annealed_langevin")
     denoise = lambda den, x: jax.jit(Denoiser.data)(den, x, times[-1])
@@ -136,6 +147,12 @@ def sampler(
         def integrate(den, x_T, keys):
             x_0 = jax.jit(Denoiser.data)(den, x_T, sde.T)
             return x_0, np.ones(len(x_T), int), np.stack([x_T, x_0]) if path else None
+
+    elif solver == JUMPS:
+        times = np.append(grids.few(sde, steps - 1) if grid == "few" else getattr(grids, grid)(sde, steps)[:-1], 0.0)
+
+        def integrate(flow_map, x_T, keys):
+            return jumps(flow_map, x_T, times, **parsed(option), key=keys), np.full(len(x_T), steps), None
 
     elif solver in fit.BASES:
         params, times, middles = fit.load_predictor(fitted(solver), shape)
@@ -167,7 +184,7 @@ def sampler(
                 x_0 = denoise(den, x[-1] if path else x)
                 return x_0, np.full(len(x_T), nfe + 1), np.concatenate([x, x_0[None]]) if path else None
 
-    def draw(den: Denoiser, keys, x_T=None):
+    def draw(den: Denoiser | FlowMap, keys, x_T=None):
         if threshold != "none":
             den = samplers.threshold(den, quantile=None if threshold == "static" else 0.995)
         prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -183,6 +200,8 @@ def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Gui
     rest = {name: value for name, value in options.items() if name not in named}
     if named and (fitted := {rest["solver"], rest["grid"]} & FITTED):
         raise ValueError(f"--{next(iter(named))}: {' and '.join(fitted)} are fitted to the model with --guidance alone; expected another")
+    if rest["solver"] == JUMPS and (named or guidance != 1):
+        raise ValueError("--solver=jumps with guidance: a flow map is guided in training (config.objective.meanflow.omega); leave the flags out")
     fixed = rest["solver"] != ADAPTIVE and not {rest["solver"], rest["grid"]} & FITTED
     times = getattr(grids, rest["grid"])(run.network.sde, rest["steps"] - 1) if fixed and rest["steps"] > 1 else None
     return guiding.guide(run, guidance, **named, times=times), rest
@@ -224,8 +243,8 @@ def generate(
     if options.get("threshold", "none") != "none" and not run.dataset.levels:
         raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **rest)
-    source = run.source
-    one_batch = lambda keys, labels, index: draw(guide.denoiser(labels), keys, started(source, keys, index))[:2]
+    source, model = run.source, run.flow_map if rest["solver"] == JUMPS else guide.denoiser
+    one_batch = lambda keys, labels, index: draw(model(labels), keys, started(source, keys, index))[:2]
 
     def parts(start):
         for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, np.arange(n), start=start):

@@ -136,8 +136,8 @@ def check_settings(training: ConfigDict) -> None:
 
 
 def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], workdir: Path, resuming: bool) -> state.Frozen:
-    """The averaged weights of `config.lora.base` that an adapter is trained on, and the model of `config.teacher.workdir`, if any: copied to the workdir
-    first.
+    """The averaged weights of `config.lora.base`, which an adapter is trained on, and the model of `config.teacher.workdir`, if any: copied to the
+    workdir first.
 
     Raises ValueError if the weights are of another network, or either is of another path, prediction or examples; and for a teacher without a use, or
     a loss without its teacher.

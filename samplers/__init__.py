@@ -1,8 +1,10 @@
-"""Samplers of any `sde_lib.Denoiser`: tables of a fixed grid, predictor-correctors, diffrax for all that is adaptive, the log-likelihood."""
+"""Samplers of any `sde_lib.Denoiser`: tables of a fixed grid, predictor-correctors, diffrax for all that is adaptive, the log-likelihood; and of a
+`sde_lib.FlowMap`: jumps."""
 
 from samplers import grids, operators, solvers
 from samplers.adaptive import Solution, encode, sample_adaptive, sample_sde
 from samplers.bound import VariationalBound, variational_bound
+from samplers.few_step import jumps
 from samplers.gits import gits
 from samplers.guidance import autoguidance, classifier_free, classifier_guidance, rectified_cfg
 from samplers.inverse import consistent, dps, moment_matching, pigdm, replacement
@@ -15,7 +17,7 @@ from samplers.thresholding import threshold
 
 __all__ = [
     "Corrector", "LinearOperator", "LogLikelihood", "Row", "Solution", "Table", "annealed_langevin", "autoguidance", "classifier_free",
-    "classifier_guidance", "consistent", "dps", "encode", "gits", "grids", "langevin", "log_likelihood", "moment_matching", "operators", "pigdm",
-    "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "slerp", "solvers", "stack", "threshold",
-    "VariationalBound", "variational_bound",
+    "classifier_guidance", "consistent", "dps", "encode", "gits", "grids", "jumps", "langevin", "log_likelihood", "moment_matching", "operators",
+    "pigdm", "predictor_corrector", "rectified_cfg", "replacement", "sample", "sample_adaptive", "sample_sde", "slerp", "solvers", "stack",
+    "threshold", "VariationalBound", "variational_bound",
 ]  # fmt: skip

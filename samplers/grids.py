@@ -39,12 +39,12 @@ def uniform(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
     return np.linspace(sde.T, _eps(sde, n, eps), n + 1)
 
 
-def few(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
-    """n of n + 1 equal steps in t from T to 0, before the last, which denoises: T, T (1 - 1/(n + 1)), ..., T/(n + 1).
+def few(sde: SDE, n: int) -> np.ndarray:
+    """n of n + 1 equal steps in t from T to 0, before the last, which denoises: T, T (1 - 1/(n + 1)), ..., T/(n + 1); n may be 0.
 
     Of models of so many steps, which are trained at these times.
     """
-    return uniform(sde, n, sde.T / (n + 1) if eps is None else eps)
+    return sde.T * (1 - np.arange(n + 1) / (n + 1))
 
 
 def quadratic(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:

@@ -3,8 +3,8 @@
 8 gaussians of FFJORD on the linear path, and the digits of --workdir on its own; models are trained here if OUT has none yet. 2-rectified flow: on
 pairs of the teacher's flow; distilled (k): on pairs of the 2-rectified flow's, at the k times of its steps; PeRFlow: four windows, eight steps of the
 teacher in each. All begin from the weights before them. S: straightness (samplers.straightness), with its standard error over examples. RMSE: in x,
-to where the teacher's own flow ends from the same x_T, with its standard error over examples. distance: sliced W2 to the data on 8 gaussians, FD-clf on
-the digits, of groups of samples, with the standard error over groups, beside that of test data (floor) and of a Gaussian of the data's moments.
+to where the teacher's own flow ends from the same x_T, with its standard error over examples. distance: sliced W2 to the data on 8 gaussians, FD-clf
+on the digits, of groups of samples, with the standard error over groups, beside that of test data (floor) and of a Gaussian of the data's moments.
 """
 
 from pathlib import Path
