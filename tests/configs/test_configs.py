@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import save_random
 
 from experiments import data, network, runs, state
 from experiments.train import train
@@ -54,7 +55,14 @@ PARAMETERS |= {"vdm:cifar10": 30_523_014, "vdm:imagenet32": 121_893_126, "vdm:im
 PARAMETERS |= {f"dit{size}": PARAMETERS[f"sit{size}"] for size in ("", ":l", ":b", ":s")}
 PARAMETERS |= {"classifier": 390_474, "classifier:fashion": 878_938, "classifier:imagenet64": 65_438_568}
 PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_817_220}
+PARAMETERS |= {"distill": 676_440_592, "distill:perflow_digits": 800_321, "distill:perflow_8gaussians": 133_378, "flow_matching:reflow": 61_804_419}
+PARAMETERS |= {"distill:instaflow": 674_816_272, "distill:instaflow_digits": 767_297}
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
+SHAPES |= {
+    "flow_matching:reflow": ((32, 32, 3), 10),
+    "distill:instaflow": ((32, 32, 4), 1000),
+    "distill:instaflow_digits": ((8, 8, 1), 10),
+}  # of pairs
 
 
 def shape_of(name, size=None):
@@ -89,9 +97,12 @@ def test_config(name, tmp_path, monkeypatch):
         if config.model[key] is not None:
             config.model[key] = value
     config.training.update({"batch": 8, "steps": 2})
-    trained = train(config, tmp_path)
-    assert int(trained.step) == 2 and (tmp_path / "checkpoints" / "2").is_dir()
-    run = runs.load_run(tmp_path, weights="raw")
+    if config.objective.loss == "perflow":
+        save_random(teacher_of(config), tmp_path / "of")
+        config.teacher.workdir = str(tmp_path / "of")
+    trained = train(config, tmp_path / "run")
+    assert int(trained.step) == 2 and (tmp_path / "run" / "checkpoints" / "2").is_dir()
+    run = runs.load_run(tmp_path / "run", weights="raw")
     jax.tree.map(np.testing.assert_array_equal, run.params, trained.params)
     x = run.dataset.to_x(jax.random.split(jax.random.key(0), 2), run.dataset.values["test"][:2])
     if config.objective.loss == "autoencoder":
@@ -102,6 +113,13 @@ def test_config(name, tmp_path, monkeypatch):
         return
     label = jnp.arange(2) if run.conditional else None
     assert np.all(np.isfinite(run.denoiser(label).data(x, 0.5)))
+
+
+def teacher_of(config):
+    """A config of a model of one time that `config` distils."""
+    teacher = config.copy_and_resolve_references()
+    teacher.objective.loss, teacher.model.second_time, teacher.training.init = "regression", False, ""
+    return teacher
 
 
 LOWER = """
@@ -125,7 +143,9 @@ assert "all_reduce" in text and '"devices"=8' in text, text[:500]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and n != "fashion:latents"])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and n not in ("fashion:latents", "distill")]
+)
 def test_step_lowers_on_eight_devices(name):
     """The full-scale training step, at its own batch, over eight simulated devices with one all-reduce."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(FOLDER.parent)}
@@ -141,6 +161,9 @@ def use_small_data(monkeypatch, name, kind):
     rng, labels = np.random.default_rng(0), np.zeros(16, np.int32)
     values = rng.integers(0, 256, (16, *shape)).astype(np.uint8)
     small = data.Dataset(name, {"train": values, "test": values}, {"train": labels, "test": labels}, 128.0, 128.0, 256, classes)
+    if name == "pairs":
+        x = rng.standard_normal((16, *shape)).astype(np.float32)
+        small = data.Pairs(name, {"train": x, "test": x}, small.labels, 128.0, 128.0, 0, classes, sources={"train": x, "test": x}, of=small)
     if name == "latents":
         moments = np.abs(rng.normal(size=(16, *shape[:-1], 2 * shape[-1]))).astype(np.float32)
         small = data.Latents(name, {"train": moments, "test": moments}, small.labels, 0.0, 1.0, 0, classes, about={"sha256": "", "scale": 1.0})
