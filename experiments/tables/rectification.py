@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import toy
-from experiments import data, evaluate, plots, reflow, runs
+from experiments import data, evaluate, metrics, plots, reflow, runs
 from experiments.tables._training import trained
 from samplers import sample, sample_adaptive, solvers
 from samplers.straightness import straightness
@@ -61,17 +61,21 @@ def few_steps(den: Denoiser, x_T, n: int, path: bool = False):
     return sample(den, x_T, np.linspace(den.sde.T, 0.0, n + 1), solvers.ddim(), path=path)
 
 
-def distance(dataset: data.Dataset, limit: int):
+def distance(dataset: data.Dataset):
     """(raw values [n, ...]) -> sliced W2 to the training data, or FD-clf where there are classes."""
-    measure = evaluate.measures(dataset, limit)
-    return lambda values: next(v for k, v in measure(values, None).items() if k.startswith("FD-clf" if dataset.num_classes else "sliced"))
+    train = evaluate.flat(dataset.values["train"][:10_000])
+    if not dataset.num_classes:
+        return lambda values: metrics.sliced_wasserstein2(evaluate.flat(values), train, 200)
+    judge = evaluate.classifier(dataset)
+    reference = metrics.moments(judge.features(train))
+    return lambda values: metrics.frechet_of(*metrics.moments(judge.features(evaluate.flat(values))), *reference)
 
 
 def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[list[dict], bool, dict]:
     """Rows and gates of one data set, and the trajectories that are drawn."""
     groups, n = (2, 12) if quick else (8, 2000) if name == "8gaussians" else (4, 360)
     models, dataset = students(name, teacher, folder, quick), data.reference(teacher.dataset)
-    measure = distance(dataset, 2000)
+    measure = distance(dataset)
     x_T = np.asarray(teacher.network.sde.prior_sample(jax.random.key(1), (groups * n, *dataset.shape)))
     spread = lambda a: float(a.std(ddof=1) / np.sqrt(len(a)))
     batches = lambda fn: np.concatenate([np.asarray(fn(part)) for part in np.array_split(x_T, max(1, len(x_T) // 2000))])
