@@ -21,6 +21,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
+        "ott-jax>=0.6",
         "pillow>=10",
         "safetensors>=0.4",
         "scikit-learn>=1.5",

@@ -30,14 +30,15 @@ def get_config() -> ConfigDict:
     config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder, models.NoisyClassifier])
 
     config.objective = ConfigDict()
-    # or sliced, implicit (experiments.score_matching); or meanflow (experiments.meanflow);
+    # or sliced, implicit (experiments.score_matching); or meanflow, perflow (experiments.meanflow, experiments.perflow, which has a teacher);
     # or variational: VDM's bound with a learned schedule, from time.high to time.low at first;
     # or autoencoder, classifier (experiments.autoencoder, experiments.classifier)
     config.objective.loss = "regression"
     config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
     config.objective.weighting = "own"  # own, likelihood, or the prediction that the error is measured in
-    # experiments.objectives.TIME_SAMPLERS; mean and std of logit_normal and log_normal, low and high of log_snr, scale of mode
-    config.objective.time = ConfigDict({"name": "uniform", "mean": 0.0, "std": 1.0, "low": -6.0, "high": 6.0, "scale": 1.29})
+    # experiments.objectives.TIME_SAMPLERS; mean and std of logit_normal and log_normal, low and high of log_snr, scale of mode, count of grid
+    config.objective.time = ConfigDict({"name": "uniform", "mean": 0.0, "std": 1.0, "low": -6.0, "high": 6.0, "scale": 1.29, "count": 1})
+    config.objective.perflow = ConfigDict({"windows": 4, "steps": 8})  # of loss perflow, and the teacher's DDIM steps in each
     config.objective.sigma_data = 1.0  # rough standard deviation of x_0, for scaling the input and for kind edm
     config.objective.clock = "time"  # the time that the network is told: experiments.network.CLOCKS
     config.objective.label_dropout = 0.0  # share of examples whose label is hidden: what a conditional model knows without a label
@@ -45,6 +46,13 @@ def get_config() -> ConfigDict:
     config.objective.meanflow = ConfigDict({"apart": 0.25, "power": 1.0, "constant": 1e-2, "omega": 1.0, "kappa": 0.0, "until": 1.0})
     config.objective.reconstruction = "l1"  # or l2: of an autoencoder
     config.objective.kl = 1e-6  # weight of an autoencoder's divergence from N(0, I)
+
+    config.coupling = ConfigDict()  # of each example with its noise (experiments/couplings.py)
+    config.coupling.name = "independent"  # or ot, sinkhorn
+    config.coupling.group = 0  # consecutive examples that are coupled with each other; 0: a batch
+    config.coupling.by_class = False  # partners change within a class alone: for conditional models
+    config.coupling.regularization = 0.0  # of sinkhorn
+    config.coupling.source = ConfigDict({"name": "", "variant": "", "path": ""})  # a data set in the place of the prior's noise
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-3
@@ -63,7 +71,12 @@ def get_config() -> ConfigDict:
     config.lora.pattern = "kernel$"  # regular expression of the paths that are adapted, such as DiTBlock_0/Dense_1/kernel
     config.lora.base = ""  # workdir, of a run or an export, whose averaged weights stay as they are
 
+    config.teacher = ConfigDict()  # of a distillation (experiments.distill)
+    config.teacher.workdir = ""  # of a run or an export, whose averaged weights are the teacher
+    config.teacher.guidance = 1.0  # classifier-free, of the teacher
+
     config.training = ConfigDict()
+    config.training.init = ""  # workdir whose averaged weights training begins from, or "teacher", where names and shapes are the same
     config.training.batch = 256  # over all devices
     config.training.sharding = "data"  # or fsdp: a model that outgrows one device is divided over all
     config.training.accumulate = 1  # parts of a batch that a device computes one after another, for memory

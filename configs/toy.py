@@ -1,7 +1,8 @@
 """Flow matching on a 2-D set with the 3x256 MLP: two minutes on two cores.
 
 python -m experiments.train --config=configs/toy.py:8gaussians --workdir=runs/8gaussians
-(also :moons, :checkerboard, :s_curve; --config.data.variant=ffjord or torchcfm, see experiments/toy.py)
+(also :moons, :checkerboard, :s_curve; --config.data.variant=ffjord or torchcfm, see experiments/toy.py). --config.coupling.name=ot joins noise and
+data by optimal transport, --config.coupling.source.name=moons begins at that set in the place of noise (experiments/couplings.py).
 """
 
 from configs import default

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cli, data, parallel, plots, runs, sources, untrusted
 from experiments import weights as files
 from experiments.autoencoder import Autoencoder
-from experiments.kept import write_text
+from experiments.kept import DONE, started, write_text
 
 
 def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip: bool = False, scale: float = 0.0, limit: int = 0) -> dict:
@@ -77,21 +77,6 @@ def encode(run: runs.Run, config: ConfigDict, out: str | Path, batch: int, flip:
     (temporary / DONE).unlink()
     temporary.rename(out)
     return about
-
-
-DONE = "done.json"  # in the folder that is being written: of what, and how many rows of each split
-
-
-def started(temporary: Path, of: list) -> dict:
-    """What an interrupted command of the same has done in the folder `temporary`, or a new one where there is none."""
-    try:
-        if (done := untrusted.read_json(temporary / DONE))["of"] == of:
-            return done
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return {"of": of}
 
 
 def deviation(x: Float[np.ndarray, "n h w 2*c"], block: int = 1024) -> float:

@@ -154,8 +154,38 @@ class Latents(Dataset):
         return values.reshape(*z.shape[:-3], *values.shape[1:])
 
 
+@dataclass(frozen=True)
+class Pairs(Dataset):
+    """Both ends (x_0, x_T) of a model's probability flow, as `experiments.reflow` writes them. values: {"train", "test"} -> x_0 [n, ...], in units
+    of x; sources: likewise x_T/sigma(T), which a batch has as its "source". shift, scale: of what the model was trained on.
+
+    about: what pairs.json says, of the model and how it was integrated. of: the data of the model, or no more than their kind, which samples become.
+    """
+
+    sources: dict[str, np.ndarray] = field(default_factory=dict)
+    about: dict = field(default_factory=dict)
+    of: Dataset | None = None
+
+    @property
+    def images(self) -> Dataset:
+        return self.of.images
+
+    @property
+    def facts(self) -> dict:
+        return super().facts | {"of": {"name": self.of.name, **self.of.facts}}
+
+    def to_x(self, keys, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+        return jnp.asarray(values, jnp.float32)
+
+    def from_x(self, x: Float[Array, "b ..."]) -> np.ndarray:
+        return self.of.from_x(x)
+
+
 def reference(dataset: Dataset) -> Dataset:
-    """What samples are judged against: the data set, or of latents the images that they were made from. Raises what `load` raises."""
+    """What samples are judged against: the data set, of latents the images that they were made from, of pairs what their model was trained on. Raises
+    what `load` raises."""
+    if isinstance(dataset, Pairs):
+        return reference(load(ConfigDict(dataset.about["of"]["config"])))
     return load(ConfigDict(dataset.about["images"]["config"])) if isinstance(dataset, Latents) else dataset
 
 
@@ -167,6 +197,8 @@ def empty(name: str, facts: dict) -> Dataset:
     embeddings = facts.get("embeddings")
     labels = (np.zeros((0, *embeddings[:2])), np.zeros((0, embeddings[2]))) if embeddings else np.zeros(0, np.int32)
     kind, more = (Latents, {"about": facts["about"]}) if "about" in facts else (Dataset, {})
+    if "of" in facts:
+        kind, more = Pairs, {"of": empty(facts["of"]["name"], facts["of"])}
     return kind(name, {"train": none, "test": none}, {"train": labels, "test": labels}, shift, scale, levels, num_classes, **more)
 
 
@@ -183,6 +215,8 @@ def load(config: ConfigDict) -> Dataset:
         raise ValueError(f"unknown data set '{config.name}': expected one of {', '.join([*LOADERS, *TOYS])}")
     if config.get("flip", False) and isinstance(dataset, Latents):
         raise ValueError("config.data.flip mirrors images, not latents: pass --flip to experiments.autoencode instead")
+    if isinstance(dataset, Pairs) and (config.get("flip", False) or config.get("augment", 0.0)):
+        raise ValueError("config.data.flip and config.data.augment change x_0, not the x_T that it is paired with: expected neither of pairs")
     if config.get("flip", False) and len(dataset.shape) != 3:
         raise ValueError(f"config.data.flip mirrors images: expected examples [H, W, C], {config.name} has {dataset.shape}")
     chance = config.get("augment", 0.0)
@@ -230,6 +264,14 @@ def _latents(path: str, size: int) -> Latents:
     return Latents("latents", values, labels, 0.0, float(about["scale"]), 0, int(about["images"]["num_classes"]), about=about)
 
 
+@lru_cache(maxsize=2)
+def _pairs(path: str, size: int) -> Pairs:
+    """What `experiments.reflow` has written to the folder `path`."""
+    values, starts, labels, about = sources.pairs(path)
+    of = empty(about["of"]["name"], about["of"])
+    return Pairs("pairs", values, labels, of.shift, of.scale, 0, of.num_classes, sources=starts, about=about, of=of)
+
+
 SOURCES = {
     "fashion_mnist": lambda path, size: archives.fashion_mnist(path),
     "cifar10": lambda path, size: archives.cifar(10, path),
@@ -238,15 +280,17 @@ SOURCES = {
     "npz": lambda path, size: sources.npz(path),
     "array_record": records.source,
 }
-LOADERS = {"digits": _digits, "latents": _latents} | {name: partial(_images, name) for name in SOURCES}
+LOADERS = {"digits": _digits, "latents": _latents, "pairs": _pairs} | {name: partial(_images, name) for name in SOURCES}
 
 
 class Batches:
     """Training batches by number, as a random-access source for grain: {"value", "label", "position"}, position being the global
-    example index modulo 2^32 (after which noise repeats, with other data). Of `hosts` hosts, `host` has its share of each batch alone."""
+    example index modulo 2^32 (after which noise repeats, with other data); of `Pairs` also "source". Of `hosts` hosts, `host` has its share of
+    each batch alone."""
 
     def __init__(self, dataset: Dataset, batch: int, seed: int, host: int = 0, hosts: int = 1):
         self.values, self.labels = dataset.values["train"], dataset.labels["train"]
+        self.joined = {"source": dataset.sources["train"]} if isinstance(dataset, Pairs) else {}
         self.batch, self.seed, self.host, self.own = batch, seed, host, batch // hosts
         self.order = lru_cache(maxsize=2)(self._order)
 
@@ -267,15 +311,18 @@ class Batches:
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         position = np.arange(self.own) + k * self.batch + self.host * self.own
         index = self.index(position)
-        label = jax.tree.map(lambda a: a[index], self.labels)
-        return {"value": self.values[index], "label": label, "position": (position % 2**32).astype(np.uint32)}
+        label, joined = jax.tree.map(lambda a: a[index], (self.labels, self.joined))
+        return {"value": self.values[index], "label": label, "position": (position % 2**32).astype(np.uint32), **joined}
 
 
-def batches(dataset: Dataset, batch: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Batches `start`, `start` + 1, ... of the training stream, by grain; of several hosts each reads the examples of its own devices alone."""
+def batches(dataset: Dataset, batch: int, seed: int, start: int = 0, couple: Callable | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Batches `start`, `start` + 1, ... of the training stream, by grain; of several hosts each reads the examples of its own devices alone.
+
+    couple: batch -> batch with its source (`experiments.couplings`), ahead of the training."""
     source = grain.MapDataset.source(Batches(dataset, batch, seed, jax.process_index(), jax.process_count()))[start:]
+    source = source if couple is None else source.map(couple)
     # a batch of data in memory is a gather of some 30 microseconds: a prefetching thread would cost more than it hides
-    threads = 0 if type(dataset.values["train"]) is np.ndarray else 8
+    threads = 0 if type(dataset.values["train"]) is np.ndarray and couple is None else 8
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 
 

@@ -29,11 +29,11 @@ CLASSES = {
         model.activation model.dropout model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel model.rescale
         objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
         objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa objective.meanflow.omega objective.meanflow.power
-        objective.meanflow.until
-        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale
-        objective.time.std
+        objective.meanflow.until objective.perflow.steps objective.perflow.windows objective.time.count
+        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale objective.time.std
         optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.schedule optim.warmup optim.weight_decay
-        lora.alpha training.batch training.steps""",
+        coupling.by_class coupling.group coupling.name coupling.regularization coupling.source.name coupling.source.path coupling.source.variant
+        lora.alpha teacher.guidance teacher.workdir training.batch training.init training.steps""",
     STATE: """
         model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding model.embeddings
         model.frequencies model.grow_input model.grow_output model.image_channels model.label_tokens model.latent_channels model.mlp_ratio

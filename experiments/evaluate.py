@@ -215,7 +215,7 @@ def main():
         if not (dataset or reference):
             raise ValueError(f"--samples={f.samples}: name the data by --config or --workdir, or --reference and --inception_weights")
     else:
-        run = runs.from_flags()
+        run = runs.from_flags(sources=True)
         dataset = data.reference(run.dataset)
     by_value = dataset is not None and dataset.dim <= LARGEST
     if not (by_value or extract):

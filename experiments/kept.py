@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.untrusted import Npz
+from experiments.untrusted import Npz, read_json
 
 
 def quiet(*_, **__) -> None:
@@ -39,6 +39,21 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())  # or it may be empty after a machine has lost its power
     temporary.rename(path)
+
+
+DONE = "done.json"  # in the folder that is being written: of what, and how many rows of each split
+
+
+def started(temporary: Path, of: list) -> dict:
+    """What an interrupted command of the same has done in the folder `temporary`, or a new one where there is none."""
+    try:
+        if (done := read_json(temporary / DONE))["of"] == of:
+            return done
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return {"of": of}
 
 
 class Kept:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
@@ -18,6 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier
 
 from experiments import arrays
+from experiments.assignment import assignment
 
 Points = Float[np.ndarray, "n d"]
 LAYERS = 3  # of a classifier
@@ -26,7 +26,7 @@ LAYERS = 3  # of a classifier
 def wasserstein2(a: Points, b: Points) -> float:
     """Exact W2 of two samples of equal size, by optimal assignment. O(n^3): meant for n up to a few thousand."""
     cost = cdist(a, b, "sqeuclidean")
-    return float(np.sqrt(cost[linear_sum_assignment(cost)].mean()))
+    return float(np.sqrt(cost[np.arange(len(cost)), assignment(cost)].mean()))
 
 
 def sliced_wasserstein2(a: Points, b: Points, projections: int = 1000, seed: int = 0) -> float:

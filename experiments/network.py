@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import models
 import sde_lib
-from experiments import autoencoder, classifier
+from experiments import autoencoder, classifier, couplings, perflow
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
@@ -50,6 +50,8 @@ class Network:
 
     The module sees x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance, and the time by `clock` (a name in `CLOCKS`), about 0 to 1.
     schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"].
+    coupled: whether eps was joined with x_0 (`experiments.couplings`).
+    windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others.
     """
 
     module: nn.Module
@@ -58,13 +60,17 @@ class Network:
     sigma_data: float
     clock: str
     schedule: Schedule | None = None
+    coupled: bool = False
+    windows: int = 0
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, s=None, **training):
         """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only. s: see `between`."""
         variance = (self.sde.alpha(t) * self.sigma_data) ** 2 + self.sde.sigma(t) ** 2
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         own = {"params": {name: value for name, value in params.items() if name != "schedule"}}
-        if s is not None:
+        if s is None and self.windows:
+            s = perflow.window(self.sde, self.windows, t)[0]
+        if s is not None and self.module.second_time:
             training["s"] = CLOCKS[self.clock](self.sde, s)
         return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
 
@@ -96,7 +102,7 @@ class Network:
 
     def denoiser(self, params, label=None) -> Denoiser:
         """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P]."""
-        return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label)
+        return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label, coupled=self.coupled)
 
     def flow_map(self, params, label=None, **training) -> FlowMap:
         """The FlowMap of these parameters, as `denoiser`. Raises ValueError for a network that sees one time only."""
@@ -131,6 +137,9 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     objective = config.objective
     if objective.kind not in sde_lib.PLANE:
         raise ValueError(f"config.objective.kind = '{objective.kind}': expected one of {', '.join(sde_lib.PLANE)}")
+    coupled = couplings.coupled(config.coupling) or config.data.name == "pairs"
+    if coupled and objective.loss != "regression":
+        raise ValueError(f"config.objective.loss = '{objective.loss}' of a coupling, or of pairs, draws its own noise: expected regression")
     if objective.clock not in CLOCKS:
         raise ValueError(f"config.objective.clock = '{objective.clock}': expected one of {', '.join(CLOCKS)}")
     schedule = None
@@ -154,7 +163,8 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
                 f"config.objective.loss = 'meanflow', model.second_time = {module.second_time}, objective.weighting = '{objective.weighting}', "
                 f"time.name = '{objective.time.name}': expected a network of two times (second_time = True), the loss's own weighting, no importance"
             )
-    elif objective.loss not in ("regression", *LOSSES):
-        known = f"regression, {', '.join(LOSSES)}, meanflow, variational, autoencoder or classifier"
+    elif objective.loss not in ("regression", "perflow", *LOSSES):
+        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
-    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule)
+    windows = perflow.check(config) if objective.loss == "perflow" else 0
+    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled or windows > 0, windows)

@@ -12,13 +12,15 @@ et al. 2023, 2210.02747, eq. 9; rectified flow, 2209.03003) is kind "velocity"; 
 predictions differ by a factor b(t), so that weightings are named by the prediction that the error is measured in.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, classifier, meanflow, score_matching, vdm
+from experiments import autoencoder, classifier, meanflow, perflow, score_matching, vdm
 from experiments.augmentation import augment
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
@@ -91,9 +93,15 @@ def steps(u, sde: SDE, options: ConfigDict):
     return sde.time_of_step(1 + jnp.minimum(jnp.floor(u * sde.N), sde.N - 1))
 
 
+def grid(u, sde: SDE, options: ConfigDict):
+    """One of the times T, T (1 - 1/count), ..., T/count at which `count` equal steps begin: on pairs, the distillation of a flow into so many steps
+    (rectified flow, 2209.03003, section 2.2; InstaFlow, 2309.06380, of one), which are those of `grids.few`."""
+    return sde.T * (1 + jnp.minimum(jnp.floor(u * options.count), options.count - 1)) / options.count
+
+
 TIME_SAMPLERS = {
     "uniform": uniform, "logit_normal": logit_normal, "mode": mode, "cosmap": cosmap, "log_normal": log_normal, "log_snr": log_snr, "steps": steps,
-    "importance": uniform,  # of a u that `experiments.importance` has moved
+    "grid": grid, "importance": uniform,  # of a u that `experiments.importance` has moved
 }  # fmt: skip
 
 GOLDEN = np.uint32(2654435769)  # 2^32 / golden ratio
@@ -121,19 +129,22 @@ def uniforms(key, position: Float[Array, " b"]) -> Float[Array, " b"]:
     return low_discrepancy(position, jax.random.bits(jax.random.split(key, 4)[3]))
 
 
-def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0: Float[Array, "b ..."]):
-    """x_t [B, ...], the times t [B] at which u lands, and the noise."""
+def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0: Float[Array, "b ..."], source=None):
+    """x_t [B, ...], the times t [B] at which u lands, and the noise: `source` [B, ...] if given."""
     t = landing(sde, options, u).astype(x0.dtype)
+    if source is not None:
+        return expand(sde.alpha(t), x0) * x0 + expand(sde.sigma(t), x0) * source, t, source
     x_t, noise = sde.perturb(noise_keys, x0, t)
     return x_t, t, noise
 
 
-def loss(network, params, dataset, objective: ConfigDict, key, batch, u=None) -> Float[Array, " b"]:
+def loss(network, params, dataset, objective: ConfigDict, key, batch, teacher: Denoiser | None = None, u=None) -> Float[Array, " b"]:
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
     (`vdm.bound`), of "meanflow" its own, of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
 
-    batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`). All randomness is a function of `key` and the position.
-    u: instead of `uniforms` (`experiments.importance`).
+    batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`); source [B, ...], if there, is what each is joined with in
+    the place of noise (`experiments.couplings`). All randomness is a function of `key` and the position. teacher: of a distillation
+    (`config.teacher`), with no cond yet. u: instead of `uniforms` (`experiments.importance`).
     Raises ValueError for unknown names in `objective`.
     """
     if isinstance(network, autoencoder.Autoencoder):
@@ -149,7 +160,8 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, u=None) ->
         label_keys = each(jax.random.fold_in(key, 4))
         hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(label_keys)
         label = jax.tree.map(lambda a, none: jnp.where(expand(hidden, a), none, a), batch["label"], network.none)
-    values = dataset.mirror(each(jax.random.fold_in(key, 6)), batch["value"])
+    source = batch.get("source")
+    values = dataset.mirror(each(jax.random.fold_in(key, 6)), batch["value"]) if source is None else batch["value"]
     x0 = dataset.to_x(data_keys, values)
     training = {"example": batch["position"], "dropout_key": dropout_key}
     if dataset.augment:
@@ -168,7 +180,10 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, u=None) ->
         second, draw = (jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
         times = jnp.stack([landing(network.sde, objective.time, a) for a in (u, second)])
         u = jnp.where(times[0] < times[1], second, u)  # t is the later one
-    x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0)
+    x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0, source)
+    if objective.loss == "perflow":
+        x0, noise = perflow.ends(teacher if label is None else replace(teacher, cond=label), objective.perflow, x0, noise, t)
+        x_t = expand(network.sde.alpha(t), x0) * x0 + expand(network.sde.sigma(t), x0) * noise
     if objective.loss == "meanflow":
         s = meanflow.second_times(t, jnp.minimum(times.min(0).astype(t.dtype), t), draw, objective.meanflow.apart)
         v = sum(expand(c, x0) * a for c, a in zip(plane_point(network.sde, "velocity", t), (x0, noise)))

@@ -20,27 +20,27 @@ def check_batch(batch: int, what: str, parts: int = 1) -> None:
         raise ValueError(f"{what} = {batch} cannot be divided over {n // parts} devices{each}: the nearest that can is {nearest}")
 
 
-def parallel_step(step: Callable, base=None) -> Callable:
-    """step(state, batch, base) of one device, run on all, as a function of state and batch: the state is replicated and donated, the batch [B, ...]
-    split along its first axis, and `base` replicated and kept.
+def parallel_step(step: Callable, frozen=None) -> Callable:
+    """step(state, batch, frozen) of one device, run on all, as a function of state and batch: the state is replicated and donated, the batch [B, ...]
+    split along its first axis, and `frozen` replicated and kept.
 
     With `in_axes` None and `out_axes` None the state has no device axis, on one device or many.
     """
     n = jax.local_device_count()
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,))
-    base = replicate(base)
+    frozen = replicate(frozen)
 
     def run(state, batch):
-        return _settled(mapped(state, jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), batch), base))
+        return _settled(mapped(state, jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), batch), frozen))
 
     return run
 
 
-def training_step(config, net, dataset, base=None) -> Callable:
+def training_step(config, net, dataset, frozen=None) -> Callable:
     """The step of `config.training.sharding`, as a function of state and batch."""
     if config.training.sharding == "fsdp":
-        return divided_step(make_step(config, net, dataset, axis=None), base)
-    return parallel_step(make_step(config, net, dataset), base)
+        return divided_step(make_step(config, net, dataset, axis=None), frozen)
+    return parallel_step(make_step(config, net, dataset), frozen)
 
 
 SMALL = 1024  # numbers in an array that is not worth dividing
@@ -62,17 +62,17 @@ def divided(tree):
     return jax.tree.map(lambda a: NamedSharding(_mesh(), spec(a.shape, jax.device_count())), tree)
 
 
-def divided_step(step: Callable, base=None) -> Callable:
+def divided_step(step: Callable, frozen=None) -> Callable:
     """As `parallel_step`, of a step without an axis, for a state whose arrays are `divided`: XLA gathers parameters where they are needed, and
     scatters the sum of the gradients."""
-    base, compiled, rows = replicate(base), {}, NamedSharding(_mesh(), PartitionSpec(AXIS))
+    frozen, compiled, rows = replicate(frozen), {}, NamedSharding(_mesh(), PartitionSpec(AXIS))
 
     def run(state, batch):
         if not compiled:
             state = jax.tree.map(_put, state, divided(state))
             compiled["step"] = _jit_divided(step, state)
         batch = jax.tree.map(lambda a: jax.make_array_from_process_local_data(rows, np.asarray(a)), batch)
-        return _settled(compiled["step"](state, batch, base))
+        return _settled(compiled["step"](state, batch, frozen))
 
     return run
 
@@ -82,11 +82,11 @@ def _jit_divided(step: Callable, state) -> Callable:
     return jax.jit(step, in_shardings=(layout, None, None), out_shardings=(layout, whole), donate_argnums=(0,))
 
 
-def lower(config, net, dataset, state, batch, base=None):
+def lower(config, net, dataset, state, batch, frozen=None):
     """The step of `training_step`, lowered: for what XLA counts in it."""
     if config.training.sharding == "fsdp":
-        return _jit_divided(make_step(config, net, dataset, axis=None), state).lower(state, batch, replicate(base))
-    return jax.jit(training_step(config, net, dataset, base), donate_argnums=0).lower(state, batch)
+        return _jit_divided(make_step(config, net, dataset, axis=None), state).lower(state, batch, replicate(frozen))
+    return jax.jit(training_step(config, net, dataset, frozen), donate_argnums=0).lower(state, batch)
 
 
 def _put(a, sharding):

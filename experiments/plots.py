@@ -150,6 +150,17 @@ def paths(points: Float[np.ndarray, "s n 2"], path: str | Path) -> Path:
     return _save(figure, path)
 
 
+def trajectories(panels: dict[str, Float[np.ndarray, "s n 2"]], path: str | Path) -> Path:
+    """The paths of 2-D samples of several models side by side: the prior grey, the data blue, each path a line."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.5), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    for axis, (title, points) in zip(axes[0], panels.items()):
+        axis.plot(points[:, :, 0], points[:, :, 1], color="tab:orange", alpha=0.5, linewidth=0.6, zorder=1)
+        axis.scatter(*points[0].T, s=5, color="0.5", zorder=2)
+        axis.scatter(*points[-1].T, s=5, color="tab:blue", zorder=3)
+        axis.set(title=title, aspect="equal")
+    return _save(figure, path)
+
+
 def against_steps(panels: dict[str, tuple[float, dict[str, dict[int, float]]]], path: str | Path) -> Path:
     """A panel for each quantity, with its exact value and a line of it against the steps for each method."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.5), squeeze=False)
@@ -282,4 +293,16 @@ def strengths(times: np.ndarray, curves: dict[str, np.ndarray], samples: dict[st
             axis.plot(x, stats.gaussian_kde(values[:, 0], 0.1)(x), ":" if wrong else "-", color=f"C{i}", linewidth=1.8 if wrong else 1, label=name)
         axis.set(title=f"samples by each D, {title}", xlabel="first coordinate", ylabel="density", ylim=(0, 1.5 * axis.get_ylim()[1]))
         axis.legend(fontsize=7, ncols=2, loc="upper center")
+    return _save(figure, path)
+
+
+def flows(panels: dict[str, np.ndarray], data: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Path:
+    """{"method, task": paths [P, n, 2]}: from the start (black) to the end (red) on the data of its task (grey), a row for each method."""
+    figure, axes = plt.subplots(len(panels) // len(data), len(data), figsize=(4 * len(data), 4 * len(panels) // len(data)), squeeze=False)
+    for axis, (title, lines) in zip(axes.ravel(), panels.items()):
+        axis.scatter(*data[title.split(", ")[1]][:2000].T, s=2, color="0.8", linewidths=0)
+        axis.plot(*np.moveaxis(lines, -1, 0), color="tab:olive", linewidth=0.3, alpha=0.6)
+        for points, colour in ((lines[0], "k"), (lines[-1], "tab:red")):
+            axis.scatter(*points.T, s=4, color=colour, linewidths=0)
+        axis.set(title=title, aspect="equal", xticks=[], yticks=[])
     return _save(figure, path)

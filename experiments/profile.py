@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, data, network, parallel, state
+from experiments import cli, couplings, data, network, parallel, state
 from experiments.data import Dataset
 from experiments.doctor import size
 from experiments.train import check_settings
@@ -50,13 +50,13 @@ def profile(config: ConfigDict, dataset: Dataset, steps: int, trace: str | Path 
     check_settings(config.training)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     current = state.init(config, net, dataset.shape, parallel.divided if config.training.sharding == "fsdp" else None)
-    base = net.init(jax.random.key(0), dataset.shape) if config.lora.rank else None  # random ones take as long
-    step_fn = parallel.training_step(config, net, dataset, base)
-    stream = data.batches(dataset, config.training.batch, config.seed)
+    frozen = state.Frozen(base=net.init(jax.random.key(0), dataset.shape) if config.lora.rank else None)  # random ones take as long
+    step_fn = parallel.training_step(config, net, dataset, frozen)
+    stream = data.batches(dataset, config.training.batch, config.seed, couple=couplings.from_config(config, dataset, net))
     batch = next(stream)
 
     found = {"parameters": sum(a.size for a in jax.tree.leaves(current.params))}
-    found |= analysis(config, parallel.lower(config, net, dataset, current, batch, base).compile())
+    found |= analysis(config, parallel.lower(config, net, dataset, current, batch, frozen).compile())
     clock = time.perf_counter()
     current, _ = jax.block_until_ready(step_fn(current, batch))
     found["compile"] = time.perf_counter() - clock

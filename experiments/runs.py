@@ -11,17 +11,18 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import adapters, cli, data, network, parallel, sources, state
+from experiments import adapters, cli, couplings, data, network, parallel, sources, state
 from experiments import weights as files
 from experiments.autoencoder import Autoencoder
 from experiments.checkpoints import Checkpoints
 from experiments.classifier import Classifier
-from experiments.data import Dataset, Latents
+from experiments.data import Dataset, Latents, Pairs
 from experiments.network import Network
 from experiments.untrusted import read_json
 from sde_lib import Denoiser, FlowMap
 
-BASE = "base"  # the export, in the workdir of a run that trains an adapter, of the weights that it is for
+# exports in the workdir of a run that was trained with them: of the weights that an adapter is for, and of the model that was distilled
+BASE, TEACHER = "base", "teacher"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Run:
     step: int
     adapter: dict | None = None
     lora: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> Dataset | None:
+        """The data set that its flow begins at, in the place of the prior (`config.coupling`)."""
+        return couplings.source_of(self.config.coupling, self.dataset)
 
     def denoiser(self, label=None) -> Denoiser:
         """Of this run, conditioned on labels (see `labels`) if given; guided: see `experiments.guidance`."""
@@ -93,8 +99,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
 
 
-def from_flags() -> Run:
-    """The run that the flags choose, with its --lora.
+def from_flags(sources: bool = False) -> Run:
+    """The run that the flags choose, with its --lora; sources: whether it may begin at another data set than the prior's noise.
 
     Raises what `load_run` and `adapters.merged` raise, and ValueError for a run that does not generate.
     """
@@ -107,6 +113,11 @@ def from_flags() -> Run:
         raise ValueError(f"--workdir={f.workdir} is an autoencoder: encode data with experiments.autoencode, and pass a run that is trained on them")
     if isinstance(run.network, Classifier):
         raise ValueError(f"--workdir={f.workdir} is a classifier: name a generative model, which experiments.sample --classifier={f.workdir} guides")
+    if run.config.coupling.source.name and not sources:
+        raise ValueError(
+            f"--workdir={f.workdir} goes from {run.config.coupling.source.name} to {run.dataset.name}: its latents have no known density, and are no "
+            "noise; expected a run of the prior, or experiments.sample or evaluate"
+        )
     params = functools.reduce(adapters.merged, f.lora, run.params)
     return replace(run, params=params, lora=tuple(f"{flag} {adapters.digest(flag)}" for flag in f.lora))
 
@@ -120,10 +131,9 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema",
     exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
     if dataset is None:
         dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
-    if isinstance(dataset, Latents):
-        if not exported:
-            same_latents(workdir, dataset)
-        dataset = replace(dataset, decoder=decoder(dataset))
+    if isinstance(dataset, Latents) and not exported:
+        same_latents(workdir, dataset)
+    dataset = with_decoder(dataset)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     folder = Path(workdir) / "checkpoints"
     if exported:
@@ -149,6 +159,13 @@ def same_latents(workdir: str | Path, latents: Latents) -> None:
         raise ValueError(
             f"{workdir} was trained on other latents ({theirs}) than those of config.data.path now ({ours}): put them back, or train again"
         )
+
+
+def with_decoder(dataset: Dataset) -> Dataset:
+    """Latents, or pairs of them, with their decoder; other data as they are."""
+    if isinstance(dataset, Pairs):
+        return replace(dataset, of=with_decoder(dataset.of))
+    return replace(dataset, decoder=decoder(dataset)) if isinstance(dataset, Latents) else dataset
 
 
 LATENTS_ARE = ("sha256", "scale")  # what tells latents from others

@@ -21,6 +21,7 @@ from absl import flags
 import samplers
 from experiments import cli, fit, parallel, plots, runs
 from experiments import guidance as guiding
+from experiments.data import Dataset
 from experiments.kept import Kept, savez, sha256, write_text
 from samplers import amed, grids, jumps, sample, sample_adaptive, sample_sde, solvers
 from samplers.predictor_corrector import evaluations
@@ -34,17 +35,13 @@ SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, JUMPS, NONE, V3, *fit.BASES]
 OF_STRENGTH = ("euler_maruyama", "sde_dpm_solver", "sde_dpm_solver_pp", REVERSE_SDE)  # whose eta is that of the reverse SDE
 CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
 FITTED = {V3, GITS, *fit.BASES}
-GRIDS = ["uniform", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
+GRIDS = ["uniform", "few", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
 
 
-def define_flags(steps: int) -> None:
-    """The flags of how samples are drawn, with a default for --steps."""
-    flags.DEFINE_enum(
-        "solver",
-        "dpm_solver_pp",
-        SOLVERS,
-        "A table; diffrax: adaptive (ODE), reverse_sde; fitted (experiments.fit); jumps of a flow map; none: a corrector alone.",
-    )
+def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
+    """The flags of how samples are drawn, with defaults for --steps and --solver."""
+    told = "A table; diffrax: adaptive (ODE), reverse_sde; fitted (experiments.fit); jumps of a flow map; none: a corrector alone."
+    flags.DEFINE_enum("solver", solver, SOLVERS, told)
     flags.DEFINE_enum("corrector", NONE, [NONE, *CORRECTORS], "After each step, of which the solver is the predictor (Song et al. 2021).")
     flags.DEFINE_float("snr", 0.16, "Of the corrector: r, noise to score.")
     flags.DEFINE_integer("corrector_steps", 1, "Of the corrector, at each time.")
@@ -127,8 +124,8 @@ def sampler(
     strength: float = 1.0,
     path: bool = False,
 ) -> Callable:
-    """The function of (den, keys [B]) that draws samples x_0 [B, *shape] by a named solver, and gives their evaluations [B] and the path
-    [P, B, ...] or None (where there is none). Tables are built and fits are read once, here.
+    """The function of (den, keys [B], x_T) that draws samples x_0 [B, *shape] by a named solver, and gives their evaluations [B] and the path
+    [P, B, ...] or None (where there is none). x_T: [B, *shape], or None: of the prior. Tables are built and fits are read once, here.
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not; guidance: of `den`, for which they were fitted. corrector: of `CORRECTORS`, with `solver` as its predictor, or
@@ -138,8 +135,9 @@ def sampler(
     fitted = functools.partial(fit.fitted, workdir, steps=steps, guidance=guidance)
     if option and solver not in (*solvers.SOLVERS, V3, JUMPS):
         raise ValueError(f"--option={option[0]}: --solver={solver} has no options")
-    if solver not in (ADAPTIVE, JUMPS) and steps < 2:
-        raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises)")
+    one_step = grid == "few" and steps == 1 and solver in solvers.SOLVERS
+    if solver not in (ADAPTIVE, JUMPS) and steps < 2 and not one_step:
+        raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises), or 1 with --grid=few")
     if solver not in (*solvers.SOLVERS, V3, NONE) and corrector != NONE:
         raise ValueError(f"--corrector={corrector}: --solver={solver} has no steps to correct; expected reverse_diffusion or another table, or none")
     if solver == JUMPS and (threshold != "none" or grid == GITS or not parsed(option).keys() <= {"gamma"}):
@@ -158,8 +156,14 @@ def sampler(
             solution = sample_adaptive(den, x_T, tolerance, tolerance)
             return check(solution).x, solution.nfe, None
 
+    elif one_step:
+
+        def integrate(den, x_T, keys):
+            x_0 = jax.jit(Denoiser.data)(den, x_T, sde.T)
+            return x_0, np.ones(len(x_T), int), np.stack([x_T, x_0]) if path else None
+
     elif solver == JUMPS:
-        times = np.append(getattr(grids, grid)(sde, steps)[:-1], 0.0)
+        times = np.append(grids.few(sde, steps - 1) if grid == "few" else getattr(grids, grid)(sde, steps)[:-1], 0.0)
 
         def integrate(flow_map, x_T, keys):
             return jumps(flow_map, x_T, times, **parsed(option), key=keys), np.full(len(x_T), steps), None
@@ -195,11 +199,12 @@ def sampler(
                 x_0 = denoise(den, x[-1] if path else x)
                 return x_0, np.full(len(x_T), nfe + 1), np.concatenate([x, x_0[None]]) if path else None
 
-    def draw(den: Denoiser | FlowMap, keys):
+    def draw(den: Denoiser | FlowMap, keys, x_T=None):
         if threshold != "none":
             den = samplers.threshold(den, quantile=None if threshold == "static" else 0.995)
         prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        return integrate(den, parallel.shard(sde.prior_sample(prior_keys, (len(keys), *shape))), noise_keys)
+        x_T = sde.prior_sample(prior_keys, (len(keys), *shape)) if x_T is None else x_T
+        return integrate(den, parallel.shard(x_T), noise_keys)
 
     return draw
 
@@ -215,6 +220,14 @@ def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Gui
     fixed = rest["solver"] != ADAPTIVE and not {rest["solver"], rest["grid"]} & FITTED
     times = getattr(grids, rest["grid"])(run.network.sde, rest["steps"] - 1) if fixed and rest["steps"] > 1 else None
     return guiding.guide(run, guidance, **named, times=times), rest
+
+
+def started(source: Dataset | None, keys, index):
+    """x_T of samples `index` [B] of a run that begins at a data set, its test examples in turn; None of others."""
+    if source is None:
+        return None
+    values = source.values["test"]
+    return source.to_x(jax.vmap(jax.random.fold_in, (0, None))(keys, 2), values[np.asarray(index) % len(values)])
 
 
 def check(solution):
@@ -245,11 +258,11 @@ def generate(
     if options.get("threshold", "none") != "none" and not run.dataset.levels:
         raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **rest)
-    model = run.flow_map if rest["solver"] == JUMPS else guide.denoiser
-    one_batch = lambda keys, labels: draw(model(labels), keys)[:2]
+    source, model = run.source, run.flow_map if rest["solver"] == JUMPS else guide.denoiser
+    one_batch = lambda keys, labels, index: draw(model(labels), keys, started(source, keys, index))[:2]
 
     def parts(start):
-        for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, start=start):
+        for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, np.arange(n), start=start):
             yield {"values": run.dataset.from_x(x), "nfe": np.asarray(nfe)}
 
     kept = Kept(None) if kept is None else kept
@@ -277,10 +290,11 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3, NONE) and (is_image or is_plane):
         index = np.arange(8 * jax.device_count() if is_image else 256)
+        x_T = started(run.source, jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index), index)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
         guide, rest = guided(run, guidance, **options)
         den = guide.denoiser(guide.labels(len(rows), label))
-        path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **rest)(den, rows)[2]
+        path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **rest)(den, rows, x_T)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             if data is run.dataset:  # pixels, not latents: noise of any scale within the range shown
@@ -295,7 +309,7 @@ def main():
     f = flags.FLAGS
     if f.num < 1:
         raise ValueError(f"--num={f.num}: expected at least 1")
-    run = runs.from_flags()
+    run = runs.from_flags(sources=True)
     options = from_flags()
     named = ("corrector", "snr", "corrector_steps", "diffusion", "strength", *guiding.NAMES, "seed", "weights", "checkpoint", "label")
     other = [(name, f[name].value) for name in named if f[name].value != f[name].default]

@@ -1,6 +1,6 @@
 """Data sets from files: (path, size) -> values {"train", "test"} [n, H, W, C] uint8, labels likewise [n] int32, and the number of classes (0: none).
 
-Arrays and latents are here; see `experiments.archives`, `folders` and `records` for the others.
+Arrays, latents and pairs are here; see `experiments.archives`, `folders` and `records` for the others.
 """
 
 import http.client
@@ -123,3 +123,32 @@ def latents(path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], di
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"config.data.path = '{path}' is damaged ({error}): {instead}") from None
     return {"train": arrays["x"], "test": arrays["x_test"]}, {"train": np.asarray(arrays["y"]), "test": np.asarray(arrays["y_test"])}, about
+
+
+# --- pairs ----------------------------------------------------------------------------------------------------------------------------
+
+PAIRS = "pairs.json"
+
+
+def pairs(path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray], dict]:
+    """A folder that `experiments.reflow` wrote, its arrays mapped to memory: x_0 (x.npy, x_test.npy), x_T/sigma(T) (source.npy), labels (y.npy), and
+    what its pairs.json says."""
+    instead = "expected a folder made by python -m experiments.reflow"
+    if not (Path(path) / PAIRS).is_file():
+        raise FileNotFoundError(f"config.data.path = '{path}': {instead}")
+    try:
+        about, found = read_json(Path(path) / PAIRS), {}
+        shape, classes = tuple(about["shape"]), about["of"]["num_classes"]
+        for split, end in (("train", ""), ("test", "_test")):
+            x, source, y = found[split] = tuple(npy(Path(path) / f"{name}{end}.npy") for name in ("x", "source", "y"))
+            expected = (np.float32, (len(y), *shape))
+            if not len(y) or (x.dtype, x.shape) != expected or (source.dtype, source.shape) != expected or y.dtype != np.int32 or y.ndim != 1:
+                raise ValueError(
+                    f"x{end} {x.shape} of {x.dtype}, source{end} {source.shape} of {source.dtype}, y{end} {y.shape} for examples {shape}"
+                )
+            if y.min() < 0 or y.max() > max(classes - 1, 0):
+                raise ValueError(f"y{end} with labels {y.min()} to {y.max()} of {classes} classes")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"config.data.path = '{path}' is damaged ({error}): {instead}") from None
+    values, starts, labels = ({split: part[i] for split, part in found.items()} for i in range(3))
+    return values, starts, {split: np.asarray(y) for split, y in labels.items()}, about

@@ -13,6 +13,7 @@ from experiments import importance, objectives
 from experiments.data import Dataset
 from experiments.network import Network
 from models import lora
+from sde_lib import Denoiser
 
 AXIS = "devices"
 
@@ -71,28 +72,39 @@ def init(config: ConfigDict, network: Network, shape: tuple[int, ...], divided: 
     return jax.jit(make, out_shardings=divided(jax.eval_shape(make)) if divided else None)()
 
 
+@flax.struct.dataclass
+class Frozen:
+    """What a step is given beside the state, and does not change. base: parameters that an adapter is trained on (`config.lora`). teacher: the
+    Denoiser of `config.teacher`, guided, with no cond yet."""
+
+    base: PyTree | None = None
+    teacher: Denoiser | None = None
+
+
 def whole(config: ConfigDict, params: PyTree, base: PyTree | None) -> PyTree:
     """All parameters of the network: `params`, or `base` with `params` as its adapter."""
     return lora.merge(base, params, config.lora.alpha / config.lora.rank) if config.lora.rank else params
 
 
 def make_step(config: ConfigDict, network: Network, dataset: Dataset, axis: str | None = AXIS) -> Callable:
-    """(state, batch, base) -> (state, metrics), run by `experiments.parallel`: on the part of a batch that each device has, under an `axis` over
+    """(state, batch, frozen) -> (state, metrics), run by `experiments.parallel`: on the part of a batch that each device has, under an `axis` over
     devices; or, `axis` being None, as if on one device, which XLA divides.
 
-    base: the parameters that an adapter is trained on (`config.lora`), which are not in the state. metrics: loss, grad_norm, finite [B], of which
+    frozen: `Frozen`, which is not in the state. metrics: loss, grad_norm, finite [B], of which
     example the loss is finite, and, where config.training.nonfinite is "skip", skipped: 1 if the step was not finite and changed nothing but `step`.
     """
     optim, parts, skip = optimizer(config), config.training.accumulate, config.training.nonfinite == "skip"
 
-    def step(state: TrainState, batch, base=None):
+    def step(state: TrainState, batch, frozen: Frozen | None = None):
+        frozen = Frozen() if frozen is None else frozen
+
         def mean_loss(params, part):
-            params = whole(config, params, base)
+            params = whole(config, params, frozen.base)
             if state.history is None:
-                each = objectives.loss(network, params, dataset, config.objective, state.key, part)
+                each = objectives.loss(network, params, dataset, config.objective, state.key, part, frozen.teacher)
                 return each.mean(), (jnp.isfinite(each), None)
             u, weight = importance.draw(state.history, objectives.uniforms(state.key, part["position"]))
-            each = objectives.loss(network, params, dataset, config.objective, state.key, part, u)
+            each = objectives.loss(network, params, dataset, config.objective, state.key, part, frozen.teacher, u)
             return (weight * each).mean(), (jnp.isfinite(each), importance.tally(u, each))
 
         def add(total, part):

@@ -10,16 +10,17 @@ import json
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, data, drift, export, hosts, network, parallel, plots, runs, sources, state, weights
+from experiments import cli, couplings, data, drift, export, guidance, hosts, network, parallel, plots, runs, sources, state, weights
 from experiments.checkpoints import Checkpoints
 from experiments.writers import MetricWriter
 
@@ -40,6 +41,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
         raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
+    couple = couplings.from_config(config, dataset, net, jax.process_count())
     current = state.init(config, net, dataset.shape, parallel.divided if config.training.sharding == "fsdp" else None)
     workdir.mkdir(parents=True, exist_ok=True)
 
@@ -63,18 +65,20 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
             if hosts.writes():
                 plots.loss_curve(workdir)
             return current
-        base = frozen(config, net, dataset.shape, workdir, resuming=bool(checkpoints.steps()))
-        step_fn = parallel.training_step(config, net, dataset, base)
+        fixed = frozen(config, net, dataset.shape, workdir, resuming=bool(checkpoints.steps()))
+        current = current if checkpoints.steps() else begun(config, current)
+        step_fn = parallel.training_step(config, net, dataset, fixed)
         if config.training.sharding == "data" and jax.process_count() == 1:
             current = parallel.replicate(current)  # as the step returns it, or the second step would be compiled again
         size = sum(a.size for a in jax.tree.leaves(current.params))
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters{' of an adapter' if base else ''}; {devices}")
+        of = " of an adapter" if config.lora.rank else ""
+        print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters{of}; {devices}")
         print("compiling ...", flush=True)
 
         source = data.Batches(dataset, config.training.batch, config.seed)
         pending, unlogged, idle, clock, since = [], [], 0, time.perf_counter(), start
-        for k, batch in zip(range(start, steps), data.batches(dataset, config.training.batch, config.seed, start)):
+        for k, batch in zip(range(start, steps), data.batches(dataset, config.training.batch, config.seed, start, couple)):
             current, metrics = step_fn(current, batch)
             pending.append(metrics)
             jax.block_until_ready(pending[-3:][0])  # not further ahead, or a signal would wait for all that has been asked for
@@ -131,33 +135,75 @@ def check_settings(training: ConfigDict) -> None:
     parallel.check_batch(training.batch, "config.training.batch", training.accumulate)
 
 
-def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], workdir: Path, resuming: bool):
-    """The averaged weights of `config.lora.base` that an adapter is trained on, which are copied to the workdir first; None if all are trained.
+def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], workdir: Path, resuming: bool) -> state.Frozen:
+    """The averaged weights of `config.lora.base`, which an adapter is trained on, and the model of `config.teacher.workdir`, if any: copied to the
+    workdir first.
 
-    Raises ValueError if they are of another network, or of another path or prediction.
+    Raises ValueError if the weights are of another network, or either is of another path, prediction or examples; and for a teacher without a use, or
+    a loss without its teacher.
     """
-    name = config.lora.base
+    name, taught = config.lora.base, config.teacher.workdir
     if bool(config.lora.rank) != bool(name):
         raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
-    if not config.lora.rank:
-        return None
-    if jax.process_count() > 1:
-        raise ValueError(f"config.lora.rank = {config.lora.rank}: an adapter is trained by one process, there are {jax.process_count()}")
-    if not resuming:
-        base = runs.load_run(name)
+    if (config.objective.loss in DISTILLATIONS) != bool(taught):
+        of = f"config.objective.loss = '{config.objective.loss}', config.teacher.workdir = '{taught}'"
+        raise ValueError(f"{of}: expected a teacher (experiments.distill) of {' or '.join(DISTILLATIONS)}, and of no other loss")
+    if (name or taught) and jax.process_count() > 1:
+        raise ValueError(f"config.lora.base = '{name}', teacher.workdir = '{taught}': expected one process, there are {jax.process_count()}")
+    if not (name or taught):
+        return state.Frozen()
+    base = teacher = None
+    if name:
+        keys = ("sde", "kind", "sigma_data", "clock")
+        run = kept(name, "config.lora.base", workdir / runs.BASE, resuming, net, keys)
         like = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
-        weights.check(flatten_dict(base.params, sep="/"), flatten_dict(like, sep="/"), f"config.lora.base = {name} is not of this config's network")
-        for key in ("sde", "kind", "sigma_data", "clock"):
-            theirs, ours = getattr(base.network, key, None), getattr(net, key, None)
+        weights.check(flatten_dict(run.params, sep="/"), flatten_dict(like, sep="/"), f"config.lora.base = {name} is not of this config's network")
+        base = run.params
+    if taught:
+        run = kept(taught, "config.teacher.workdir", workdir / runs.TEACHER, resuming, net, ("sde", "none"))
+        if run.dataset.shape != shape:
+            raise ValueError(f"config.teacher.workdir = {taught} is of examples {run.dataset.shape}: expected those of config.data, {shape}")
+        teacher = replace(guidance.guide(run, config.teacher.guidance).denoiser(run.labels(1)), cond=None)
+    return state.Frozen(base, teacher)
+
+
+DISTILLATIONS = ("perflow",)  # losses with a teacher
+
+
+def kept(name: str, what: str, copy: Path, resuming: bool, net: network.Network, alike: tuple[str, ...]) -> runs.Run:
+    """The run `name` as it was when this one began: an export of its averaged weights, `copy`. Raises ValueError, `what`, if it is not `alike`."""
+    if not resuming:
+        given = runs.load_run(name).network
+        for key in alike:
+            theirs, ours = getattr(given, key, None), getattr(net, key, None)
             if theirs != ours:
-                raise ValueError(f"config.lora.base = {name} was trained with {key} = {theirs}, this config has {ours}: expected the same")
-        kept = workdir / runs.BASE
-        if (kept / weights.SAID).exists():  # of a run that was stopped before its first checkpoint
-            shutil.rmtree(kept)
-        with tempfile.TemporaryDirectory(dir=workdir, suffix=".tmp") as temporary:
-            export.write(name, Path(temporary) / runs.BASE, which=("ema",))
-            (Path(temporary) / runs.BASE).rename(kept)
-    return runs.load_run(workdir / runs.BASE).params
+                raise ValueError(f"{what} = {name} was trained with {key} = {theirs}, this config has {ours}: expected the same")
+        if (copy / weights.SAID).exists():  # of a run that was stopped before its first checkpoint
+            shutil.rmtree(copy)
+        with tempfile.TemporaryDirectory(dir=copy.parent, suffix=".tmp") as temporary:
+            export.write(name, Path(temporary) / copy.name, which=("ema",))
+            (Path(temporary) / copy.name).rename(copy)
+    return runs.load_run(copy)
+
+
+def begun(config: ConfigDict, current: state.TrainState) -> state.TrainState:
+    """A new state with the averaged weights of `config.training.init` in the place of those of the same name and shape, raw and averaged.
+
+    Raises ValueError for "teacher" without one, and where none fit.
+    """
+    name = config.teacher.workdir if config.training.init == "teacher" else config.training.init
+    if not config.training.init:
+        return current
+    if not name or config.lora.rank:
+        raise ValueError(f"config.training.init = '{config.training.init}': expected a workdir, a teacher if 'teacher', and no adapter (lora.base)")
+    theirs, ours = (flatten_dict(params, sep="/") for params in (runs.load_run(name).params, current.params))
+    fits = {key: leaf for key, leaf in theirs.items() if key in ours and ours[key].shape == leaf.shape}
+    if not fits:
+        raise ValueError(f"config.training.init = {name}: none of its arrays is one of config.model's; expected a run of a like network")
+    print(f"begins from {len(fits)} of the {len(ours)} arrays of {name}")
+    new = lambda: unflatten_dict({key: jnp.array(fits.get(key, leaf), leaf.dtype, copy=True) for key, leaf in ours.items()}, sep="/")
+    placed = lambda params: jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), params, current.params)
+    return current.replace(params=placed(new()), ema=placed(new()))
 
 
 def examine(pending: list, step: int, source: data.Batches, workdir: Path) -> list[dict[str, float]]:

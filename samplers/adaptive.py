@@ -189,8 +189,9 @@ def sample_sde(
     solver: of the Ito SDE; the noise is additive, so that Stratonovich solvers agree. controller: None steps from time to time of the grid on
     an `UnsafeBrownianPath`; a diffrax controller steps adaptively, beginning with the grid's first step, on a `VirtualBrownianTree` (slow).
     key: a single key or one per example. A grid from alpha = 0, where drift and diffusion are infinite, begins with one ancestral step, exact there.
-    Returns x, nfe (see `evaluations`) and success. Raises ValueError for bad times.
+    Returns x, nfe (see `evaluations`) and success. Raises ValueError for bad times and a coupled denoiser.
     """
+    den.check_uncoupled("the reverse SDE")
     times, x = check_times(den.sde, times), as_float(x_T)
     keys, spent = example_keys(key, x.shape[0]), 0
     if den.sde.alpha(times[0]) == 0:

@@ -51,6 +51,7 @@ def variational_bound(
     if not isinstance(den, Denoiser):
         raise ValueError(f"variational_bound of a {type(den).__name__}: expected a sde_lib.Denoiser (of a flow map: D(x, t, t))")
     check_unguided(den, "variational_bound")
+    den.check_uncoupled("variational_bound")
     if times < 2 or times % 2 or (steps is not None and steps < 1):
         raise ValueError(f"times = {times}, steps = {steps}: expected an even number of times, one or more steps")
     sde, x = den.sde, as_float(x)

@@ -18,7 +18,7 @@ class LogLikelihood(NamedTuple):
     divergences: those of the evaluations that had a divergence with them. error: of the quadrature, estimated, in nats (NaN where `adjoint`
     chose the coupled solve, whose tolerance covers both). truncation: log p_0(x) - log p_eps(x), what the noise at eps costs, to first order in
     (sigma/alpha)^2 there, and only where the score at eps is accurate (the error e of a predicted noise adds some -|e|^2/2): a statement of size, to
-    be added where it is small. Its mean over data of the model's own is of second order."""
+    be added where it is small. Its mean over data of the model's own is of second order. NaN of a coupled denoiser."""
 
     log_prob: Float[Array, " b"]
     latent: Float[Array, "b ..."]

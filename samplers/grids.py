@@ -39,6 +39,14 @@ def uniform(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
     return np.linspace(sde.T, _eps(sde, n, eps), n + 1)
 
 
+def few(sde: SDE, n: int) -> np.ndarray:
+    """n of n + 1 equal steps in t from T to 0, before the last, which denoises: T, T (1 - 1/(n + 1)), ..., T/(n + 1); n may be 0.
+
+    Of models of so many steps, which are trained at these times.
+    """
+    return sde.T * (1 - np.arange(n + 1) / (n + 1))
+
+
 def quadratic(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
     """Equal steps in sqrt(t) (DDIM's "quad", 2010.02502)."""
     return _exact_ends(np.linspace(np.sqrt(sde.T), np.sqrt(_eps(sde, n, eps)), n + 1) ** 2, sde, _eps(sde, n, eps))

@@ -153,5 +153,7 @@ def classifier_guidance(den: Denoiser, log_prob: Callable, label: Any, scale: fl
     log_prob: (x [B, ...], t [B], label) -> log p(label | x_t) [B] of each example by itself, for noised x; a `jax.tree_util.Partial` keeps its
     parameters an argument of compiled code. label: a pytree of arrays [B, ...]. scale: 1 is Bayes' rule, above 1 tilts by p(y | x_t)^scale.
     Of paths that reach alpha = 0 the classifier is asked at the last time at which alpha is at least 1e-3 (see `Denoiser`).
+    Raises ValueError for a coupled denoiser.
     """
+    den.check_uncoupled("classifier_guidance")
     return replace(den, fn=Partial(_by_classifier, replace(den, cond=None), Partial(log_prob), scale), cond=(den.cond, label), guided=True)

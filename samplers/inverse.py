@@ -38,6 +38,7 @@ def _posterior(method, den: Denoiser, operator: LinearOperator, y, **options) ->
     """The Denoiser of D_y: cond is the measurement and the prior's own, so that each example keeps its own."""
     y = as_float(y)
     operator.check(y)
+    den.check_uncoupled("a posterior")
     return Denoiser(Partial(method, replace(den, cond=None), operator, **options), den.sde, "data", cond=(y, den.cond), guided=True)
 
 

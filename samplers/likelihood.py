@@ -65,6 +65,7 @@ def _coupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk, adjoi
     (z, change), nfe, success = per_example(den, one, z_0, each)
     v, forms = divergence_forms(den, ends[0], z_0, probes, kind, chunk)
     truncation = first_order_truncation(ends[0], z_0, v, forms.mean(-1), radii[0])
+    truncation = jnp.full_like(truncation, jnp.nan) if den.coupled else truncation  # it takes a score
     return summary(den.sde, radii[1] * z, change, nfe + 1, success, nfe + 1, jnp.full(len(x), jnp.nan, x.dtype), truncation, radii, kind == "exact")
 
 
@@ -95,7 +96,7 @@ def log_likelihood(
     eps: the time at which x is taken (default `den.sde.eps`); what is computed is the density of data noised by sigma(eps).
     start: the time at which x is distributed as the prior (default T; earlier for a model that was trained up to there).
     adjoint: None, or a diffrax adjoint, e.g. `diffrax.RecursiveCheckpointAdjoint()`, for derivatives of log_prob in x and parameters in reverse
-        mode: path and divergence are then solved together, at rtol and atol, in the root mean square over both.
+        mode: path and divergence are then solved together, at rtol and atol, in the root mean square over both; so they are of a coupled denoiser.
     Raises ValueError for unknown options, impossible tolerances and a missing key, and for a guided denoiser.
     """
     if not isinstance(den, Denoiser):
@@ -119,6 +120,8 @@ def log_likelihood(
             raise ValueError(f"probes = {probes}: hutch++ expected at most the dimension, {x[0].size}")
         vectors = drawn(key, x, (probes,) if divergence == "hutchinson" else (2, probes), noise)
     sde, times = den.sde, (check_eps(den, eps), den.sde.T if start is None else start)
+    if den.coupled and adjoint is None:
+        adjoint = diffrax.ForwardMode()  # without a score errors of the path count in full
     if not times[0] < times[1] <= sde.T:
         raise ValueError(f"eps = {times[0]}, start = {start}: expected eps < start <= T = {sde.T}")
     number = lambda c: namespace(c).asarray(c, x.dtype)  # an argument of the compiled solve

@@ -93,8 +93,9 @@ def predictor_corrector(
     path: return x_T and the x after every step instead, [N + 1, B, ...].
     The noise at times[-1] is left in x: `den.data(x, times[-1])` denoises it. Compiled once per shape, kind of table and number of steps.
     Raises ValueError for a grid as `sample` does, or one that ends at sigma = 0, where there is no score to correct by; for a predictor with several
-    evaluations a step or with memory; without both predictor and corrector; and without a key where noise is drawn.
+    evaluations a step or with memory; without both predictor and corrector; without a key where noise is drawn, and for a coupled denoiser.
     """
+    den.check_uncoupled("predictor_corrector")
     sde, times = den.sde, check_times(den.sde, times)
     if predictor is None and corrector is None:
         raise ValueError("predictor_corrector: neither a predictor nor a corrector: expected one of them, or both")

@@ -155,10 +155,12 @@ def sample(
     key: for stochastic solvers, a single key or one per example; the noise of an example does not depend on its batch-mates.
     path: return x_T and the x after every evaluation instead, [NFE + 1, B, ...].
     Compiled once per shape, kind of table and number of rows: neither other times nor other coefficients compile anew.
-    Raises ValueError for a grid that does not decrease or leaves [0, T], and for a stochastic solver without a key.
+    Raises ValueError for a grid that does not decrease or leaves [0, T], and for a stochastic solver without a key or of a coupled denoiser.
     """
     times = check_times(den.sde, times)
     table = solver(den.sde, times)
+    if table.stochastic:
+        den.check_uncoupled("a stochastic solver")
     if table.stochastic and key is None:
         raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
     x_T = as_float(x_T)

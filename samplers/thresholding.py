@@ -26,4 +26,4 @@ def threshold(den: Denoiser, bound: float = 1.0, quantile: float | None = None) 
     """
     if bound <= 0 or (quantile is not None and not 0 < quantile < 1):
         raise ValueError(f"threshold: bound {bound}, quantile {quantile}: expected a bound above 0 and a quantile between 0 and 1")
-    return Denoiser(Partial(_bounded, replace(den, cond=None), bound, quantile), den.sde, "data", cond=den.cond, guided=True)
+    return Denoiser(Partial(_bounded, replace(den, cond=None), bound, quantile), den.sde, "data", cond=den.cond, guided=True, coupled=den.coupled)

@@ -87,7 +87,7 @@ def combination(sde: SDE, kind: str, t: Time, point: tuple, sigma_data: float = 
     return (c_target * d - d_target * c) / det, (alpha * d_target - sigma * c_target) / det
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("fn", "cond"), meta_fields=("sde", "kind", "sigma_data", "guided"))
+@partial(jax.tree_util.register_dataclass, data_fields=("fn", "cond"), meta_fields=("sde", "kind", "sigma_data", "guided", "coupled"))
 @dataclass(frozen=True)
 class Denoiser:
     """A function that predicts one point of the plane, and thereby all of them.
@@ -97,6 +97,7 @@ class Denoiser:
     sde: the path. kind: a name in `PLANE`. sigma_data: used by kind "edm" only.
     cond: what each example is conditioned on, a pytree of arrays [B, ...], or None.
     guided: its field is no model's any more (`samplers.guidance`), so that no likelihood is computed with it.
+    coupled: eps was not independent of x_0 in training (`experiments.couplings`): the plane and the flow stand, but -eps/sigma is no score.
 
     A Denoiser is a pytree. x is [B, ...] and t [] or [B] in all methods; all results are [B, ...].
     A `noise` or `score` prediction holds no information on x_0 where alpha = 0, so these are evaluated at the last time at which
@@ -111,6 +112,7 @@ class Denoiser:
     sigma_data: float = 0.5
     cond: Any = None
     guided: bool = False
+    coupled: bool = False
 
     def __post_init__(self):
         if self.kind not in PLANE:
@@ -123,6 +125,11 @@ class Denoiser:
             raise ValueError(f"t = {t}: expected 0 <= t <= T = {self.sde.T}")
         t = jnp.asarray(t, x.dtype)
         return informed(self.sde, t) if self.kind in ("noise", "score") else t
+
+    def check_uncoupled(self, what: str) -> None:
+        """Raises ValueError, naming `what` needs a score, if there is none."""
+        if self.coupled:
+            raise ValueError(f"{what} of a coupled model: noise that was paired with the data gives no score; expected an ODE: ddim, heun, adaptive")
 
     def raw(self, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
         """F, what `fn` returns, in the precision of x."""
@@ -137,7 +144,9 @@ class Denoiser:
         return expand(a, x), expand(b, x)
 
     def predict(self, target: str, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
-        """The prediction named `target` (a name in `PLANE`)."""
+        """The prediction named `target` (a name in `PLANE`). Raises ValueError for the score of a coupled denoiser."""
+        if target == "score":
+            self.check_uncoupled("score")
         x = as_float(x)
         if target == self.kind:
             return self.raw(x, t)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from configs import default
-from experiments import data, network, state
+from experiments import data, drift, network, state
 from experiments.checkpoints import Checkpoints
 
 MODEL = {"name": "ResidualMLP", "width": 16, "depth": 1, "dropout": 0.2, "num_classes": 0, "frequencies": ()}
@@ -18,6 +18,27 @@ def small_config(**training):
     config.optim.warmup = 0
     config.training.update({"batch": 16, "steps": 6, "log_every": 2, "checkpoint_every": 3, "keep": 0, **training})
     return config
+
+
+def config_of(**model):
+    """Four steps of a residual MLP without dropout."""
+    config = default.get_config()
+    config.model.update(name="ResidualMLP", width=16, depth=1, **model)
+    config.training.update(batch=16, steps=4, log_every=2, checkpoint_every=2)
+    return config
+
+
+def save_random(config, workdir):
+    """A run of random weights without its training, which would be most of the time of these tests."""
+    dataset = data.load(config.data)
+    new = state.init(config, network.from_config(config, dataset.num_classes), dataset.shape)
+    leaves, tree = jax.tree.flatten(new.ema)
+    rng = np.random.default_rng(0)
+    params = jax.tree.unflatten(tree, [a + 0.1 * rng.standard_normal(a.shape, np.float32) for a in leaves])
+    workdir.mkdir()
+    with Checkpoints(workdir / "checkpoints", keep=0) as checkpoints:
+        checkpoints.save(new.replace(step=np.int32(1), params=params, ema=params))
+    drift.record(config, workdir, drift.examined(dataset), 1)
 
 
 def small_flags(workdir, **training) -> list[str]:

@@ -1,7 +1,7 @@
 """What a training step costs beyond its gradient: python -m experiments.benchmarks.training
 
 ratio = wall time of a full step (batch from grain, dequantization, noise, loss, clipping, EMA, pmap) / wall time of a bare jitted
-value_and_grad and Adam of the same network on a fixed batch.
+value_and_grad and Adam of the same network on a fixed batch; at batch 256 also with noise that is joined with the data by optimal transport.
 
 And what the convolutions of CPUs save (`models.convolution`): wall time of a gradient step with XLA's own gradients / with ours, alone and as one of
 four in a `lax.scan`.
@@ -15,9 +15,10 @@ import optax
 from absl import flags
 
 from configs import digits, fashion, mmdit, sit, toy
-from experiments import cli, data, network, parallel, state
+from experiments import cli, couplings, data, network, parallel, state
 from experiments.benchmarks.timing import medians, report
 
+COUPLED = 64  # examples that are coupled with each other
 SMALL = {"channels": 8, "width": 16, "depth": 1, "num_heads": 2}  # of --quick
 
 
@@ -26,7 +27,7 @@ def measure(config, name: str, inner: int, repeats: int) -> dict:
     net = network.from_config(config, dataset.num_classes)
     holder = {"full": state.init(config, net, dataset.shape)}
     full_step = parallel.parallel_step(state.make_step(config, net, dataset))
-    stream = data.batches(dataset, config.training.batch, 0)
+    stream = data.batches(dataset, config.training.batch, 0, couple=couplings.from_config(config, dataset, net))
 
     params, adam = net.init(jax.random.key(0), dataset.shape), optax.adam(1e-4)
     holder["bare"] = (params, adam.init(params))
@@ -95,6 +96,11 @@ def main():
     if quick:
         for config, _, _ in cases:
             config.model.update({name: small for name, small in SMALL.items() if config.model[name] is not None})
+    for config, name, inner in (cases[0], cases[2]):  # at batch 256, with noise as it comes and joined by optimal transport
+        for coupling in ("independent", "ot"):
+            joined = config.copy_and_resolve_references()
+            joined.training.batch, joined.coupling.name, joined.coupling.group = 256, coupling, COUPLED
+            cases.append((joined, f"{name}, {coupling}", max(inner // 4, 3)))
     rows = [measure(config, name, *((1, 1) if quick else (inner, 9))) for config, name, inner in cases]
     for config, name, _ in (cases[0], cases[3]):
         rows += convolutions(config, name, 1 if quick else 3)

@@ -1,7 +1,7 @@
 """Reproduce a table: python -m experiments.tables --table=NAME [--out=runs/tables]
 
 Each table is a module of this folder with a docstring and a function run(out, quick, workdir) -> (rows, passed). Writes OUT/NAME/table.md,
-table.json and figures; exits with 1 if a gate of the table fails.
+table.json and figures; exits with 1 if a gate of the table fails. A module may have a longer protocol, paper(out), for --paper.
 """
 
 import importlib
@@ -37,7 +37,9 @@ def main():
     out = Path(f.out) / f.table
     out.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()
-    rows, passed = module.run(out, f.quick, f.workdir)
+    if f.paper and not hasattr(module, "paper"):
+        raise ValueError(f"--paper: {f.table} has no longer protocol; expected cfm_2d")
+    rows, passed = module.paper(out) if f.paper else module.run(out, f.quick, f.workdir)
     seconds = time.perf_counter() - clock
     table = markdown(rows)
     (out / "table.md").write_text(f"{module.__doc__}\n{table}\nmeasured in {seconds:.0f} s; gates {'passed' if passed else 'FAILED'}\n")
@@ -53,4 +55,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/tables", "Where the results go.")
     flags.DEFINE_string("workdir", "runs/digits", "The trained model of a table that needs one; `make demo` makes it.")
     flags.DEFINE_bool("quick", False, "A smaller problem without gates, to see that it runs.")
+    flags.DEFINE_bool("paper", False, "The full protocol of a table that has a shorter one.")
     cli.run(main)

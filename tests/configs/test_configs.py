@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import save_random
 
 from experiments import data, network, runs, state
 from experiments.train import train
@@ -20,7 +21,7 @@ VARIANTS = {
     "score_sde": ("ve", "subvp", "ve_deep", "vp_deep", "subvp_deep", "ve_discrete", "vp_discrete", "ve_digits", "vp_digits", "subvp_digits"),
     "score_matching": ("implicit",),
     "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64"),
-    "flow_matching": ("lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified"),
+    "flow_matching": ("ot", "lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified", "reflow"),
     "score_flow": tuple(f"{data}{rest}" for data in ("cifar10", "imagenet32") for rest in ("", "_deep", "_subvp", "_subvp_deep"))[1:],
     "sit": ("l", "b", "s", "fashion"),
     "dit": ("l", "b", "s"),
@@ -28,6 +29,7 @@ VARIANTS = {
     "fashion": ("latents",),
     "classifier": ("fashion", "imagenet64"),
     "meanflow": ("8gaussians", "b4", "xl2", "cifar10"),
+    "distill": ("perflow_digits", "perflow_8gaussians", "instaflow", "instaflow_digits"),
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
@@ -45,7 +47,7 @@ PARAMETERS |= {
 }
 PARAMETERS |= {f"score_sde:{name}_digits": 1_217_856 for name in ("ve", "vp", "subvp")}
 PARAMETERS |= {"edm": 55_739_523, "edm:cifar10_uncond": 55_733_891, "edm:cifar10_ncsnpp": 56_403_459, "edm:cifar10_uncond_ncsnpp": 56_397_827}
-PARAMETERS |= {"edm:imagenet64": 295_900_035, "flow_matching": 35_746_307, "flow_matching:lipman": 153_094_915}
+PARAMETERS |= {"edm:imagenet64": 295_900_035, "flow_matching": 35_746_307, "flow_matching:ot": 35_746_307, "flow_matching:lipman": 153_094_915}
 PARAMETERS |= {"sit": 674_816_272, "sit:l": 457_824_272, "sit:b": 130_303_504, "sit:s": 32_858_896, "sit:fashion": 1_275_408}
 PARAMETERS |= {"flow_matching:lipman_imagenet32": 209_976_323, "flow_matching:lipman_imagenet64": 276_421_059, "flow_matching:rectified": 61_804_419}
 PARAMETERS |= {f"score_flow{name}": 61_804_419 for name in ("", ":cifar10_subvp", ":imagenet32", ":imagenet32_subvp")}
@@ -56,7 +58,14 @@ PARAMETERS |= {"classifier": 390_474, "classifier:fashion": 878_938, "classifier
 PARAMETERS |= {"autoencoder": 658_952, "autoencoder:f8": 83_653_863, "fashion:latents": 2_817_220}
 PARAMETERS |= {"meanflow": 801_729, "meanflow:8gaussians": 33_922, "meanflow:cifar10": 56_061_443}
 PARAMETERS |= {"meanflow:b4": 131_165_248, "meanflow:xl2": 676_440_592}  # 131 and 676 M in the paper
+PARAMETERS |= {"distill": 676_440_592, "distill:perflow_digits": 800_321, "distill:perflow_8gaussians": 133_378, "flow_matching:reflow": 61_804_419}
+PARAMETERS |= {"distill:instaflow": 674_816_272, "distill:instaflow_digits": 767_297}
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
+SHAPES |= {
+    "flow_matching:reflow": ((32, 32, 3), 10),
+    "distill:instaflow": ((32, 32, 4), 1000),
+    "distill:instaflow_digits": ((8, 8, 1), 10),
+}  # of pairs
 
 
 def shape_of(name, size=None):
@@ -91,9 +100,12 @@ def test_config(name, tmp_path, monkeypatch):
         if config.model[key] is not None:
             config.model[key] = value
     config.training.update({"batch": 8, "steps": 2})
-    trained = train(config, tmp_path)
-    assert int(trained.step) == 2 and (tmp_path / "checkpoints" / "2").is_dir()
-    run = runs.load_run(tmp_path, weights="raw")
+    if config.objective.loss == "perflow":
+        save_random(teacher_of(config), tmp_path / "of")
+        config.teacher.workdir = str(tmp_path / "of")
+    trained = train(config, tmp_path / "run")
+    assert int(trained.step) == 2 and (tmp_path / "run" / "checkpoints" / "2").is_dir()
+    run = runs.load_run(tmp_path / "run", weights="raw")
     jax.tree.map(np.testing.assert_array_equal, run.params, trained.params)
     x = run.dataset.to_x(jax.random.split(jax.random.key(0), 2), run.dataset.values["test"][:2])
     if config.objective.loss == "autoencoder":
@@ -104,6 +116,13 @@ def test_config(name, tmp_path, monkeypatch):
         return
     label = jnp.arange(2) if run.conditional else None
     assert np.all(np.isfinite(run.denoiser(label).data(x, 0.5)))
+
+
+def teacher_of(config):
+    """A config of a model of one time that `config` distils."""
+    teacher = config.copy_and_resolve_references()
+    teacher.objective.loss, teacher.model.second_time, teacher.training.init = "regression", False, ""
+    return teacher
 
 
 LOWER = """
@@ -127,7 +146,9 @@ assert "all_reduce" in text and '"devices"=8' in text, text[:500]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and n != "fashion:latents"])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and n not in ("fashion:latents", "distill")]
+)
 def test_step_lowers_on_eight_devices(name):
     """The full-scale training step, at its own batch, over eight simulated devices with one all-reduce."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(FOLDER.parent)}
@@ -143,6 +164,9 @@ def use_small_data(monkeypatch, name, kind):
     rng, labels = np.random.default_rng(0), np.zeros(16, np.int32)
     values = rng.integers(0, 256, (16, *shape)).astype(np.uint8)
     small = data.Dataset(name, {"train": values, "test": values}, {"train": labels, "test": labels}, 128.0, 128.0, 256, classes)
+    if name == "pairs":
+        x = rng.standard_normal((16, *shape)).astype(np.float32)
+        small = data.Pairs(name, {"train": x, "test": x}, small.labels, 128.0, 128.0, 0, classes, sources={"train": x, "test": x}, of=small)
     if name == "latents":
         moments = np.abs(rng.normal(size=(16, *shape[:-1], 2 * shape[-1]))).astype(np.float32)
         small = data.Latents(name, {"train": moments, "test": moments}, small.labels, 0.0, 1.0, 0, classes, about={"sha256": "", "scale": 1.0})

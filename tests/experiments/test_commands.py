@@ -23,6 +23,8 @@ def readme_commands():
 # what makes a command short; everything else is as printed
 SHORT = {
     "experiments.train": ["--config.training.steps=2", "--config.training.batch=8"],
+    "experiments.distill": ["--config.training.steps=2", "--config.training.batch=8"],
+    "experiments.reflow": ["--num=16", "--held_out=8", "--tolerance=0.1", "--batch=8"],
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
     "experiments.inverse": ["--num=2", "--samples=2", "--steps=3", "--iterations=1", "--batch=8"],
     "experiments.autoencode": ["--limit=16", "--batch=8"],
@@ -47,7 +49,8 @@ def measures(command):
     """Whether a command is left to the slow run: tables, benchmarks, profiles, latents, adapters, classifiers, some solvers, other ways to train."""
     commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "_lora", "_twin", "latent", "_classifier")
     solvers = ("=amed", "=gits", "=unipc", "=churn", "=restart", "super_resolution")
-    slow = (*commands, *solvers, "runs/vdm", "runs/scoreflow", "runs/sliced", "runs/meanflow", "runs/autoencoder")
+    ways = ("runs/vdm", "runs/scoreflow", "runs/sliced", "runs/meanflow", "runs/autoencoder", "runs/joined", "8gaussians", "rectified")
+    slow = (*commands, *solvers, *ways)
     return any(part in command for part in slow)
 
 
@@ -93,6 +96,7 @@ def execute(start, commands, tmp_path):
         ("experiments.sample --workdir={0} --solver=dpm", "dpm_solver_pp"),
         ("experiments.sample --workdir={0} --corrector=langevn", "annealed_langevin"),
         ("experiments.fit --workdir={0}/nothing --solver=gits", "expected a --workdir made by"),
+        ("experiments.reflow --workdir={0}/nothing --out={0}/pairs", "expected a --workdir made by"),
         ("experiments.inverse --workdir={0}/nothing", "expected a --workdir made by"),
         ("experiments.inverse --workdir={0}/nothing --problem=denoising", "super_resolution"),
         ("experiments.likelihood --workdir={0}/nothing", "expected a --workdir made by"),

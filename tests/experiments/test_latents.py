@@ -13,10 +13,10 @@ import pytest
 from ml_collections import ConfigDict
 from scipy.integrate import quad
 from scipy.stats import norm
+from small import save_random
 
 from configs import default
-from experiments import autoencode, autoencoder, data, drift, export, guidance, network, objectives, runs, sample, state
-from experiments.checkpoints import Checkpoints
+from experiments import autoencode, autoencoder, data, export, guidance, network, objectives, runs, sample
 from experiments.train import train
 
 OPTIONS = {"solver": "ddim", "steps": 3, "grid": "log_snr", "tolerance": 1e-3}
@@ -39,19 +39,6 @@ def latent_config(path):
     config.objective.label_dropout = 0.5
     config.training.update(batch=16, steps=8)
     return config
-
-
-def save_random(config, workdir):
-    """A run of random weights without its training, which would be most of the time of these tests."""
-    dataset = data.load(config.data)
-    new = state.init(config, network.from_config(config, dataset.num_classes), dataset.shape)
-    leaves, tree = jax.tree.flatten(new.ema)
-    rng = np.random.default_rng(0)
-    params = jax.tree.unflatten(tree, [a + 0.1 * rng.standard_normal(a.shape, np.float32) for a in leaves])
-    workdir.mkdir()
-    with Checkpoints(workdir / "checkpoints", keep=0) as checkpoints:
-        checkpoints.save(new.replace(step=np.int32(1), params=params, ema=params))
-    drift.record(config, workdir, drift.examined(dataset), 1)
 
 
 @pytest.fixture(scope="module")

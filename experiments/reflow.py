@@ -1,0 +1,109 @@
+r"""Pairs of a trained model, to straighten its flow: python -m experiments.reflow --workdir=runs/digits --out=runs/pairs --num=100000
+
+Draws x_T from the prior, carries it to x_0 along the probability flow (Liu et al. 2023, 2209.03003, algorithm 1: --solver=adaptive, or any other
+deterministic one of experiments.sample, with its guidance and labels), and writes a folder for --config.data.name=pairs --config.data.path=FOLDER, on
+which experiments.train refits any model: the 2-rectified flow, and of its own pairs the 3-rectified one. A pair is joined by the path of the model
+that is trained on it, x_t = alpha x_0 + sigma x_T/sigma(T), whatever path it was drawn along: x_T/sigma(T) is standard normal on all.
+
+x.npy and source.npy, x_0 and x_T/sigma(T), [n, ...] float32; y.npy, labels; and --held_out more, with _test in their names; pairs.json, with the
+SHA-256 of the weights, the path, solver and guidance. Pair i depends on --seed and i alone. Written batch by batch to FOLDER.tmp, where the same
+command goes on if it is interrupted, and renamed once it is complete.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli, data, runs, sources
+from experiments import sample as sampling
+from experiments.kept import DONE, started, write_text
+from samplers import grids, solvers
+
+
+def check_flow(run: runs.Run, options: dict) -> None:
+    """Raises ValueError for a solver that does not follow the probability flow, and for a model of embeddings, which pairs have no room for."""
+    solver, sde = options["solver"], run.network.sde
+    table = solver in solvers.SOLVERS and sampling.make_solver(solver, options.get("option", ()))(sde, grids.log_snr(sde, 200))
+    if solver in (sampling.REVERSE_SDE, sampling.NONE) or options.get("corrector", sampling.NONE) != sampling.NONE or (table and table.stochastic):
+        raise ValueError(
+            f"--solver={solver} draws noise on its way: pairs are of the probability flow; expected adaptive, heun or another ODE solver"
+        )
+    if run.dataset.embeddings:
+        raise ValueError(f"--workdir={run.workdir} is conditioned on embeddings: expected a model of classes, or without labels")
+
+
+def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, seed: int = 0, label: int = -1, **options) -> dict:
+    """Write `num` pairs, and `held_out` more, to the folder `out`; returns what pairs.json says. options: of `sampling.generate`.
+
+    Raises FileExistsError if `out` exists, ValueError for numbers below 1, a solver that is no flow, and what `sampling.sampler` raises.
+    """
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"--out={out} exists: name another folder, or remove it")
+    if num < 1 or held_out < 1:
+        raise ValueError(f"--num={num} --held_out={held_out}: expected at least 1")
+    check_flow(run, options)
+    guide, rest = sampling.guided(run, **options)
+    sde, shape = run.network.sde, run.dataset.shape
+    draw = sampling.sampler(sde, shape, run.workdir, guidance=options.get("guidance", 1.0), **rest)
+
+    def one_batch(keys, labels):
+        x_T = sde.prior_sample(keys, (len(keys), *shape))
+        x, nfe, _ = draw(guide.denoiser(labels), keys, x_T)
+        return {"x": x, "source": x_T / float(sde.sigma(sde.T))}, nfe
+
+    temporary = out.with_name(out.name + ".tmp")
+    settings = {"seed": seed, "label": label, **options, "others": guide.fingerprints()}
+    of = json.loads(json.dumps([run.fingerprint(), num, held_out, settings]))
+    done = started(temporary, of)
+    for part, (end, n) in enumerate((("", num), ("_test", held_out))):
+        row = done.setdefault(f"rows{end}", 0)
+        open_file = lambda name, end=end, n=n, row=row: np.lib.format.open_memmap(
+            temporary / f"{name}{end}.npy", "r+" if row else "w+", np.float32, (n, *shape)
+        )
+        files, labels = {name: open_file(name) for name in ("x", "source")}, guide.labels(n, label)
+        for rows, nfe in runs.in_batches(one_batch, n, batch, jax.random.fold_in(jax.random.key(seed), part), labels, start=row):
+            for name, values in rows.items():
+                files[name][row : row + len(values)] = values
+                files[name].flush()
+            row += len(nfe)
+            done |= {f"rows{end}": row, "evaluations": done.get("evaluations", 0) + int(nfe.sum())}
+            write_text(temporary / DONE, json.dumps(done))
+            print(f"\r{'held out' if part else 'pairs'}: {row}/{n}", end="", flush=True)
+        print()
+        np.save(temporary / f"y{end}.npy", np.zeros(n, np.int32) if labels is None else np.asarray(labels, np.int32))
+    pairs, ours = isinstance(run.dataset, data.Pairs), {"name": run.dataset.name, "config": run.config.data.to_dict(), **run.dataset.facts}
+    about = {
+        "workdir": str(run.workdir.resolve()),
+        "weights": run.weights,
+        "step": run.step,
+        "sha256": run.fingerprint(),
+        "sde": str(sde),
+        "shape": list(shape),
+        "nfe": done["evaluations"] / (num + held_out),
+        **settings,
+        "of": run.dataset.about["of"] if pairs else ours,
+    }
+    (temporary / sources.PAIRS).write_text(json.dumps(about, indent=1))
+    (temporary / DONE).unlink()
+    temporary.rename(out)
+    return about
+
+
+def main():
+    f = flags.FLAGS
+    about = write(runs.from_flags(), f.out, f.num, f.held_out, f.batch, f.seed, f.label, **sampling.from_flags())
+    print(f"{f.num} pairs and {f.held_out} held out, {about['nfe']:.1f} evaluations each ({f.solver}): wrote {f.out}")
+
+
+if __name__ == "__main__":
+    runs.define_flags()
+    sampling.define_flags(steps=100, solver=sampling.ADAPTIVE)
+    flags.DEFINE_string("out", None, "Folder of the pairs.", required=True)
+    flags.DEFINE_integer("num", 100_000, "Pairs to train on.")
+    flags.DEFINE_integer("held_out", 1000, "Pairs besides, to judge a model that was trained on the others.")
+    flags.DEFINE_integer("label", -1, "Class of all pairs; -1 takes all in turn.")
+    cli.run(main)

@@ -1,0 +1,127 @@
+"""Straight flows: reflow, distillation and PeRFlow of a trained teacher, by a few equal steps of DDIM in t (of Euler, on the linear path).
+
+8 gaussians of FFJORD on the linear path, and the digits of --workdir on its own; models are trained here if OUT has none yet. 2-rectified flow: on
+pairs of the teacher's flow; distilled (k): on pairs of the 2-rectified flow's, at the k times of its steps; PeRFlow: four windows, eight steps of the
+teacher in each. All begin from the weights before them. S: straightness (samplers.straightness), with its standard error over examples. RMSE: in x,
+to where the teacher's own flow ends from the same x_T, with its standard error over examples. distance: sliced W2 to the data on 8 gaussians, FD-clf
+on the digits, of groups of samples, with the standard error over groups, beside that of test data (floor) and of a Gaussian of the data's moments.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import toy
+from experiments import data, evaluate, metrics, plots, reflow, runs
+from experiments.tables._training import trained
+from samplers import sample, sample_adaptive, solvers
+from samplers.straightness import straightness
+from sde_lib import Denoiser
+
+PAIRS = {"8gaussians": (40_000, {"solver": "adaptive", "steps": 2, "grid": "log_snr", "tolerance": 1e-4})}
+PAIRS["digits"] = (8000, {"solver": "dpm_solver_pp", "steps": 25, "grid": "log_snr", "tolerance": 1e-4})
+STEPS = {"8gaussians": 5000, "digits": 1500}
+WINDOWS = 4
+
+
+def students(name: str, teacher: runs.Run, folder: Path, quick: bool) -> dict[str, tuple[runs.Run, tuple[int, ...]]]:
+    """The models by name, each with the numbers of steps that it is for."""
+
+    def pairs(run: runs.Run, label: str) -> str:
+        num, options = PAIRS[name]
+        out = folder / f"{label}_pairs{'_quick' if quick else ''}"
+        if not out.exists():
+            reflow.write(run, out, 64 if quick else num, 64, 64 if quick else 2000, **options)
+        return str(out)
+
+    def model(label: str, begin: runs.Run, **options) -> runs.Run:
+        config = teacher.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.update(options)
+        config.optim.update(learning_rate=config.optim.learning_rate / 2, schedule="cosine")
+        config.training.update(steps=STEPS[name], init=str(begin.workdir), checkpoint_every=STEPS[name])
+        return trained(config, folder / label, quick)
+
+    first = pairs(teacher, "teacher")
+    of = lambda path: {"name": "pairs", "path": path}
+    two = model("two_rectified", teacher, data=of(first))
+    found = {"teacher": (teacher, (1, 2, 4)), "2-rectified flow": (two, (1, 2, 4))}
+    for k in (1, 2):
+        options = {"data": of(pairs(two, "two_rectified")), "objective": {"time": {"name": "grid", "count": k}}}
+        found[f"2-rectified flow, distilled ({k})"] = model(f"distilled_{k}", two, **options), (k,)
+    window = {"objective": {"loss": "perflow", "perflow": {"windows": WINDOWS, "steps": 8}}, "model": {"second_time": True}}
+    found["PeRFlow"] = model("perflow", teacher, **window, teacher={"workdir": str(teacher.workdir)}), (WINDOWS,)
+    return found
+
+
+def few_steps(den: Denoiser, x_T, n: int, path: bool = False):
+    """x_0 [B, ...], or all n + 1 x, by n equal steps of DDIM in t from T to 0."""
+    return sample(den, x_T, np.linspace(den.sde.T, 0.0, n + 1), solvers.ddim(), path=path)
+
+
+def distance(dataset: data.Dataset):
+    """(raw values [n, ...]) -> sliced W2 to the training data, or FD-clf where there are classes."""
+    train = evaluate.flat(dataset.values["train"][:10_000])
+    if not dataset.num_classes:
+        return lambda values: metrics.sliced_wasserstein2(evaluate.flat(values), train, 200)
+    judge = evaluate.classifier(dataset)
+    reference = metrics.moments(judge.features(train))
+    return lambda values: metrics.frechet_of(*metrics.moments(judge.features(evaluate.flat(values))), *reference)
+
+
+def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[list[dict], bool, dict]:
+    """Rows and gates of one data set, and the trajectories that are drawn."""
+    groups, n = (2, 12) if quick else (8, 2000) if name == "8gaussians" else (4, 360)
+    models, dataset = students(name, teacher, folder, quick), data.reference(teacher.dataset)
+    measure = distance(dataset)
+    x_T = np.asarray(teacher.network.sde.prior_sample(jax.random.key(1), (groups * n, *dataset.shape)))
+    spread = lambda a: float(a.std(ddof=1) / np.sqrt(len(a)))
+    batches = lambda fn: np.concatenate([np.asarray(fn(part)) for part in np.array_split(x_T, max(1, len(x_T) // 2000))])
+    truth = batches(lambda x: sample_adaptive(teacher.denoiser(), x, 1e-4, 1e-4).x)
+    some = jnp.asarray(x_T[: 16 if quick else 1000 if name == "8gaussians" else 128])
+
+    def row(label, steps, x, s=None):
+        of = [measure(np.asarray(dataset.from_x(part))) for part in np.split(x, groups)]
+        found = {"data": name, "model": label, "steps": steps, "S": None, "± S": None, "RMSE": None, "± RMSE": None}
+        if s is not None:
+            found |= {"S": float(s.mean()), "± S": spread(np.asarray(s))}
+        if x is not truth and steps:
+            error = np.sum((x - truth).reshape(len(x), -1) ** 2, 1) / dataset.dim
+            found |= {"RMSE": float(np.sqrt(error.mean())), "± RMSE": spread(error) / (2 * float(np.sqrt(error.mean())))}
+        return {**found, "distance": float(np.mean(of)), "± distance": spread(np.array(of))}
+
+    rows, ends, straight = [], {}, {}
+    for label, (run, counts) in models.items():
+        straight[label] = None if "distilled" in label else straightness(run.denoiser(), some, 1e-4, 1e-4).straightness
+        for count in counts:
+            ends[label, count] = batches(lambda x, run=run, count=count: few_steps(run.denoiser(), x, count))
+            rows.append(row(label, count, ends[label, count], straight[label] if count == counts[0] else None))
+    rows.append(row("teacher, adaptive", None, truth))
+    train, rng = teacher.dataset.to_x(jax.random.split(jax.random.key(2), 1437), dataset.values["train"][:1437]), np.random.default_rng(0)
+    flat = np.asarray(train).reshape(len(train), -1)
+    gaussian = rng.multivariate_normal(flat.mean(0), np.cov(flat.T), len(x_T)).astype(np.float32).reshape(x_T.shape)
+    rows.append(row("Gaussian of the data's moments", None, gaussian))
+    floor = measure(dataset.values["test"][:n])
+    rows.append(dict.fromkeys(rows[0]) | {"data": name, "model": "test data (floor)", "distance": float(floor)})
+
+    squared = lambda key: np.sum((ends[key] - truth).reshape(len(x_T), -1) ** 2, 1)
+    better = lambda key, than: (gain := squared(than) - squared(key)).mean() > 3 * spread(gain)
+    passed = float(straight["teacher"].mean()) >= 10 * float(straight["2-rectified flow"].mean())
+    passed &= all(better((label, 1), ("teacher", 1)) for label in ("2-rectified flow", "2-rectified flow, distilled (1)"))
+    passed &= better(("PeRFlow", WINDOWS), ("teacher", WINDOWS))
+    few = {f"{label}, {count} steps": (models[label][0], count) for label, count in (("teacher", 32), ("2-rectified flow", 32), ("PeRFlow", 32))}
+    paths = {title: np.asarray(few_steps(run.denoiser(), jnp.asarray(x_T[:200]), count, path=True)) for title, (run, count) in few.items()}
+    return rows, bool(passed), paths
+
+
+def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
+    """Rows, and whether reflow makes S ten times smaller, and one-step models, and PeRFlow in its four, are nearer to the teacher's flow than its own
+    one step, or four, by more than three standard errors, on both data sets."""
+    config = toy.get_config("8gaussians")
+    config.training.update(steps=8000, checkpoint_every=8000)
+    rows, passed, paths = problem("8gaussians", trained(config, out / "8gaussians", quick), out, quick)
+    plots.trajectories(paths, out / "trajectories.png")
+    more, also, _ = problem("digits", runs.load_run(workdir), out / "digits", quick)
+    return rows + more, quick or (passed and also)

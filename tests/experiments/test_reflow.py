@@ -1,0 +1,118 @@
+"""Reflow: pairs of a trained run, the data set of them, and what is trained on them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from small import config_of, save_random
+
+from experiments import data, evaluate, network, objectives, reflow, runs
+from experiments.guidance import guide
+from experiments.train import train
+from samplers import sample_adaptive
+
+ADAPTIVE = {"solver": "adaptive", "steps": 2, "grid": "log_snr", "tolerance": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A class-conditional teacher of the digits, and pairs of it with guidance."""
+    folder = tmp_path_factory.mktemp("reflow")
+    config = config_of(num_classes=10)
+    config.objective.label_dropout = 0.5
+    save_random(config, folder / "teacher")
+    reflow.write(runs.load_run(folder / "teacher"), folder / "pairs", 20, 12, 8, guidance=2.0, **ADAPTIVE)
+    return folder
+
+
+def test_pairs_are_ends_of_the_teachers_flow(folders):
+    """x_0 is the guided ODE's end from x_T = sigma(T) source; values come out as levels; a batch has the source of its examples."""
+    run, pairs = runs.load_run(folders / "teacher"), data.load(ConfigDict({"name": "pairs", "path": str(folders / "pairs")}))
+    for split, n in (("train", 20), ("test", 12)):
+        x, source = pairs.values[split], pairs.sources[split]
+        assert len(x) == len(source) == n and np.array_equal(pairs.labels[split], np.arange(n) % 10)
+        expected = sample_adaptive(guide(run, 2.0).denoiser(jnp.arange(n) % 10), jnp.asarray(source), 1e-3, 1e-3).x
+        np.testing.assert_allclose(x, expected, atol=1e-4)
+    assert not np.allclose(pairs.sources["train"][:12], pairs.sources["test"])
+    both = np.concatenate([pairs.sources["train"], pairs.sources["test"]])
+    assert abs(both.mean()) < 3 / np.sqrt(both.size) and abs(both.std() - 1) < 3 / np.sqrt(2 * both.size)  # 2048 numbers, seed 0
+    assert pairs.from_x(x).dtype == np.uint8 and pairs.images.is_image and pairs.num_classes == 10 and pairs.shape == (8, 8, 1)
+    assert data.reference(pairs).name == "digits" and data.empty("pairs", json.loads(json.dumps(pairs.facts))).images.levels == 17
+    batch = data.Batches(pairs, 8, 0)[1]
+    index = data.Batches(pairs, 8, 0).index(batch["position"].astype(int))
+    assert np.array_equal(batch["source"], pairs.sources["train"][index]) and np.array_equal(batch["value"], pairs.values["train"][index])
+
+
+def test_an_interrupted_command_goes_on(folders, tmp_path, monkeypatch):
+    """After two batches, with other batches: the same bytes, of which those that were there are not computed again."""
+    run, write_text, written = runs.load_run(folders / "teacher"), reflow.write_text, []
+
+    def interrupted(path, text):
+        write_text(path, text)
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(reflow, "write_text", interrupted)
+    options = {"guidance": 2.0, **ADAPTIVE}
+    with pytest.raises(KeyboardInterrupt):
+        reflow.write(run, tmp_path / "pairs", 20, 12, 8, **options)
+    about = reflow.write(run, tmp_path / "pairs", 20, 12, 8, **options)
+    assert len(written) == 2 + 1 + 2
+    whole = json.loads((folders / "pairs" / "pairs.json").read_text())
+    assert json.loads(json.dumps(about)) == whole and whole["nfe"] > 10
+    for name in ("x", "source", "y", "x_test", "source_test", "y_test"):
+        assert (tmp_path / "pairs" / f"{name}.npy").read_bytes() == (folders / "pairs" / f"{name}.npy").read_bytes()
+
+
+def test_loss_is_the_regression_on_the_chord(folders):
+    """The loss of a batch of pairs is that of F(x_t) on x_T - x_0 with x_t between both; without its source it is another."""
+    config = config_of()
+    config.data.update(name="pairs", path=str(folders / "pairs"))
+    pairs = data.load(config.data)
+    net = network.from_config(config, pairs.num_classes)
+    params, batch = net.init(jax.random.key(0), pairs.shape), data.Batches(pairs, 8, 0)[0]
+    params = jax.tree.map(lambda a: a + 0.1, params)
+    key = jax.random.key(1)
+    found = objectives.loss(net, params, pairs, config.objective, key, batch)
+    u = objectives.low_discrepancy(batch["position"], jax.random.bits(jax.random.split(key, 4)[3]))
+    t = jnp.clip(objectives.uniform(u, net.sde, None), net.sde.eps, 1 - net.sde.eps)[:, None, None, None]
+    error = net(params, (1 - t) * batch["value"] + t * batch["source"], t[:, 0, 0, 0]) - (batch["source"] - batch["value"])
+    np.testing.assert_allclose(found, jnp.mean(error**2, (1, 2, 3)), rtol=1e-4)
+    del batch["source"]
+    assert np.abs(found - objectives.loss(net, params, pairs, config.objective, key, batch)).max() > 0.1
+
+
+def test_reflow_again(folders, tmp_path):
+    """A run on pairs is one like others: it samples levels, is judged against the digits, and has pairs of its own."""
+    config = config_of()
+    config.data.update(name="pairs", path=str(folders / "pairs"))
+    train(config, tmp_path / "two")
+    run = runs.load_run(tmp_path / "two")
+    about = reflow.write(run, tmp_path / "pairs", 8, 8, 8, **ADAPTIVE)
+    assert about["of"]["name"] == "digits" and about["sha256"] == run.fingerprint()
+    again = data.load(ConfigDict({"name": "pairs", "path": str(tmp_path / "pairs")}))
+    assert again.images.levels == 17 and np.all(again.labels["train"] == 0)
+    figures = evaluate.measures(data.reference(run.dataset), 100)(again.from_x(again.values["test"]), None)
+    assert np.isfinite(figures["sliced W2"])
+
+
+def test_mistakes_are_named(folders, tmp_path):
+    run, path = runs.load_run(folders / "teacher"), str(folders / "pairs")
+    write = lambda out=tmp_path / "x", num=4, held_out=4, **options: reflow.write(run, out, num, held_out, 4, **{**ADAPTIVE, **options})
+    for bad, words in (
+        (lambda: write(num=0), "--num=0"),
+        (lambda: write(solver="reverse_sde", steps=3), "draws noise"),
+        (lambda: write(solver="ancestral", steps=3), "draws noise"),
+        (lambda: write(solver="ddim", steps=3, option=("eta=1",)), "draws noise"),
+        (lambda: write(solver="ddim", steps=3, corrector="langevin"), "draws noise"),
+        (lambda: write(out=folders / "pairs"), "exists"),
+        (lambda: data.load(ConfigDict({"name": "pairs", "path": str(tmp_path)})), "experiments.reflow"),
+        (lambda: data.load(ConfigDict({"name": "pairs", "path": path, "flip": True})), "neither of pairs"),
+        (lambda: data.load(ConfigDict({"name": "pairs", "path": path, "augment": 0.1})), "neither of pairs"),
+    ):
+        with pytest.raises((ValueError, OSError), match=words):
+            bad()
