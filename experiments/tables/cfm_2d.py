@@ -5,7 +5,8 @@ MLP 3x64 (selu) by AdamW at 1e-3 (weight decay 1e-5) on 10,000 points of each se
 SDE (the scale is that of their repository).
 100 Euler steps from test points of the source. W2: exact, to as many test points of the data; floor: of these to others. NPE: |energy of the paths -
 W2^2(source, data)| / W2^2(source, data). Means over seeds, with standard errors; published: mean and standard deviation over five seeds.
-Short: 3 seeds, 2500 steps of batch 128, 2000 test points. --paper: theirs, 5 seeds (42 to 46), 20,000 steps of batch 512, 10,000 points; hours.
+Short: 3 seeds, 2500 steps of batch 128, 2000 test points, so that W2 is above the published. --paper: theirs, 5 seeds (42 to 46), 20,000 steps of
+batch 512, 10,000 points; hours, and 4 GB.
 """
 
 import time
@@ -126,7 +127,7 @@ def flow(params, x_T, noise=None, interpolant=CONSTANT, key=None):
     return jax.vmap(one)(params, noise, x_T)
 
 
-def measure(out, quick: bool, seeds, steps: int, batch: int, n: int) -> tuple[list[dict], bool]:
+def measure(out, seeds, steps: int, batch: int, n: int) -> tuple[list[dict], bool]:
     cases = [(task, seed) for task in TASKS for seed in seeds]
     sets = [points(task, seed, n) for task, seed in cases]
     start = np.stack([s["start"] for s in sets])
@@ -176,21 +177,21 @@ def measure(out, quick: bool, seeds, steps: int, batch: int, n: int) -> tuple[li
                 "± NPE": None if "SDE" in name else error(key, 1), "NPE published": NPE[name][i] if name in NPE else None,
                 "sd from it": (mean(key, 0) - theirs[0]) / theirs[1] if theirs else None,
             })  # fmt: skip
-            passed &= not theirs or mean(key, 0) ** 2 <= (theirs[0] + 3 * theirs[1]) ** 2 + rows[-1]["floor"] ** 2
     passed &= all(mean(("OT-CFM", task), 1) < 0.5 * mean(("I-CFM", task), 1) for task in TASKS)
     passed &= mean(("OT-CFM", "moons -> 8gaussians"), 0) <= mean(("I-CFM", "moons -> 8gaussians"), 0)
     shown = [r for r, (task, seed) in enumerate(cases) if seed == seeds[0]]
     panels = {f"{name}, {cases[r][0]}": paths[name][r][:, :300] for name in ("I-CFM", "OT-CFM") for r in shown}
     plots.flows(panels, {cases[r][0]: sets[r]["test"] for r in shown}, out / "cfm_2d.png")
-    return rows, quick or bool(passed)
+    return rows, bool(passed)
 
 
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
-    """Rows, and whether NPE of OT-CFM is below half of I-CFM's on every task, its W2 no more on moons -> 8gaussians, and every W2 at most 3 published
-    standard deviations above the published mean, the square of the floor allowed for (theirs, of 10,000 points, is lower)."""
-    return measure(out, quick, (42,), 3, 16, 32) if quick else measure(out, quick, (42, 43, 44), 2500, 128, 2000)
+    """Rows, and whether NPE of OT-CFM is below half of I-CFM's on every task, and its W2 no more on moons -> 8gaussians."""
+    rows, passed = measure(out, (42,), 3, 16, 32) if quick else measure(out, (42, 43, 44), 2500, 128, 2000)
+    return rows, quick or passed
 
 
 def paper(out) -> tuple[list[dict], bool]:
-    """The same, by the paper's protocol."""
-    return measure(out, False, (42, 43, 44, 45, 46), 20_000, 512, 10_000)
+    """The same, by the paper's protocol, and whether every W2 is at most 3 published standard deviations above the published mean, too."""
+    rows, passed = measure(out, (42, 43, 44, 45, 46), 20_000, 512, 10_000)
+    return rows, passed and all(row["sd from it"] <= 3 for row in rows if row["sd from it"] is not None)
