@@ -143,7 +143,7 @@ def check(config: ConfigDict, dataset: data.Dataset, batch: int, hosts: int = 1)
     if config.name not in NAMES:
         raise ValueError(f"config.coupling.name = '{config.name}': expected one of {', '.join(NAMES)}")
     group, own = config.group or batch, batch // hosts
-    if group < 1 or own % group:
+    if (coupled(config) or config.group) and (group < 1 or own % group):
         raise ValueError(f"config.coupling.group = {config.group}: expected a divisor of the {own} examples of a batch that a host reads")
     if (config.name == "sinkhorn") != (config.regularization > 0):
         raise ValueError(f"config.coupling.regularization = {config.regularization} of '{config.name}': expected above 0 of sinkhorn, 0 of others")

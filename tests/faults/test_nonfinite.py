@@ -43,7 +43,7 @@ FAULTS = {  # (loss of each example, batch) -> loss
 def inject(monkeypatch):
     def into(fault):
         right = objectives.loss
-        monkeypatch.setattr(objectives, "loss", lambda *args: FAULTS[fault](right(*args), args[-1]))
+        monkeypatch.setattr(objectives, "loss", lambda *args, **named: FAULTS[fault](right(*args, **named), args[5]))
 
     return into
 

@@ -31,9 +31,9 @@ def test_stopped_at_3_of_200_steps(tmp_path, monkeypatch, count):
     right, seen = data.batches, {}
 
     def batches(*args):
-        seen[args[-1]] = []
+        seen[args[3]] = []
         for batch in right(*args):
-            seen[args[-1]].append(batch)
+            seen[args[3]].append(batch)
             yield batch
 
     monkeypatch.setattr(data, "batches", batches)
