@@ -1,10 +1,11 @@
-"""Straight flows: reflow, distillation and PeRFlow of a trained teacher, by a few equal steps of DDIM in t (of Euler, on the linear path).
+"""Straight flows: reflow, distillation, PeRFlow and MeanFlow, by a few equal steps of DDIM in t (of Euler, on the linear path), or of the flow map.
 
 8 gaussians of FFJORD on the linear path, and the digits of --workdir on its own; models are trained here if OUT has none yet. 2-rectified flow: on
 pairs of the teacher's flow; distilled (k): on pairs of the 2-rectified flow's, at the k times of its steps; PeRFlow: four windows, eight steps of the
-teacher in each. All begin from the weights before them. S: straightness (samplers.straightness), with its standard error over examples. RMSE: in x,
-to where the teacher's own flow ends from the same x_T, with its standard error over examples. distance: sliced W2 to the data on 8 gaussians, FD-clf
-on the digits, of groups of samples, with the standard error over groups, beside that of test data (floor) and of a Gaussian of the data's moments.
+teacher in each; MeanFlow: a flow map of the teacher's data and path, without pairs. All begin from the weights before them. S: straightness
+(samplers.straightness), with its standard error over examples. RMSE: in x, to where the teacher's own flow ends from the same x_T, with its standard
+error over examples. distance: sliced W2 to the data on 8 gaussians, FD-clf on the digits, of groups of samples, with the standard error over groups,
+beside that of test data (floor) and of a Gaussian of the data's moments.
 """
 
 from pathlib import Path
@@ -16,9 +17,8 @@ import numpy as np
 from configs import toy
 from experiments import data, evaluate, metrics, plots, reflow, runs
 from experiments.tables._training import trained
-from samplers import sample, sample_adaptive, solvers
+from samplers import jumps, sample, sample_adaptive, solvers
 from samplers.straightness import straightness
-from sde_lib import Denoiser
 
 PAIRS = {"8gaussians": (40_000, {"solver": "adaptive", "steps": 2, "grid": "log_snr", "tolerance": 1e-4})}
 PAIRS["digits"] = (8000, {"solver": "dpm_solver_pp", "steps": 25, "grid": "log_snr", "tolerance": 1e-4})
@@ -53,12 +53,18 @@ def students(name: str, teacher: runs.Run, folder: Path, quick: bool) -> dict[st
         found[f"2-rectified flow, distilled ({k})"] = model(f"distilled_{k}", two, **options), (k,)
     window = {"objective": {"loss": "perflow", "perflow": {"windows": WINDOWS, "steps": 8}}, "model": {"second_time": True}}
     found["PeRFlow"] = model("perflow", teacher, **window, teacher={"workdir": str(teacher.workdir)}), (WINDOWS,)
+    # the velocity of half of the examples, and the paper's weight not in few dimensions (configs/meanflow.py)
+    mean = {"loss": "meanflow", "meanflow": {"apart": 0.5, "power": 0.0 if name == "8gaussians" else 1.0}}
+    found["MeanFlow"] = model("meanflow", teacher, objective=mean, model={"second_time": True}), (1, 2, 4)
     return found
 
 
-def few_steps(den: Denoiser, x_T, n: int, path: bool = False):
-    """x_0 [B, ...], or all n + 1 x, by n equal steps of DDIM in t from T to 0."""
-    return sample(den, x_T, np.linspace(den.sde.T, 0.0, n + 1), solvers.ddim(), path=path)
+def few_steps(run: runs.Run, x_T, n: int, path: bool = False):
+    """x_0 [B, ...], or all n + 1 x of a Denoiser's path, by n equal steps in t from T to 0: jumps of a flow map, else DDIM."""
+    times = np.linspace(run.network.sde.T, 0.0, n + 1)
+    if run.config.objective.loss == "meanflow":
+        return jumps(run.flow_map(), x_T, times)
+    return sample(run.denoiser(), x_T, times, solvers.ddim(), path=path)
 
 
 def distance(dataset: data.Dataset):
@@ -96,7 +102,7 @@ def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[li
     for label, (run, counts) in models.items():
         straight[label] = None if "distilled" in label else straightness(run.denoiser(), some, 1e-4, 1e-4).straightness
         for count in counts:
-            ends[label, count] = batches(lambda x, run=run, count=count: few_steps(run.denoiser(), x, count))
+            ends[label, count] = batches(lambda x, run=run, count=count: few_steps(run, x, count))
             rows.append(row(label, count, ends[label, count], straight[label] if count == counts[0] else None))
     rows.append(row("teacher, adaptive", None, truth))
     train, rng = teacher.dataset.to_x(jax.random.split(jax.random.key(2), 1437), dataset.values["train"][:1437]), np.random.default_rng(0)
@@ -109,10 +115,10 @@ def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[li
     squared = lambda key: np.sum((ends[key] - truth).reshape(len(x_T), -1) ** 2, 1)
     better = lambda key, than: (gain := squared(than) - squared(key)).mean() > 3 * spread(gain)
     passed = float(straight["teacher"].mean()) >= 10 * float(straight["2-rectified flow"].mean())
-    passed &= all(better((label, 1), ("teacher", 1)) for label in ("2-rectified flow", "2-rectified flow, distilled (1)"))
+    passed &= all(better((label, 1), ("teacher", 1)) for label in ("2-rectified flow", "2-rectified flow, distilled (1)", "MeanFlow"))
     passed &= better(("PeRFlow", WINDOWS), ("teacher", WINDOWS))
     few = {f"{label}, {count} steps": (models[label][0], count) for label, count in (("teacher", 32), ("2-rectified flow", 32), ("PeRFlow", 32))}
-    paths = {title: np.asarray(few_steps(run.denoiser(), jnp.asarray(x_T[:200]), count, path=True)) for title, (run, count) in few.items()}
+    paths = {title: np.asarray(few_steps(run, jnp.asarray(x_T[:200]), count, path=True)) for title, (run, count) in few.items()}
     return rows, bool(passed), paths
 
 
