@@ -28,6 +28,11 @@ CLASSES = {
         sde.name sde.T sde.beta_max sde.beta_min sde.betas sde.noise sde.s sde.sigma_data sde.sigma_max sde.sigma_min sde.sigmas sde.theta
         model.activation model.dropout model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel model.rescale
         objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
+        objective.consistency.chain objective.consistency.constant objective.consistency.count objective.consistency.end
+        objective.consistency.grid objective.consistency.metric objective.consistency.phases objective.consistency.regression
+        objective.consistency.shrink objective.consistency.stages objective.consistency.start objective.consistency.step
+        objective.consistency.target objective.consistency.through objective.consistency.times objective.consistency.to
+        objective.consistency.weight
         objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa objective.meanflow.omega objective.meanflow.power
         objective.meanflow.until objective.perflow.steps objective.perflow.windows objective.time.count
         objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale objective.time.std
@@ -41,6 +46,7 @@ CLASSES = {
         objective.loss lora.base lora.pattern lora.rank""",
 }
 FIELDS = {field: kind for kind, fields in CLASSES.items() for field in fields.split()}
+TIMED = ("consistency",)  # losses whose schedules are of the share of training that is done
 PLACE = ("data.name", "data.variant", "data.path", "data.size")  # where data come from: nothing, if they are the same
 DATA, HISTORY = "data.json", "config_history.jsonl"
 LOOK = 64  # examples of each split, by which data are known
@@ -77,7 +83,7 @@ def drifted(before: dict, after: dict, same_data: bool) -> dict[str, str]:
         other = [before | {field: after.get(field)}, after | {field: before.get(field)}]
         if field in PLACE and same_data:
             classes[field] = FREE
-        elif field == "training.steps" and before["optim.schedule"] == after["optim.schedule"] == "constant":
+        elif field == "training.steps" and before["optim.schedule"] == after["optim.schedule"] == "constant" and after["objective.loss"] not in TIMED:
             classes[field] = FREE
         elif field == "objective.time.name" and "importance" in (before.get(field), after.get(field)):  # which has a history
             classes[field] = STATE

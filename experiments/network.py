@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import models
 import sde_lib
-from experiments import autoencoder, classifier, couplings, perflow
+from experiments import autoencoder, classifier, consistency, couplings, perflow
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
@@ -51,7 +51,7 @@ class Network:
     The module sees x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance, and the time by `clock` (a name in `CLOCKS`), about 0 to 1.
     schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"].
     coupled: whether eps was joined with x_0 (`experiments.couplings`).
-    windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others.
+    windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others. final: a network of one time that jumps to the data alone.
     """
 
     module: nn.Module
@@ -62,6 +62,7 @@ class Network:
     schedule: Schedule | None = None
     coupled: bool = False
     windows: int = 0
+    final: bool = False
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, s=None, **training):
         """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only. s: see `between`."""
@@ -75,8 +76,8 @@ class Network:
         return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
 
     def between(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], s: Float[Array, " b"], label=None, **training):
-        """F [B, ...] of the jump from t to s, of a module with `second_time`; without s it is that of s = t."""
-        return self(params, x, t, label, s=s, **training)
+        """F [B, ...] of the jump from t to s, of a module with `second_time`; without s it is that of s = t. One of one time jumps to the data."""
+        return self(params, x, t, label, s=None if self.final else s, **training)
 
     @property
     def none(self):
@@ -101,14 +102,19 @@ class Network:
         return first, last
 
     def denoiser(self, params, label=None) -> Denoiser:
-        """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P]."""
+        """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P].
+        Raises ValueError for a consistency function, which has none."""
+        if self.final:
+            raise ValueError(
+                "a consistency function tells where the flow ends, not the velocity: expected --solver=jumps, or model.second_time = True"
+            )
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label, coupled=self.coupled)
 
     def flow_map(self, params, label=None, **training) -> FlowMap:
-        """The FlowMap of these parameters, as `denoiser`. Raises ValueError for a network that sees one time only."""
-        if not getattr(self.module, "second_time", False):
+        """The FlowMap of these parameters, as `denoiser`. Raises ValueError for a network of one time that was not trained to jump."""
+        if not (self.final or getattr(self.module, "second_time", False)):
             raise ValueError("a flow map of a network that sees one time: expected a model trained with config.model.second_time = True")
-        return FlowMap(jax.tree_util.Partial(self.between, params, **training), self.sde, self.kind, self.sigma_data, label)
+        return FlowMap(jax.tree_util.Partial(self.between, params, **training), self.sde, self.kind, self.sigma_data, label, self.final)
 
 
 def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network | autoencoder.Autoencoder | classifier.Classifier:
@@ -163,8 +169,11 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
                 f"config.objective.loss = 'meanflow', model.second_time = {module.second_time}, objective.weighting = '{objective.weighting}', "
                 f"time.name = '{objective.time.name}': expected a network of two times (second_time = True), the loss's own weighting, no importance"
             )
+    elif objective.loss == "consistency":
+        consistency.check(objective, module.second_time)
     elif objective.loss not in ("regression", "perflow", *LOSSES):
-        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, variational, autoencoder or classifier"
+        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, consistency, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     windows = perflow.check(config) if objective.loss == "perflow" else 0
-    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled or windows > 0, windows)
+    final = objective.loss == "consistency" and not module.second_time
+    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled or windows > 0, windows, final)

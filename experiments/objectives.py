@@ -1,7 +1,7 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
 The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; "sliced" and "implicit" do without eps, see
-`experiments.score_matching`; for "meanflow" and "variational" see `experiments.meanflow` and `experiments.vdm`; for
+`experiments.score_matching`; for "meanflow", "consistency" and "variational" see the modules of these names, the last in `experiments.vdm`; for
 "autoencoder" and "classifier", which predict no point of it, `experiments.autoencoder` and `experiments.classifier`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
@@ -14,14 +14,16 @@ predictions differ by a factor b(t), so that weightings are named by the predict
 
 from dataclasses import replace
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, classifier, meanflow, perflow, score_matching, vdm
+from experiments import autoencoder, classifier, consistency, meanflow, perflow, score_matching, vdm
 from experiments.augmentation import augment
+from samplers.grids import log_snr_ends
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
 from sde_lib.numerics import expand
@@ -76,8 +78,15 @@ def cosmap(u, sde: SDE, options: ConfigDict):
 
 
 def log_normal(u, sde: SDE, options: ConfigDict):
-    """log(sigma/alpha) ~ N(mean, std^2) (EDM, 2206.00364, table 1: -1.2, 1.2)."""
-    return sde.time(-(options.mean + options.std * jax.scipy.special.ndtri(u)))
+    """log(sigma/alpha) ~ N(mean, std^2) (EDM, 2206.00364, table 1: -1.2, 1.2), within the path's times (iCT, 2310.14189, table 1: -1.1, 2.0)."""
+    ends = (-np.array(log_snr_ends(sde, sde.sampling_eps)) - options.mean) / options.std
+    high, low = jax.scipy.stats.norm.cdf(ends)
+    return sde.time(-(options.mean + options.std * jax.scipy.special.ndtri(low + u * (high - low))))
+
+
+def karras(u, sde: SDE, options: ConfigDict):
+    """(sigma/alpha)^(1/7) uniform: of the grid of EDM (2206.00364, eq. 5), of which CT draws each point alike (2303.01469)."""
+    return consistency.grid_time(sde, "karras", u)
 
 
 def log_snr(u, sde: SDE, options: ConfigDict):
@@ -100,8 +109,8 @@ def grid(u, sde: SDE, options: ConfigDict):
 
 
 TIME_SAMPLERS = {
-    "uniform": uniform, "logit_normal": logit_normal, "mode": mode, "cosmap": cosmap, "log_normal": log_normal, "log_snr": log_snr, "steps": steps,
-    "grid": grid, "importance": uniform,  # of a u that `experiments.importance` has moved
+    "uniform": uniform, "logit_normal": logit_normal, "mode": mode, "cosmap": cosmap, "log_normal": log_normal, "log_snr": log_snr, "karras": karras,
+    "steps": steps, "grid": grid, "importance": uniform,  # of a u that `experiments.importance` has moved
 }  # fmt: skip
 
 GOLDEN = np.uint32(2654435769)  # 2^32 / golden ratio
@@ -138,13 +147,24 @@ def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0:
     return x_t, t, noise
 
 
-def loss(network, params, dataset, objective: ConfigDict, key, batch, teacher: Denoiser | None = None, u=None) -> Float[Array, " b"]:
+@flax.struct.dataclass
+class Given:
+    """What a loss is told beside parameters and batch. teacher: of a distillation (`config.teacher`), a Denoiser with no cond yet. target: slowly
+    averaged parameters that the loss aims at, theta^-, or None: the parameters themselves. progress: the share of training that is done, [].
+    u: instead of `uniforms` (`experiments.importance`)."""
+
+    teacher: Denoiser | None = None
+    target: PyTree | None = None
+    progress: Float[Array, ""] | float = 0.0
+    u: Float[Array, " b"] | None = None
+
+
+def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Given = Given()) -> Float[Array, " b"]:
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
     (`vdm.bound`), of "meanflow" its own, of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
 
     batch: value [B, ...] raw, label [B] or a pair, position [B] (see `experiments.data`); source [B, ...], if there, is what each is joined with in
-    the place of noise (`experiments.couplings`). All randomness is a function of `key` and the position. teacher: of a distillation
-    (`config.teacher`), with no cond yet. u: instead of `uniforms` (`experiments.importance`).
+    the place of noise (`experiments.couplings`). All randomness is a function of `key` and the position.
     Raises ValueError for unknown names in `objective`.
     """
     if isinstance(network, autoencoder.Autoencoder):
@@ -154,7 +174,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, teacher: D
     data_key, noise_key, dropout_key, _ = jax.random.split(key, 4)
     each = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
     data_keys, noise_keys = each(data_key), each(noise_key)
-    u = uniforms(key, batch["position"]) if u is None else u
+    u = uniforms(key, batch["position"]) if given.u is None else given.u
     label = hidden = None
     if network.none is not None:
         label_keys = each(jax.random.fold_in(key, 4))
@@ -181,8 +201,13 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, teacher: D
         times = jnp.stack([landing(network.sde, objective.time, a) for a in (u, second)])
         u = jnp.where(times[0] < times[1], second, u)  # t is the later one
     x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0, source)
+    if objective.loss == "consistency":
+        draws = tuple(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
+        student, target = (network.flow_map(p, label, **training) for p in (params, params if given.target is None else given.target))
+        teacher = None if given.teacher is None else replace(given.teacher, cond=label)
+        return consistency.loss(student, target, teacher, x0, noise, t, draws, given.progress, objective.consistency)
     if objective.loss == "perflow":
-        x0, noise = perflow.ends(teacher if label is None else replace(teacher, cond=label), objective.perflow, x0, noise, t)
+        x0, noise = perflow.ends(replace(given.teacher, cond=label), objective.perflow, x0, noise, t)
         x_t = expand(network.sde.alpha(t), x0) * x0 + expand(network.sde.sigma(t), x0) * noise
     if objective.loss == "meanflow":
         s = meanflow.second_times(t, jnp.minimum(times.min(0).astype(t.dtype), t), draw, objective.meanflow.apart)

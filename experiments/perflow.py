@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from samplers import solvers
 from samplers.straightness import chord
-from samplers.table import execute
+from samplers.table import by_example, execute
 from sde_lib import SDE, Denoiser
 from sde_lib.numerics import expand
 
@@ -44,10 +44,6 @@ def ends(teacher: Denoiser, options: ConfigDict, x0: Float[Array, "b ..."], nois
     end, start = window(sde, count, t)
     index = jnp.round(end / sde.T * count).astype(int)
 
-    def of_example(*rows):  # [windows, E, ...] -> [E, ..., B, 1, ...], by example
-        chosen = jnp.moveaxis(jnp.asarray(np.stack(rows), x0.dtype)[index], 0, -1)
-        return chosen if rows[0].ndim == 1 else chosen.reshape(*chosen.shape, *(1,) * (x0.ndim - 1))
-
     z = expand(sde.alpha(start), x0) * x0 + expand(sde.sigma(start), x0) * noise
-    last, _ = execute(teacher, jax.tree.map(of_example, *tables), z, None)
+    last, _ = execute(teacher, by_example(tables, index, z), z, None)
     return jax.lax.stop_gradient(chord(sde, z, start, last, end))

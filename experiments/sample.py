@@ -166,7 +166,8 @@ def sampler(
         times = np.append(grids.few(sde, steps - 1) if grid == "few" else getattr(grids, grid)(sde, steps)[:-1], 0.0)
 
         def integrate(flow_map, x_T, keys):
-            return jumps(flow_map, x_T, times, **parsed(option), key=keys), np.full(len(x_T), steps), None
+            options = {"gamma": 1.0 if flow_map.final else 0.0} | parsed(option)
+            return jumps(flow_map, x_T, times, **options, key=keys), np.full(len(x_T), steps), None
 
     elif solver in fit.BASES:
         params, times, middles = fit.load_predictor(fitted(solver), shape)

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
-from experiments import importance, objectives
+from experiments import consistency, importance, objectives
 from experiments.data import Dataset
 from experiments.network import Network
 from models import lora
@@ -22,7 +22,8 @@ AXIS = "devices"
 class TrainState:
     """step: updates made, which is also the number of the next batch, so that examples seen = step x batch. key: never changes; noise is keyed by
     example. params, ema: raw and averaged parameters, or those of the adapter alone (`config.lora`). opt_state: of the optimizer.
-    history: of the losses by time, or None (`experiments.importance`)."""
+    history: of the losses by time, or None (`experiments.importance`). target: theta^-, another average, which a consistency loss aims at, or None
+    (`experiments.consistency.decay`)."""
 
     step: Int[Array, ""]
     key: Array
@@ -30,6 +31,7 @@ class TrainState:
     ema: PyTree
     opt_state: PyTree
     history: importance.History | None = None
+    target: PyTree | None = None
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -67,7 +69,8 @@ def init(config: ConfigDict, network: Network, shape: tuple[int, ...], divided: 
             params = lora.init(init_key, params, config.lora.pattern, config.lora.rank)
         copy = jax.tree.map(jnp.copy, params)  # a buffer of its own: a donated state may not hold one buffer twice
         history = importance.new() if adaptive else None
-        return TrainState(jnp.zeros((), jnp.int32), key, params, copy, optimizer(config).init(params), history)
+        target = jax.tree.map(jnp.copy, params) if consistency.averaged(config.objective) else None
+        return TrainState(jnp.zeros((), jnp.int32), key, params, copy, optimizer(config).init(params), history, target)
 
     return jax.jit(make, out_shardings=divided(jax.eval_shape(make)) if divided else None)()
 
@@ -97,14 +100,17 @@ def make_step(config: ConfigDict, network: Network, dataset: Dataset, axis: str 
 
     def step(state: TrainState, batch, frozen: Frozen | None = None):
         frozen = Frozen() if frozen is None else frozen
+        progress = state.step / config.training.steps
+        target = None if state.target is None else whole(config, state.target, frozen.base)
+        given = objectives.Given(frozen.teacher, target, progress)
 
         def mean_loss(params, part):
             params = whole(config, params, frozen.base)
             if state.history is None:
-                each = objectives.loss(network, params, dataset, config.objective, state.key, part, frozen.teacher)
+                each = objectives.loss(network, params, dataset, config.objective, state.key, part, given)
                 return each.mean(), (jnp.isfinite(each), None)
             u, weight = importance.draw(state.history, objectives.uniforms(state.key, part["position"]))
-            each = objectives.loss(network, params, dataset, config.objective, state.key, part, frozen.teacher, u)
+            each = objectives.loss(network, params, dataset, config.objective, state.key, part, given.replace(u=u))
             return (weight * each).mean(), (jnp.isfinite(each), importance.tally(u, each))
 
         def add(total, part):
@@ -126,10 +132,13 @@ def make_step(config: ConfigDict, network: Network, dataset: Dataset, axis: str 
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "finite": finite}
         history = None if state.history is None else importance.update(state.history, tally)
-        new = params, ema, opt_state, history
+        aim = state.target
+        if aim is not None:
+            aim = jax.tree.map(lambda e, p: e + (1 - consistency.decay(config.objective, progress)) * (p - e), aim, params)
+        new = params, ema, opt_state, history, aim
         if skip:
             sound = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"]) & jnp.isfinite(optax.global_norm(updates))
-            new = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, (state.params, state.ema, state.opt_state, state.history))
+            new = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, (state.params, state.ema, state.opt_state, state.history, state.target))
             metrics["skipped"] = 1 - sound.astype(jnp.int32)
         return TrainState(state.step + 1, state.key, *new), metrics
 

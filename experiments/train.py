@@ -145,9 +145,9 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
     name, taught = config.lora.base, config.teacher.workdir
     if bool(config.lora.rank) != bool(name):
         raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
-    if (config.objective.loss in DISTILLATIONS) != bool(taught):
+    if distils(config.objective) != bool(taught):
         of = f"config.objective.loss = '{config.objective.loss}', config.teacher.workdir = '{taught}'"
-        raise ValueError(f"{of}: expected a teacher (experiments.distill) of {' or '.join(DISTILLATIONS)}, and of no other loss")
+        raise ValueError(f"{of}: expected a teacher (experiments.distill) of perflow, or of consistency by its step, and of no other loss")
     if (name or taught) and jax.process_count() > 1:
         raise ValueError(f"config.lora.base = '{name}', teacher.workdir = '{taught}': expected one process, there are {jax.process_count()}")
     if not (name or taught):
@@ -167,7 +167,9 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
     return state.Frozen(base, teacher)
 
 
-DISTILLATIONS = ("perflow",)  # losses with a teacher
+def distils(objective: ConfigDict) -> bool:
+    """Whether the loss has a teacher."""
+    return objective.loss == "perflow" or (objective.loss == "consistency" and objective.consistency.step != "data")
 
 
 def kept(name: str, what: str, copy: Path, resuming: bool, net: network.Network, alike: tuple[str, ...]) -> runs.Run:
@@ -203,7 +205,8 @@ def begun(config: ConfigDict, current: state.TrainState) -> state.TrainState:
     print(f"begins from {len(fits)} of the {len(ours)} arrays of {name}")
     new = lambda: unflatten_dict({key: jnp.array(fits.get(key, leaf), leaf.dtype, copy=True) for key, leaf in ours.items()}, sep="/")
     placed = lambda params: jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), params, current.params)
-    return current.replace(params=placed(new()), ema=placed(new()))
+    target = None if current.target is None else placed(new())
+    return current.replace(params=placed(new()), ema=placed(new()), target=target)
 
 
 def examine(pending: list, step: int, source: data.Batches, workdir: Path) -> list[dict[str, float]]:

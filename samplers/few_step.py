@@ -20,11 +20,14 @@ def jumps(flow_map: FlowMap, x_T: Float[Array, "b ..."], times: Float[np.ndarray
     2310.02279, algorithm 3). There is no noise in the last jump.
     times: decreasing, on the host; the last may be 0. key: where gamma is above 0, a single key or one per example; the noise of an example does not
     depend on its batch-mates. Compiled once per shape and number of jumps.
-    Raises ValueError for times as `samplers.sample`, a gamma outside [0, 1], and one above 0 without a key.
+    Raises ValueError for times as `samplers.sample`, a gamma outside [0, 1], one above 0 without a key, and
+    jumps of a consistency function that do not go to the data.
     """
     times = check_times(flow_map.sde, times)
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma = {gamma}: expected 0 (deterministic) to 1 (restart from noised data)")
+    if flow_map.final and gamma != 1 and len(times) > 2:
+        raise ValueError(f"gamma = {gamma}: a consistency function jumps to the data alone; expected gamma = 1, or one jump")
     if gamma and key is None:
         raise ValueError(f"gamma = {gamma} is stochastic: pass key=jax.random.key(seed)")
     x_T = as_float(x_T)

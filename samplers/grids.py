@@ -23,7 +23,7 @@ def _eps(sde: SDE, n: int, eps: float | None) -> float:
     return eps
 
 
-def _log_snr_ends(sde: SDE, eps: float) -> tuple[float, float]:
+def log_snr_ends(sde: SDE, eps: float) -> tuple[float, float]:
     """log-SNR at the first and the last time, the first one kept finite."""
     floor = np.log(MIN_ALPHA) - np.log(sde.sigma(sde.T)) if sde.alpha(sde.T) < MIN_ALPHA else -np.inf
     return max(float(sde.log_snr(sde.T)), floor), float(sde.log_snr(eps))
@@ -62,27 +62,27 @@ def cosine(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
 def log_snr(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
     """Equal steps in log-SNR (DPM-Solver, 2206.00927)."""
     eps = _eps(sde, n, eps)
-    return _exact_ends(sde.time(np.linspace(*_log_snr_ends(sde, eps), n + 1)), sde, eps)
+    return _exact_ends(sde.time(np.linspace(*log_snr_ends(sde, eps), n + 1)), sde, eps)
 
 
 def karras(sde: SDE, n: int, eps: float | None = None, rho: float = 7.0) -> np.ndarray:
     """Equal steps in (sigma/alpha)^(1/rho) (EDM, 2206.00364, eq. 5)."""
     eps = _eps(sde, n, eps)
-    first, last = (np.exp(-np.array(ends) / rho) for ends in _log_snr_ends(sde, eps))
+    first, last = (np.exp(-np.array(ends) / rho) for ends in log_snr_ends(sde, eps))
     return _exact_ends(sde.time(-rho * np.log(np.linspace(first, last, n + 1))), sde, eps)
 
 
 def exponential(sde: SDE, n: int, eps: float | None = None, rho: float = 1.0) -> np.ndarray:
     """log(sigma/alpha) falls with the rho-th power of even steps (k-diffusion's "polyexponential"); rho = 1, its "exponential", is `log_snr`."""
     eps = _eps(sde, n, eps)
-    first, last = _log_snr_ends(sde, eps)
+    first, last = log_snr_ends(sde, eps)
     return _exact_ends(sde.time(last + (first - last) * np.linspace(1.0, 0.0, n + 1) ** rho), sde, eps)
 
 
 def _vp_betas(sde: SDE, eps: float, t_min: float) -> tuple[float, float]:
     """beta_min and beta_max of a linear beta(t) with which sigma/alpha on [t_min, 1] has the range that it has for `sde` on [eps, T]; beta_min may be
     negative, beta being used on [t_min, 1] alone. Raises ValueError where beta would be."""
-    first, last = (np.log1p(np.exp(-2 * log_snr)) for log_snr in _log_snr_ends(sde, eps))
+    first, last = (np.log1p(np.exp(-2 * log_snr)) for log_snr in log_snr_ends(sde, eps))
     slope = 2 * (last / t_min - first) / (t_min - 1)
     if min(first - 0.5 * slope + slope * t_min, first + 0.5 * slope) <= 0:
         raise ValueError(f"no VP path has this range of sigma/alpha between t = {t_min} and 1: expected a larger t_min or a smaller eps than {eps}")

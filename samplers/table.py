@@ -21,7 +21,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sde_lib.denoiser import PLANE, Denoiser
 from sde_lib.noise import example_keys
@@ -181,6 +181,16 @@ def check_times(sde: SDE, times) -> Float[np.ndarray, " n"]:
     if times[0] > sde.T * (1 + 1e-6) or times[-1] < 0:
         raise ValueError(f"times from {times[0]} to {times[-1]}: expected them within [0, {sde.T}] for {sde}")
     return np.minimum(times, sde.T)
+
+
+def by_example(tables: Sequence[Table], index: Int[Array, " b"], x: Float[Array, "b ..."]) -> Table:
+    """Tables of one kind and size to one for `execute`, by which each example of x [B, ...] has the table of its index."""
+
+    def chosen(*rows):  # [tables, E, ...] -> [E, ..., B, 1, ...]
+        found = jnp.moveaxis(jnp.asarray(np.stack(rows), x.dtype)[index], 0, -1)
+        return found if rows[0].ndim == 1 else found.reshape(*found.shape, *(1,) * (x.ndim - 1))
+
+    return jax.tree.map(chosen, *tables)
 
 
 @partial(jax.jit, static_argnames="path")

@@ -33,12 +33,13 @@ def mean_slope(fn: Callable, t: Float[Array, " b"], s: Float[Array, " b"]) -> Fl
     return jnp.where(near, derivative(fn, (t + s) / 2), (fn(t) - fn(s)) / jnp.where(near, 1.0, t - s))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("fn", "cond"), meta_fields=("sde", "kind", "sigma_data"))
+@partial(jax.tree_util.register_dataclass, data_fields=("fn", "cond"), meta_fields=("sde", "kind", "sigma_data", "final"))
 @dataclass(frozen=True)
 class FlowMap:
     """A function of two times that predicts a point of the plane at the first, and thereby the jump to the second.
 
     fn: (x [B, ...], t [B], s [B]) -> F [B, ...], or (x, t, s, cond) -> F if cond is given. sde, kind, sigma_data, cond: as of `Denoiser`.
+    final: fn does not look at s: it jumps to the data alone, a consistency function.
 
     A FlowMap is a pytree. x is [B, ...], t and s, from T to 0, are [] or [B] in all methods; all results are [B, ...].
     Raises ValueError for an unknown kind, and for `noise` and `score` on a path that reaches alpha = 0, where they say nothing of x_0.
@@ -49,16 +50,19 @@ class FlowMap:
     kind: str = "velocity"
     sigma_data: float = 0.5
     cond: Any = None
+    final: bool = False
 
     def __post_init__(self):
         if self.kind in ("noise", "score") and self.sde.alpha(self.sde.T) < MIN_ALPHA:
             raise ValueError(f"FlowMap of kind '{self.kind}' on {self.sde}: no news of x_0 where alpha = 0; expected data, velocity, v or edm")
-        self.denoiser()  # its checks
+        self.towards(0.0)  # its checks
         if callable(self.fn) and not isinstance(self.fn, Partial):
             object.__setattr__(self, "fn", Partial(self.fn))
 
     def denoiser(self) -> Denoiser:
-        """The Denoiser of fn(x, t, t): no other s gives one."""
+        """The Denoiser of fn(x, t, t): no other s gives one. Raises ValueError for a consistency function, which has none."""
+        if self.final:
+            raise ValueError("a consistency function has no denoiser: expected a function of two times")
         return Denoiser(Partial(_here, self.fn), self.sde, self.kind, self.sigma_data, self.cond)
 
     def towards(self, s: Time) -> Denoiser:

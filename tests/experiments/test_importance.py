@@ -47,7 +47,7 @@ def losses(bend, history, rows):
     """Weighted, and as they are, with the moved u."""
     key = jax.random.PRNGKey(0)
     u, weight = importance.draw(history, objectives.uniforms(key, rows["position"]))
-    each = objectives.loss(Bent(), bend, NORMAL, OBJECTIVE, key, rows, u=u)
+    each = objectives.loss(Bent(), bend, NORMAL, OBJECTIVE, key, rows, objectives.Given(u=u))
     return weight * each, each, u
 
 

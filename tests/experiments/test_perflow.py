@@ -88,8 +88,8 @@ def test_distillation_as_a_run(tmp_path, monkeypatch):
     seen, loss = [], objectives.loss
     monkeypatch.setattr(objectives, "loss", lambda *args: seen.append(args) or loss(*args))
     train.train(config, tmp_path / "student")
-    given = seen[0][6]
-    assert given.guided and given.cond is None and seen[0][0].windows == 2
+    teacher = seen[0][6].teacher
+    assert teacher.guided and teacher.cond is None and seen[0][0].windows == 2
     (tmp_path / "teacher").rename(tmp_path / "moved")
     config.training.steps = 6
     assert int(train.train(config, tmp_path / "student").step) == 6
