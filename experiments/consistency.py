@@ -126,8 +126,8 @@ def distance(options: ConfigDict, a: Float[Array, "b ..."], b: Float[Array, "b .
     if options.metric == "l2":
         return square / d
     c = options.constant * np.sqrt(d)
-    positive = square > 0  # the norm has no derivative at 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0) + c**2) - c, 0.0)
+    same = square == 0  # the norm has no derivative there
+    return jnp.where(same, 0.0, jnp.sqrt(jnp.where(same, 1.0, square) + c**2) - c)
 
 
 def carried(
@@ -189,7 +189,8 @@ def loss(
         else:
             times = getattr(grids, options.grid)(sde, options.count - 1)[::-1]
             x_u = steady(carried(teacher, options.step, times, x_t, index.astype(int), length.astype(int), options.chain))
-    ours, theirs = student(x_t, t, s), steady(target(x_u, u, s))
+    at_data = u == 0  # of kind "data" there is no jump from there
+    ours, theirs = student(x_t, t, s), steady(jnp.where(expand(at_data, x0), x_u, target(x_u, jnp.where(at_data, t, u), s)))
     if options.through:
         end = jnp.full_like(s, sde.sampling_eps)
         ours, theirs = target(ours, s, end), steady(target(theirs, s, end))
