@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
     config.coupling.source = ConfigDict({"name": "", "variant": "", "path": ""})  # a data set in the place of the prior's noise
 
     config.optim = ConfigDict()
+    config.optim.name = "adam"  # or radam
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "constant"  # or cosine or linear, to zero at the last step
     config.optim.warmup = 100  # steps

@@ -1,36 +1,76 @@
-"""Models of few steps, of a trained teacher or of its pairs: PeRFlow (Yan et al. 2024, 2405.07510) and InstaFlow (Liu et al. 2024, 2309.06380).
+"""Models of few steps, of a trained teacher or of its pairs.
 
 python -m experiments.distill --teacher_workdir=runs/dit_xl --config=configs/distill.py:perflow --workdir=runs/perflow
-:perflow, in four windows with eight DDIM steps of the teacher in each, of configs/dit.py on latents of ImageNet 256, --config.data.path=LATENTS, in
-the epsilon form, as theirs is of Stable Diffusion. :perflow_digits of a run of configs/digits.py, :perflow_8gaussians of configs/toy.py:8gaussians.
+Of configs/dit.py on latents of ImageNet 256, --config.data.path=LATENTS, in the place of text to image: :perflow (Yan et al. 2024, 2405.07510; four
+windows with eight DDIM steps of the teacher in each, in the epsilon form), :tcd (Zheng et al. 2024, 2402.19159) and :pcm (Wang et al. 2024,
+2405.18407, without its adversary), on 50 equal steps in time. Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023, 2303.01469; of
+:cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024, 2310.02279; of
+:cifar10; 1.73 by one, with its GAN, which is left out); :cd_imagenet64 of its :imagenet64 (6.20, 4.70).
 python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
-:instaflow, one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow (configs/sit.py, trained on
-pairs of a model of any path), without LPIPS, which their last stage has. :instaflow_digits of digits. Not trained here, but for the small ones in
---table=rectification. The optimization is that of the teacher's config, as the papers' data are others.
+:instaflow (Liu et al. 2024, 2309.06380), one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow
+(configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has. Not trained here, but for the small ones: those
+of _digits are of a run of configs/digits.py, those of _8gaussians of configs/toy.py:8gaussians, on EDM's path (--config.sde.name=EDM
+--config.objective.kind=edm --config.objective.clock=edm) but for perflow's. The optimization of :perflow and :instaflow is that of the teacher's
+config, as the papers' data are others.
 """
 
-from configs import digits, dit, sit, toy
+from configs import consistency, digits, dit, edm, sit, toy
 
-BASES = {"perflow": dit, "perflow_digits": digits, "perflow_8gaussians": toy, "instaflow": sit, "instaflow_digits": digits}
+CONSISTENCY = {
+    "cd": {"step": "heun", "count": 18},
+    "ctm": {"step": "heun", "count": 18, "chain": 17, "to": "random", "through": True, "target": 0.999, "regression": 1.0},
+    "tcd": {"step": "ddim", "grid": "uniform", "count": 51, "to": "random", "target": 0.95},
+    "pcm": {"step": "ddim", "grid": "uniform", "count": 51, "to": "phase", "phases": 2, "metric": "huber", "constant": 0.001, "target": 0.95},
+}
+METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "tcd": dit, "pcm": dit}
+SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", *CONSISTENCY)}
+NAMES = (*METHODS, "cd_imagenet64", *(f"{method}_{data}" for data, methods in SMALL.items() for method in methods))
 
 
 def get_config(name: str = "perflow"):
-    if name not in BASES:
-        raise ValueError(f"configs/distill.py:{name}: expected {', '.join(BASES)}")
-    config = BASES[name].get_config()
-    if "perflow" in name:
-        config.objective.loss = "perflow"
-        config.objective.perflow.update(windows=4, steps=8)
-        config.model.second_time = True
-        config.training.init = "teacher"
-    else:
-        config.data.name = "pairs"
-        config.objective.time.update(name="grid", count=1)
-    if name in ("perflow", "instaflow"):
-        config.training.steps = 100_000
-    elif name != "perflow_8gaussians":
+    if name not in NAMES:
+        raise ValueError(f"configs/distill.py:{name}: expected {', '.join(NAMES)}")
+    method, _, data = name.partition("_")
+    if data == "8gaussians":
+        config = toy.get_config() if method == "perflow" else consistency.on_edm(toy.get_config())
+        config.training.steps = 5000
+    elif data == "digits":
+        config = digits.get_config()
         config.optim.update(learning_rate=2e-3)
         config.training.steps = 1500
     else:
-        config.training.steps = 5000
+        config = METHODS[method].get_config(*{"cd": ("cifar10_uncond_ncsnpp",), "ctm": ("cifar10",), "cd_imagenet64": ("imagenet64",)}.get(name, ()))
+    if method == "instaflow":
+        config.data.name = "pairs"
+        config.objective.time.update(name="grid", count=1)
+    else:
+        config.training.init = "teacher"
+    if method == "perflow":
+        config.objective.loss = "perflow"
+        config.objective.perflow.update(windows=4, steps=8)
+        config.model.second_time = True
+    elif method in CONSISTENCY:
+        config.objective.loss = "consistency"
+        config.objective.consistency.update(CONSISTENCY[method])
+        config.objective.time.name = "uniform" if CONSISTENCY[method].get("grid") == "uniform" else "karras"
+        config.model.second_time = method != "cd"
+    if name in ("perflow", "instaflow"):
+        config.training.steps = 100_000
+    elif name in ("tcd", "pcm"):
+        config.optim.update(learning_rate=8e-6, warmup=0)
+        config.training.update(batch=72, steps=100_000)
+    elif name in ("cd", "ctm", "cd_imagenet64"):
+        config.data.augment = 0.0
+        config.model.dropout = 0.0
+        config.optim.update(name="radam", learning_rate=4e-4, warmup=0, ema=0.9999)
+        config.training.update(batch=512, steps=800_000)
+        if name == "cd_imagenet64":
+            config.objective.consistency.update(count=40, target=0.95)
+            config.optim.update(learning_rate=8e-6, ema=0.99994)
+            config.training.update(batch=2048, steps=600_000)
+        else:
+            config.model.augment_dim = 0
+        if name == "ctm":
+            config.optim.ema = 0.999
+            config.training.update(batch=256, steps=100_000)
     return config

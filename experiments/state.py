@@ -35,8 +35,8 @@ class TrainState:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam (AdamW if weight_decay is above 0), clipped by global norm; linear warm-up, then a constant rate, or a cosine or a line to zero
-    at the last step."""
+    """Adam (AdamW if weight_decay is above 0) or rectified Adam (1908.03265), clipped by global norm; linear warm-up, then a constant rate, or a
+    cosine or a line to zero at the last step."""
     o = config.optim
     if o.schedule == "constant":
         rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup) if o.warmup else o.learning_rate
@@ -47,12 +47,13 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
         rate = optax.join_schedules([optax.linear_schedule(0.0, o.learning_rate, o.warmup), down], [o.warmup])
     else:
         raise ValueError(f"config.optim.schedule = '{o.schedule}': expected constant, cosine or linear")
+    if o.name not in ("adam", "radam"):
+        raise ValueError(f"config.optim.name = '{o.name}': expected adam or radam")
+    scale = {"adam": optax.scale_by_adam, "radam": optax.scale_by_radam}[o.name]
     # a schedule's ends are no weights
     own = (lambda params: {name: name != "schedule" for name in params}) if config.objective.loss == "variational" else None
     decay = [optax.add_decayed_weights(o.weight_decay, own)] if o.weight_decay else []
-    return optax.chain(
-        optax.clip_by_global_norm(o.clip), optax.scale_by_adam(o.beta1, o.beta2, o.epsilon), *decay, optax.scale_by_learning_rate(rate)
-    )
+    return optax.chain(optax.clip_by_global_norm(o.clip), scale(o.beta1, o.beta2, o.epsilon), *decay, optax.scale_by_learning_rate(rate))
 
 
 def init(config: ConfigDict, network: Network, shape: tuple[int, ...], divided: Callable | None = None) -> TrainState:
