@@ -18,6 +18,7 @@ from experiments.score_matching import LOSSES
 from models.schedule import Schedule
 from sde_lib import SDE, Denoiser, FlowMap
 from sde_lib.denoiser import MIN_ALPHA
+from sde_lib.interpolants import Interpolant
 from sde_lib.numerics import expand
 
 
@@ -52,6 +53,7 @@ class Network:
     schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"].
     coupled: whether eps was joined with x_0 (`experiments.couplings`).
     windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others.
+    interpolant: the path, where it has noise beside both ends (`config.coupling`); of kind "noise" F is then E[z | x_t], that noise.
     """
 
     module: nn.Module
@@ -62,6 +64,7 @@ class Network:
     schedule: Schedule | None = None
     coupled: bool = False
     windows: int = 0
+    interpolant: Interpolant | None = None
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, s=None, **training):
         """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only. s: see `between`."""
@@ -101,7 +104,10 @@ class Network:
         return first, last
 
     def denoiser(self, params, label=None) -> Denoiser:
-        """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P]."""
+        """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P].
+        Raises ValueError for the noise of an interpolant, which is no velocity."""
+        if self.interpolant is not None and self.kind == "noise":
+            raise ValueError("this run predicts the noise of an interpolant: give it as --score, with --workdir of kind velocity")
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label, coupled=self.coupled)
 
     def flow_map(self, params, label=None, **training) -> FlowMap:
@@ -142,6 +148,11 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         raise ValueError(f"config.objective.loss = '{objective.loss}' of a coupling, or of pairs, draws its own noise: expected regression")
     if objective.clock not in CLOCKS:
         raise ValueError(f"config.objective.clock = '{objective.clock}': expected one of {', '.join(CLOCKS)}")
+    interpolant = couplings.interpolant(config.coupling, sde)
+    if interpolant is not None:
+        asked = (objective.loss, objective.weighting, objective.kind)
+        if asked not in (("regression", "own", "velocity"), ("regression", "own", "noise")):
+            raise ValueError(f"config.objective.loss, weighting, kind = {asked} of an interpolant: expected regression, own, and velocity or noise")
     schedule = None
     if objective.loss == "variational":
         if sde.alpha(sde.T) > MIN_ALPHA or sde.sigma(0.0) > 0:
@@ -167,4 +178,5 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     windows = perflow.check(config) if objective.loss == "perflow" else 0
-    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled or windows > 0, windows)
+    coupled = coupled or windows > 0 or interpolant is not None
+    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled, windows, interpolant)
