@@ -58,6 +58,8 @@ def get_config() -> ConfigDict:
     config.coupling.group = 0  # consecutive examples that are coupled with each other; 0: a batch
     config.coupling.by_class = False  # partners change within a class alone: for conditional models
     config.coupling.regularization = 0.0  # of sinkhorn
+    config.coupling.constant = 0.0  # of noise beside both ends, gamma^2 = constant^2 + bridge^2 t (1 - t) (sde_lib.interpolants); 0.1: I-CFM, OT-CFM
+    config.coupling.bridge = 0.0
     config.coupling.source = ConfigDict({"name": "", "variant": "", "path": ""})  # a data set in the place of the prior's noise
 
     config.optim = ConfigDict()

@@ -18,6 +18,7 @@ from experiments.score_matching import LOSSES
 from models.schedule import Schedule
 from sde_lib import SDE, Denoiser, FlowMap
 from sde_lib.denoiser import MIN_ALPHA
+from sde_lib.interpolants import Interpolant
 from sde_lib.numerics import expand
 
 
@@ -51,7 +52,9 @@ class Network:
     The module sees x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance, and the time by `clock` (a name in `CLOCKS`), about 0 to 1.
     schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"].
     coupled: whether eps was joined with x_0 (`experiments.couplings`).
-    windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others. final: a network of one time that jumps to the data alone.
+    windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others.
+    interpolant: the path, where it has noise beside both ends (`config.coupling`); of kind "noise" F is then E[z | x_t], that noise.
+    final: a network of one time that jumps to the data alone, a consistency function.
     """
 
     module: nn.Module
@@ -63,6 +66,7 @@ class Network:
     coupled: bool = False
     windows: int = 0
     final: bool = False
+    interpolant: Interpolant | None = None
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, s=None, **training):
         """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only. s: see `between`."""
@@ -103,11 +107,11 @@ class Network:
 
     def denoiser(self, params, label=None) -> Denoiser:
         """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P].
-        Raises ValueError for a consistency function, which has none."""
+        Raises ValueError for a consistency function, and for the noise of an interpolant, which are no velocity."""
         if self.final:
-            raise ValueError(
-                "a consistency function tells where the flow ends, not the velocity: expected --solver=jumps, or model.second_time = True"
-            )
+            raise ValueError("a consistency function tells where the flow ends, not its velocity: expected --solver=jumps")
+        if self.interpolant is not None and self.kind == "noise":
+            raise ValueError("this run predicts the noise of an interpolant: give it as --score, with --workdir of kind velocity")
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label, coupled=self.coupled)
 
     def flow_map(self, params, label=None, **training) -> FlowMap:
@@ -148,6 +152,11 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         raise ValueError(f"config.objective.loss = '{objective.loss}' of a coupling, or of pairs, draws its own noise: expected regression")
     if objective.clock not in CLOCKS:
         raise ValueError(f"config.objective.clock = '{objective.clock}': expected one of {', '.join(CLOCKS)}")
+    interpolant = couplings.interpolant(config.coupling, sde)
+    if interpolant is not None:
+        asked = (objective.loss, objective.weighting, objective.kind)
+        if asked not in (("regression", "own", "velocity"), ("regression", "own", "noise")):
+            raise ValueError(f"config.objective.loss, weighting, kind = {asked} of an interpolant: expected regression, own, and velocity or noise")
     schedule = None
     if objective.loss == "variational":
         if sde.alpha(sde.T) > MIN_ALPHA or sde.sigma(0.0) > 0:
@@ -175,5 +184,6 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, consistency, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     windows = perflow.check(config) if objective.loss == "perflow" else 0
+    coupled = coupled or windows > 0 or interpolant is not None
     final = objective.loss == "consistency" and not module.second_time
-    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled or windows > 0, windows, final)
+    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled, windows, interpolant, final)

@@ -159,6 +159,20 @@ class Given:
     u: Float[Array, " b"] | None = None
 
 
+NEAR = 1e-3  # share of the time at both ends that a bridge leaves out, where gamma' is infinite
+
+
+def interpolated(network, params, x0: Float[Array, "b ..."], x1, z, t: Float[Array, " b"], label, training: dict) -> Float[Array, " b"]:
+    """The regression at a point of an interpolant between x0 and x1 with noise z, on its velocity or, of kind "noise", on z (2303.08797, eq. 2.13;
+    2307.03672, eq. 12, in the weighting of z)."""
+    interpolant, T = network.interpolant, network.sde.T
+    if interpolant.bridge:
+        t = jnp.clip(t, NEAR * T, (1 - NEAR) * T)
+    found = network(params, interpolant.point(x0, x1, z, t), t, label, **training)
+    target = z if network.kind == "noise" else interpolant.velocity(x0, x1, z, t)
+    return jnp.mean((found - target) ** 2, range(1, x0.ndim))
+
+
 def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Given = Given()) -> Float[Array, " b"]:
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
     (`vdm.bound`), of "meanflow" its own, of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
@@ -217,6 +231,8 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
     if objective.loss in score_matching.LOSSES:
         of_score = score_matching.implicit(den, x_t, t, objective.loss, each(jax.random.fold_in(key, 8)))
         return weighting(objective.weighting, den, x0, t) / weighting("score", den, x0, t) * of_score
+    if network.interpolant is not None:
+        return interpolated(network, params, x0, noise, normal(each(jax.random.fold_in(key, 11)), x0.shape, x0.dtype), t, label, training)
     c, d = plane_point(network.sde, network.kind, t, network.sigma_data)
     error = den.raw(x_t, t) - expand(c, x0) * x0 - expand(d, x0) * noise
     return weighting(objective.weighting, den, x0, t) * jnp.mean(error**2, range(1, error.ndim))
