@@ -22,8 +22,8 @@ CONSISTENCY = {
     "tcd": {"step": "ddim", "grid": "uniform", "count": 51, "to": "random", "target": 0.95},
     "pcm": {"step": "ddim", "grid": "uniform", "count": 51, "to": "phase", "phases": 2, "metric": "huber", "constant": 0.001, "target": 0.95},
 }
-METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "tcd": dit, "pcm": dit}
-SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", *CONSISTENCY)}
+METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "tcd": dit, "pcm": dit, "scd": edm}
+SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", "scd", *CONSISTENCY)}
 NAMES = (*METHODS, "cd_imagenet64", *(f"{method}_{data}" for data, methods in SMALL.items() for method in methods))
 
 
@@ -39,7 +39,8 @@ def get_config(name: str = "perflow"):
         config.optim.update(learning_rate=2e-3)
         config.training.steps = 1500
     else:
-        config = METHODS[method].get_config(*{"cd": ("cifar10_uncond_ncsnpp",), "ctm": ("cifar10",), "cd_imagenet64": ("imagenet64",)}.get(name, ()))
+        of = {"cd": "cifar10_uncond_ncsnpp", "scd": "cifar10_uncond", "ctm": "cifar10", "cd_imagenet64": "imagenet64"}
+        config = METHODS[method].get_config(*([of[name]] if name in of else []))
     if method == "instaflow":
         config.data.name = "pairs"
         config.objective.time.update(name="grid", count=1)
@@ -56,12 +57,19 @@ def get_config(name: str = "perflow"):
         config.model.second_time = method != "cd"
         if data == "8gaussians":  # on whose path equal steps in time are none near the data
             config.objective.consistency.grid = config.objective.time.name = "karras"
+    if method == "scd":
+        if data != "digits":
+            consistency.continuous(config, 1.0 if data else 0.5)
+        config.objective.update(loss="scm", kind="velocity" if data == "digits" else "edm")
+        config.objective.scm.step = "teacher"
+        if data == "digits":
+            config.objective.time.update(name="log_normal", mean=-0.3, std=1.4)
     if name in ("perflow", "instaflow"):
         config.training.steps = 100_000
     elif name in ("tcd", "pcm"):
         config.optim.update(learning_rate=8e-6, warmup=0)
         config.training.update(batch=72, steps=100_000)
-    elif name in ("cd", "ctm", "cd_imagenet64"):
+    elif name in ("cd", "ctm", "scd", "cd_imagenet64"):
         config.data.augment = 0.0
         config.model.dropout = 0.0
         config.optim.update(name="radam", learning_rate=4e-4, warmup=0, ema=0.9999)
@@ -72,7 +80,10 @@ def get_config(name: str = "perflow"):
             config.training.update(batch=2048, steps=600_000)
         else:
             config.model.augment_dim = 0
-        if name == "ctm":
+        if name == "scd":
+            config.optim.update(name="adam", learning_rate=1e-4, warmup=1000)
+            config.training.update(steps=400_000)
+        elif name == "ctm":
             config.optim.ema = 0.999
             config.training.update(batch=256, steps=100_000)
     return config

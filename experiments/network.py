@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 import models
 import sde_lib
-from experiments import autoencoder, classifier, consistency, couplings, perflow
+from experiments import autoencoder, classifier, consistency, couplings, perflow, scm
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
 from models.schedule import Schedule
+from models.uncertainty import Uncertainty
 from sde_lib import SDE, Denoiser, FlowMap
 from sde_lib.denoiser import MIN_ALPHA
 from sde_lib.interpolants import Interpolant
@@ -45,12 +46,16 @@ def by_edm(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
 CLOCKS = {"time": by_time, "log_snr": by_log_snr, "log_sigma": by_log_sigma, "edm": by_edm}
 
 
+BESIDE = ("schedule", "uncertainty")  # what is trained beside a network's own module
+
+
 @dataclass(frozen=True)
 class Network:
     """A module on a path: (params, x [B, ...], t [B], label [B]) -> the prediction F of `kind`. Hashable, hence static under jit.
 
     The module sees x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance, and the time by `clock` (a name in `CLOCKS`), about 0 to 1.
-    schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"].
+    schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"]; uncertainty: of that of sCM
+    (`experiments.scm`), likewise.
     coupled: whether eps was joined with x_0 (`experiments.couplings`).
     windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others.
     interpolant: the path, where it has noise beside both ends (`config.coupling`); of kind "noise" F is then E[z | x_t], that noise.
@@ -66,13 +71,14 @@ class Network:
     coupled: bool = False
     windows: int = 0
     final: bool = False
+    uncertainty: Uncertainty | None = None
     interpolant: Interpolant | None = None
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, s=None, **training):
         """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only. s: see `between`."""
         variance = (self.sde.alpha(t) * self.sigma_data) ** 2 + self.sde.sigma(t) ** 2
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        own = {"params": {name: value for name, value in params.items() if name != "schedule"}}
+        own = {"params": {name: value for name, value in params.items() if name not in BESIDE}}
         if s is None and self.windows:
             s = perflow.window(self.sde, self.windows, t)[0]
         if s is not None and self.module.second_time:
@@ -94,9 +100,14 @@ class Network:
         """Parameters for examples of `shape`."""
         x, t = jnp.zeros((1, *shape)), jnp.ones(1)
         params = self.module.init(key, x, t, None)["params"]
-        if self.schedule is not None:
-            params = {**params, "schedule": self.schedule.init(jax.random.fold_in(key, 1), t)["params"]}
+        for name in BESIDE:
+            if (module := getattr(self, name)) is not None:
+                params = {**params, name: module.init(jax.random.fold_in(key, 1), t)["params"]}
         return params
+
+    def weight(self, params, t: Float[Array, " b"]) -> Float[Array, " b"]:
+        """w(t) of `models.uncertainty`, [B]."""
+        return self.uncertainty.apply({"params": params["uncertainty"]}, CLOCKS[self.clock](self.sde, t))
 
     def ends(self, params) -> tuple[float, float]:
         """The times nearest to the data and to the prior that the model was trained on."""
@@ -180,10 +191,14 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
             )
     elif objective.loss == "consistency":
         consistency.check(objective, module.second_time)
+    elif objective.loss == "scm":
+        scm.check(objective, module.second_time)
     elif objective.loss not in ("regression", "perflow", *LOSSES):
-        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, consistency, variational, autoencoder or classifier"
+        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, consistency, scm, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     windows = perflow.check(config) if objective.loss == "perflow" else 0
     coupled = coupled or windows > 0 or interpolant is not None
-    final = objective.loss == "consistency" and not module.second_time
-    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled, windows, interpolant, final)
+    final = objective.loss in ("consistency", "scm") and not module.second_time
+    beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.loss == "scm" else None}
+    of = {"coupled": coupled, "windows": windows, "interpolant": interpolant, "final": final}
+    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, **beside, **of)

@@ -1,8 +1,8 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
 The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; "sliced" and "implicit" do without eps, see
-`experiments.score_matching`; for "meanflow", "consistency" and "variational" see the modules of these names, the last in `experiments.vdm`; for
-"autoencoder" and "classifier", which predict no point of it, `experiments.autoencoder` and `experiments.classifier`):
+`experiments.score_matching`; "variational" is `experiments.vdm`, "autoencoder" and "classifier", which predict no point of it, and "meanflow",
+"consistency" and "scm", which predict a jump, the modules of these names):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, classifier, consistency, meanflow, perflow, score_matching, vdm
+from experiments import autoencoder, classifier, consistency, meanflow, perflow, scm, score_matching, vdm
 from experiments.augmentation import augment
 from samplers.grids import log_snr_ends
 from sde_lib import PLANE, SDE, Denoiser, plane_point
@@ -215,6 +215,9 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         times = jnp.stack([landing(network.sde, objective.time, a) for a in (u, second)])
         u = jnp.where(times[0] < times[1], second, u)  # t is the later one
     x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0, source)
+    if objective.loss == "scm":
+        teacher = None if given.teacher is None else replace(given.teacher, cond=label)
+        return scm.loss(network.flow_map(params, label, **training), teacher, network.weight(params, t), x0, noise, t, given.progress, objective.scm)
     if objective.loss == "consistency":
         draws = tuple(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
         student, target = (network.flow_map(p, label, **training) for p in (params, params if given.target is None else given.target))
