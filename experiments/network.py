@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import models
 import sde_lib
-from experiments import autoencoder, classifier, consistency, couplings, perflow, scm
+from experiments import autoencoder, classifier, consistency, couplings, perflow, progressive, scm
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
@@ -191,13 +191,15 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
             )
     elif objective.loss == "consistency":
         consistency.check(objective, module.second_time)
+    elif objective.loss == "progressive":
+        progressive.check(objective)
     elif objective.loss == "scm":
         scm.check(objective, module.second_time)
     elif objective.loss not in ("regression", "perflow", *LOSSES):
-        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, consistency, scm, variational, autoencoder or classifier"
+        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     windows = perflow.check(config) if objective.loss == "perflow" else 0
-    coupled = coupled or windows > 0 or interpolant is not None
+    coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None  # no score
     final = objective.loss in ("consistency", "scm") and not module.second_time
     beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.loss == "scm" else None}
     of = {"coupled": coupled, "windows": windows, "interpolant": interpolant, "final": final}

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, classifier, consistency, meanflow, perflow, scm, score_matching, vdm
+from experiments import autoencoder, classifier, consistency, meanflow, perflow, progressive, scm, score_matching, vdm
 from experiments.augmentation import augment
 from samplers.grids import log_snr_ends
 from sde_lib import PLANE, SDE, Denoiser, plane_point
@@ -214,17 +214,18 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         second, draw = (jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
         times = jnp.stack([landing(network.sde, objective.time, a) for a in (u, second)])
         u = jnp.where(times[0] < times[1], second, u)  # t is the later one
+    teacher = None if given.teacher is None else replace(given.teacher, cond=label)
     x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0, source)
+    if objective.loss == "progressive":
+        return progressive.loss(den, teacher, x0, noise, u, objective.progressive)
     if objective.loss == "scm":
-        teacher = None if given.teacher is None else replace(given.teacher, cond=label)
         return scm.loss(network.flow_map(params, label, **training), teacher, network.weight(params, t), x0, noise, t, given.progress, objective.scm)
     if objective.loss == "consistency":
         draws = tuple(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
         student, target = (network.flow_map(p, label, **training) for p in (params, params if given.target is None else given.target))
-        teacher = None if given.teacher is None else replace(given.teacher, cond=label)
         return consistency.loss(student, target, teacher, x0, noise, t, draws, given.progress, objective.consistency)
     if objective.loss == "perflow":
-        x0, noise = perflow.ends(replace(given.teacher, cond=label), objective.perflow, x0, noise, t)
+        x0, noise = perflow.ends(teacher, objective.perflow, x0, noise, t)
         x_t = expand(network.sde.alpha(t), x0) * x0 + expand(network.sde.sigma(t), x0) * noise
     if objective.loss == "meanflow":
         s = meanflow.second_times(t, jnp.minimum(times.min(0).astype(t.dtype), t), draw, objective.meanflow.apart)
