@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder, models.NoisyClassifier])
 
     config.objective = ConfigDict()
-    # or sliced, implicit (experiments.score_matching); or meanflow, perflow, progressive, consistency, scm (modules of experiments, some with a teacher);
+    # or sliced, implicit (experiments.score_matching); or meanflow, perflow, progressive, consistency, scm (modules here, some with a teacher);
     # or variational: VDM's bound with a learned schedule, from time.high to time.low at first;
     # or autoencoder, classifier (experiments.autoencoder, experiments.classifier)
     config.objective.loss = "regression"

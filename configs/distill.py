@@ -10,7 +10,8 @@ windows with eight DDIM steps of the teacher in each, in the epsilon form), :tcd
 steps to 1 in 13 rounds; 9.12 by one, 3.00 by four).
 python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
 :instaflow (Liu et al. 2024, 2309.06380), one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow
-(configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has. Not trained here, but for the small ones: those of _digits are of a run of configs/digits.py, those of _8gaussians of configs/toy.py:8gaussians, on
+(configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has.
+Not trained here, but for the small ones: those of _digits are of a run of configs/digits.py, those of _8gaussians of configs/toy.py:8gaussians, on
 EDM's path (--config.sde.name=EDM --config.objective.kind=edm --config.objective.clock=edm) but for those of perflow and progressive, on its own, and
 of scd, on TrigFlow's (--config.sde.name=Trig --config.objective.kind=edm). The optimization of :perflow and :instaflow is that of the teacher's
 config, as the papers' data are others.
