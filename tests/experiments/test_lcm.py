@@ -80,6 +80,7 @@ def test_a_run_is_told_its_guidance(teacher, tmp_path):
         network.from_config(wrong, 10)
 
 
+@pytest.mark.slow
 def test_an_adapter_accelerates(teacher, tmp_path):
     """Trained on one run it makes a consistency function of another; what it is merged into is untouched, with a style adapter beside it."""
     config = lcm_config()

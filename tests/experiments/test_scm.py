@@ -90,7 +90,7 @@ def test_finite_at_the_ends(path):
     assert np.all(np.isfinite(scm.loss(fm, None, 0 * t, x0, noise, t, 1.0, OPTIONS)))
 
 
-@pytest.mark.parametrize("step", ["data", "teacher"])
+@pytest.mark.parametrize("step", ["data", pytest.param("teacher", marks=pytest.mark.slow)])
 def test_a_run(tmp_path, step):
     """Trains with its learned weight, resumes, and samples by jumps."""
     config = config_of()
