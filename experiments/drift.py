@@ -34,7 +34,8 @@ CLASSES = {
         objective.consistency.target objective.consistency.through objective.consistency.times objective.consistency.to
         objective.consistency.weight
         objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa objective.meanflow.omega objective.meanflow.power
-        objective.meanflow.until objective.perflow.steps objective.perflow.windows objective.time.count
+        objective.meanflow.until objective.perflow.steps objective.perflow.windows objective.progressive.first objective.progressive.longer
+        objective.scm.constant objective.scm.step objective.scm.warmup objective.time.count
         objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale objective.time.std
         optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.name optim.schedule optim.warmup optim.weight_decay
         coupling.by_class coupling.group coupling.name coupling.regularization coupling.source.name coupling.source.path coupling.source.variant
@@ -46,7 +47,7 @@ CLASSES = {
         objective.loss lora.base lora.pattern lora.rank""",
 }
 FIELDS = {field: kind for kind, fields in CLASSES.items() for field in fields.split()}
-TIMED = ("consistency",)  # losses whose schedules are of the share of training that is done
+TIMED = ("consistency", "scm")  # losses whose schedules are of the share of training that is done
 PLACE = ("data.name", "data.variant", "data.path", "data.size")  # where data come from: nothing, if they are the same
 DATA, HISTORY = "data.json", "config_history.jsonl"
 LOOK = 64  # examples of each split, by which data are known

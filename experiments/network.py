@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 import models
 import sde_lib
-from experiments import autoencoder, classifier, consistency, couplings, perflow
+from experiments import autoencoder, classifier, consistency, couplings, perflow, progressive, scm
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
 from models.schedule import Schedule
+from models.weight import Weight
 from sde_lib import SDE, Denoiser, FlowMap
 from sde_lib.denoiser import MIN_ALPHA
 from sde_lib.numerics import expand
@@ -52,6 +53,7 @@ class Network:
     schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"].
     coupled: whether eps was joined with x_0 (`experiments.couplings`).
     windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others. final: a network of one time that jumps to the data alone.
+    weight: of continuous-time consistency (`experiments.scm`), with parameters of its own in params["weight"].
     """
 
     module: nn.Module
@@ -63,21 +65,26 @@ class Network:
     coupled: bool = False
     windows: int = 0
     final: bool = False
+    weight: Weight | None = None
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, s=None, **training):
         """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only. s: see `between`."""
         variance = (self.sde.alpha(t) * self.sigma_data) ** 2 + self.sde.sigma(t) ** 2
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        own = {"params": {name: value for name, value in params.items() if name != "schedule"}}
+        own = {"params": {name: value for name, value in params.items() if name not in ("schedule", "weight")}}
         if s is None and self.windows:
             s = perflow.window(self.sde, self.windows, t)[0]
         if s is not None and self.module.second_time:
-            training["s"] = CLOCKS[self.clock](self.sde, s)
-        return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
+            training["s"] = self.told(s)
+        return self.module.apply(own, x / expand(jnp.sqrt(variance), x), self.told(t), label, example, rngs=rngs, **training)
 
     def between(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], s: Float[Array, " b"], label=None, **training):
         """F [B, ...] of the jump from t to s, of a module with `second_time`; without s it is that of s = t. One of one time jumps to the data."""
         return self(params, x, t, label, s=None if self.final else s, **training)
+
+    def told(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
+        """What the module is told of times t, [B]."""
+        return CLOCKS[self.clock](self.sde, t)
 
     @property
     def none(self):
@@ -92,6 +99,8 @@ class Network:
         params = self.module.init(key, x, t, None)["params"]
         if self.schedule is not None:
             params = {**params, "schedule": self.schedule.init(jax.random.fold_in(key, 1), t)["params"]}
+        if self.weight is not None:
+            params = {**params, "weight": self.weight.init(jax.random.fold_in(key, 1), t)["params"]}
         return params
 
     def ends(self, params) -> tuple[float, float]:
@@ -171,9 +180,15 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
             )
     elif objective.loss == "consistency":
         consistency.check(objective, module.second_time)
+    elif objective.loss == "scm":
+        scm.check(objective, module.second_time)
+    elif objective.loss == "progressive":
+        progressive.rounds(objective)
     elif objective.loss not in ("regression", "perflow", *LOSSES):
-        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, consistency, variational, autoencoder or classifier"
+        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, consistency, scm, progressive, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     windows = perflow.check(config) if objective.loss == "perflow" else 0
-    final = objective.loss == "consistency" and not module.second_time
-    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled or windows > 0, windows, final)
+    coupled = coupled or objective.loss in ("perflow", "progressive")
+    final = objective.loss in ("consistency", "scm") and not module.second_time
+    weight = Weight() if objective.loss == "scm" else None
+    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled, windows, final, weight)

@@ -1,8 +1,8 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
 The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; "sliced" and "implicit" do without eps, see
-`experiments.score_matching`; for "meanflow", "consistency" and "variational" see the modules of these names, the last in `experiments.vdm`; for
-"autoencoder" and "classifier", which predict no point of it, `experiments.autoencoder` and `experiments.classifier`):
+`experiments.score_matching`; for "meanflow", "consistency", "scm", "progressive" and "variational" see the modules of these names, the last in
+`experiments.vdm`; for "autoencoder" and "classifier", which predict no point of it, `experiments.autoencoder` and `experiments.classifier`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, classifier, consistency, meanflow, perflow, score_matching, vdm
+from experiments import autoencoder, classifier, consistency, meanflow, perflow, progressive, scm, score_matching, vdm
 from experiments.augmentation import augment
 from samplers.grids import log_snr_ends
 from sde_lib import PLANE, SDE, Denoiser, plane_point
@@ -32,7 +32,8 @@ from sde_lib.numerics import expand
 
 
 def weighting(name: str, den: Denoiser, x: Float[Array, "b ..."], t: Float[Array, " b"]) -> Float[Array, " b"]:
-    """w(t) [B]. A name in `PLANE`: the error of that prediction; "own": of the network's own;
+    """w(t) [B]. A name in `PLANE`: the error of that prediction; "own": of the network's own; "truncated_snr": the larger of those of the data and of
+    the noise, max(SNR, 1) times the error of the data (2202.00512, section 4);
 
     "likelihood": g^2 |score error|^2 / 2, which integrated over t and summed over dimensions bounds the negative log-likelihood in nats up to a
     constant (2101.09258, theorem 1); the loss is its mean over dimensions and sampled times.
@@ -43,10 +44,12 @@ def weighting(name: str, den: Denoiser, x: Float[Array, "b ..."], t: Float[Array
     if name == "likelihood":
         _, b = den.linear("score", x, t)
         return 0.5 * den.sde.diffusion(t) ** 2 * b.reshape(-1) ** 2
+    if name == "truncated_snr":
+        return jnp.maximum(weighting("data", den, x, t), weighting("noise", den, x, t))
     if name in PLANE:
         _, b = den.linear(name, x, t)
         return jnp.broadcast_to(b.reshape(-1) ** 2, t.shape)
-    raise ValueError(f"config.objective.weighting = '{name}': expected own, likelihood, or one of {', '.join(PLANE)}")
+    raise ValueError(f"config.objective.weighting = '{name}': expected own, likelihood, truncated_snr, or one of {', '.join(PLANE)}")
 
 
 # --- time samplers: the t at which a uniform variable u in (0, 1) lands ---------------------------------------------------------------
@@ -206,6 +209,13 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         student, target = (network.flow_map(p, label, **training) for p in (params, params if given.target is None else given.target))
         teacher = None if given.teacher is None else replace(given.teacher, cond=label)
         return consistency.loss(student, target, teacher, x0, noise, t, draws, given.progress, objective.consistency)
+    if objective.loss == "scm":
+        v = sum(expand(c, x0) * a for c, a in zip(plane_point(network.sde, "v", t), (x0, noise)))
+        v = v if given.teacher is None else replace(given.teacher, cond=label).v(x_t, t)
+        weight = network.weight.apply({"params": params["weight"]}, network.told(t))
+        return scm.loss(network.flow_map(params, label, **training), weight, x_t, t, v, given.progress, objective.scm)
+    if objective.loss == "progressive":
+        x0, noise = progressive.pair(replace(given.teacher, cond=label), objective.time.count, x_t, t)
     if objective.loss == "perflow":
         x0, noise = perflow.ends(replace(given.teacher, cond=label), objective.perflow, x0, noise, t)
         x_t = expand(network.sde.alpha(t), x0) * x0 + expand(network.sde.sigma(t), x0) * noise

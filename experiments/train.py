@@ -147,7 +147,7 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
     if distils(config.objective) != bool(taught):
         of = f"config.objective.loss = '{config.objective.loss}', config.teacher.workdir = '{taught}'"
-        raise ValueError(f"{of}: expected a teacher (experiments.distill) of perflow, or of consistency by its step, and of no other loss")
+        raise ValueError(f"{of}: expected a teacher (experiments.distill) of perflow, progressive, by step of consistency, scm, and of no other loss")
     if (name or taught) and jax.process_count() > 1:
         raise ValueError(f"config.lora.base = '{name}', teacher.workdir = '{taught}': expected one process, there are {jax.process_count()}")
     if not (name or taught):
@@ -169,7 +169,8 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
 
 def distils(objective: ConfigDict) -> bool:
     """Whether the loss has a teacher."""
-    return objective.loss == "perflow" or (objective.loss == "consistency" and objective.consistency.step != "data")
+    step = {"consistency": objective.consistency.step, "scm": objective.scm.step}.get(objective.loss, "data")
+    return objective.loss in ("perflow", "progressive") or step != "data"
 
 
 def kept(name: str, what: str, copy: Path, resuming: bool, net: network.Network, alike: tuple[str, ...]) -> runs.Run:
