@@ -45,8 +45,8 @@ def get_config() -> ConfigDict:
     config.objective.consistency.update(step="data", chain=1, to="data", phases=4, through=False)
     # metric l2, or huber with its constant; weight one or gap; decay of theta^-, 0: the parameters themselves; weight of a regression
     config.objective.consistency.update(metric="l2", constant=0.00054, weight="one", target=0.0, regression=0.0)
-    # of loss scm: step data or teacher; constant c of the tangent's norm; share of training in which its second term is warmed up
-    config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.1})
+    # of loss scm: step data or teacher; constant c of the tangent's norm; share of training in which its second term is warmed up; learned weight
+    config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.1, "adaptive": True})
     # of loss progressive: steps of the first student, halved down to time.count; how often training.steps the rounds of one and two steps have
     config.objective.progressive = ConfigDict({"first": 8, "longer": 1})
     config.objective.perflow = ConfigDict({"windows": 4, "steps": 8})  # of loss perflow, and the teacher's DDIM steps in each

@@ -190,5 +190,5 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     windows = perflow.check(config) if objective.loss == "perflow" else 0
     coupled = coupled or objective.loss in ("perflow", "progressive")
     final = objective.loss in ("consistency", "scm") and not module.second_time
-    weight = Weight() if objective.loss == "scm" else None
+    weight = Weight() if objective.loss == "scm" and objective.scm.adaptive else None
     return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled, windows, final, weight)

@@ -212,7 +212,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
     if objective.loss == "scm":
         v = sum(expand(c, x0) * a for c, a in zip(plane_point(network.sde, "v", t), (x0, noise)))
         v = v if given.teacher is None else replace(given.teacher, cond=label).v(x_t, t)
-        weight = network.weight.apply({"params": params["weight"]}, network.told(t))
+        weight = jnp.zeros_like(t) if network.weight is None else network.weight.apply({"params": params["weight"]}, network.told(t))
         return scm.loss(network.flow_map(params, label, **training), weight, x_t, t, v, given.progress, objective.scm)
     if objective.loss == "progressive":
         x0, noise = progressive.pair(replace(given.teacher, cond=label), objective.time.count, x_t, t)

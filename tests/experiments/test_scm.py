@@ -192,7 +192,7 @@ def test_mistakes():
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["data", "teacher"])
 def test_one_jump_on_a_ring(step):
-    """few_step.md's instance: eight Gaussians on a ring of radius .702, std .06, after 5000 steps of 512, of data or of the exact teacher. One jump is
+    """few_step.md's instance: eight Gaussians on a ring of radius .702, std .06, after 5000 steps of 512, of data or the exact teacher. One jump is
     within .12 (root mean square) of the exact flow of the same noise; one DDIM step of the exact velocity, the control, is not within .4."""
     from configs import scm as configs
 
