@@ -1,12 +1,18 @@
-"""Consistency models, trained without a teacher: CT (Song et al. 2023, 2303.01469), iCT (Song & Dhariwal 2024, 2310.14189), ECT (2406.14548).
+"""Consistency models, trained without a teacher: CT (Song et al. 2023, 2303.01469), iCT (Song & Dhariwal 2024, 2310.14189), ECT (2406.14548),
+sCT (Lu & Song 2025, 2410.11081).
 
 python -m experiments.train --config=configs/consistency.py:ict_8gaussians --workdir=runs/ict
 python -m experiments.sample --workdir=runs/ict --solver=jumps --steps=1 --num=1000
-:ct, :ict, :ect of CIFAR-10 (FID by one evaluation 8.70, 2.83, 3.60 in the papers; by two 5.83, 2.46, 2.11), :ict_imagenet64 (4.02; 3.20) of a folder
-of ImageNet: --config.data.path=FOLDER. NCSN++ of 56 M parameters, of EDM's depth, ADM of 296 M. :ect begins from a diffusion model, a run of
-configs/edm.py:cifar10_uncond: --config.training.init=runs/edm. Not trained here; without LPIPS, which CT has in the place of l2. Those of 8 gaussians
-are minutes on two CPU cores: of :ct_8gaussians, :ict_8gaussians, :ect_8gaussians the last begins from configs/toy.py:8gaussians on EDM's path.
+:ct, :ict, :ect, :sct of CIFAR-10 (FID by one evaluation 8.70, 2.83, 3.60, 2.97 in the papers; by two 5.83, 2.46, 2.11, 2.06), :ict_imagenet64 (4.02;
+3.20) and :sct_imagenet64 of a folder of ImageNet: --config.data.path=FOLDER. NCSN++ of 56 M parameters, of EDM's depth, ADM of 296 M. :ect begins
+from a diffusion model, a run of configs/edm.py:cifar10_uncond: --config.training.init=runs/edm, and so does :sct, from a run of :trig, of the same on
+TrigFlow (:trig_imagenet64), which teaches sCD (configs/distill.py). Not trained here; without LPIPS, which CT has in the place of l2. Theirs of
+ImageNet is EDM2, with magnitude-preserving layers and normalised weights that the U-Net here has not: of sCM it has the embedding of the angle and
+the double normalization, on ADM. Those of 8 gaussians are minutes on two CPU cores: :ct_8gaussians, :ict_8gaussians, :ect_8gaussians (from
+configs/toy.py:8gaussians on EDM's path), :sct_8gaussians.
 """
+
+import numpy as np
 
 from configs import edm, toy
 
@@ -15,7 +21,7 @@ TIMES = {
     "ict": {"times": "ict", "start": 10, "end": 1280, "metric": "huber", "constant": 0.00054, "weight": "gap"},
     "ect": {"times": "ect", "stages": 8, "shrink": 2.0, "metric": "huber", "constant": 0.0, "weight": "gap"},
 }
-NAMES = (*TIMES, "ict_imagenet64", *(f"{name}_8gaussians" for name in TIMES))
+NAMES = (*TIMES, "sct", "trig", *(f"{name}_imagenet64" for name in ("ict", "sct", "trig")), *(f"{name}_8gaussians" for name in (*TIMES, "sct")))
 
 
 def on_edm(config):
@@ -27,6 +33,18 @@ def on_edm(config):
     return config
 
 
+def continuous(config, sigma_data: float):
+    """The config of sCM, on TrigFlow."""
+    config.sde.update(name="Trig", sigma_data=sigma_data)
+    config.objective.update(loss="scm", kind="edm", clock="time", sigma_data=sigma_data)  # log-SNR is too steep a clock at the ends
+    if config.model.name == "UNet":
+        config.model.update(modulate="double", embedding="positional", embedding_scale=float(np.pi / 2), dtype="float32")  # of the angle
+    else:
+        config.objective.scm.adaptive = False  # in few dimensions tangents are small where they are right, and w leaves the others behind
+    config.objective.time.update(name="log_normal", mean=float(np.log(2 * sigma_data)) - 1, std=1.4)  # published of data of standard deviation 0.5
+    return config
+
+
 def get_config(name: str = "ict"):
     if name not in NAMES:
         raise ValueError(f"configs/consistency.py:{name}: expected {', '.join(NAMES)}")
@@ -34,11 +52,20 @@ def get_config(name: str = "ict"):
     if data == "8gaussians":
         config = on_edm(toy.get_config())
     else:
-        config = edm.get_config("imagenet64" if data else "cifar10_uncond_ncsnpp" if method != "ect" else "cifar10_uncond")
+        config = edm.get_config("imagenet64" if data else "cifar10_uncond_ncsnpp" if method in ("ct", "ict") else "cifar10_uncond")
         config.data.augment = 0.0
         if not data:
             config.model.augment_dim = 0
         config.optim.update(name="radam", learning_rate=4e-4 if method == "ct" else 1e-4, warmup=0)
+    if method in ("sct", "trig"):
+        continuous(config, 1.0 if data == "8gaussians" else 0.5)
+        if method == "trig":
+            config.objective.loss = "regression"
+            config.objective.time.update(mean=-1.2, std=1.2)
+        if data != "8gaussians":
+            config.model.dropout = 0.0 if data else 0.2
+            config.training.update(batch=2048 if data else 512, steps=400_000)
+        return config
     config.objective.loss = "consistency"
     config.objective.consistency.update(TIMES[method])
     if method == "ct":

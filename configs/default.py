@@ -45,8 +45,8 @@ def get_config() -> ConfigDict:
     config.objective.consistency.update(step="data", chain=1, to="data", phases=4, through=False)
     # metric l2, or huber with its constant; weight one or gap; decay of theta^-, 0: the parameters themselves; weight of a regression
     config.objective.consistency.update(metric="l2", constant=0.00054, weight="one", target=0.0, regression=0.0)
-    # of loss scm: step data or teacher; constant c of the tangent's norm; share of training in which its second term is warmed up; learned weight
-    config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.1, "adaptive": True})
+    # of loss scm (experiments.scm): step data or teacher; constant c of the normalisation; share of training in which the tangent rises; adaptive: w
+    config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.025, "adaptive": True})
     # of loss progressive: steps of the first student, halved down to time.count; how often training.steps the rounds of one and two steps have
     config.objective.progressive = ConfigDict({"first": 8, "longer": 1})
     config.objective.perflow = ConfigDict({"windows": 4, "steps": 8})  # of loss perflow, and the teacher's DDIM steps in each
@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
     config.coupling.group = 0  # consecutive examples that are coupled with each other; 0: a batch
     config.coupling.by_class = False  # partners change within a class alone: for conditional models
     config.coupling.regularization = 0.0  # of sinkhorn
+    config.coupling.constant = 0.0  # of noise beside both ends, gamma^2 = constant^2 + bridge^2 t (1 - t) (sde_lib.interpolants); 0.1: I-CFM, OT-CFM
+    config.coupling.bridge = 0.0
     config.coupling.source = ConfigDict({"name": "", "variant": "", "path": ""})  # a data set in the place of the prior's noise
 
     config.optim = ConfigDict()

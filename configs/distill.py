@@ -5,7 +5,8 @@ Of configs/dit.py on latents of ImageNet 256, --config.data.path=LATENTS, in the
 windows with eight DDIM steps of the teacher in each, in the epsilon form), :tcd (Zheng et al. 2024, 2402.19159) and :pcm (Wang et al. 2024,
 2405.18407, without its adversary), on 50 equal steps in time. Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023, 2303.01469; of
 :cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024, 2310.02279; of
-:cifar10; 1.73 by one, with its GAN, which is left out); :cd_imagenet64 of its :imagenet64 (6.20, 4.70).
+:cifar10; 1.73 by one, with its GAN, which is left out); :cd_imagenet64 of its :imagenet64 (6.20, 4.70). :scd (Lu & Song 2025, 2410.11081; 3.66,
+2.52) and :scd_imagenet64 of configs/consistency.py:trig and :trig_imagenet64.
 python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
 :instaflow (Liu et al. 2024, 2309.06380), one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow
 (configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has. Not trained here, but for the small ones: those
@@ -22,9 +23,9 @@ CONSISTENCY = {
     "tcd": {"step": "ddim", "grid": "uniform", "count": 51, "to": "random", "target": 0.95},
     "pcm": {"step": "ddim", "grid": "uniform", "count": 51, "to": "phase", "phases": 2, "metric": "huber", "constant": 0.001, "target": 0.95},
 }
-METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "tcd": dit, "pcm": dit}
-SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", *CONSISTENCY)}
-NAMES = (*METHODS, "cd_imagenet64", *(f"{method}_{data}" for data, methods in SMALL.items() for method in methods))
+METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "tcd": dit, "pcm": dit, "scd": edm}
+SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", "scd", *CONSISTENCY)}
+NAMES = (*METHODS, "cd_imagenet64", "scd_imagenet64", *(f"{method}_{data}" for data, methods in SMALL.items() for method in methods))
 
 
 def get_config(name: str = "perflow"):
@@ -39,7 +40,8 @@ def get_config(name: str = "perflow"):
         config.optim.update(learning_rate=2e-3)
         config.training.steps = 1500
     else:
-        config = METHODS[method].get_config(*{"cd": ("cifar10_uncond_ncsnpp",), "ctm": ("cifar10",), "cd_imagenet64": ("imagenet64",)}.get(name, ()))
+        of = {"cd": "cifar10_uncond_ncsnpp", "scd": "cifar10_uncond", "ctm": "cifar10", "cd_imagenet64": "imagenet64", "scd_imagenet64": "imagenet64"}
+        config = METHODS[method].get_config(*([of[name]] if name in of else []))
     if method == "instaflow":
         config.data.name = "pairs"
         config.objective.time.update(name="grid", count=1)
@@ -56,12 +58,19 @@ def get_config(name: str = "perflow"):
         config.model.second_time = method != "cd"
         if data == "8gaussians":  # on whose path equal steps in time are none near the data
             config.objective.consistency.grid = config.objective.time.name = "karras"
+    if method == "scd":
+        if data != "digits":
+            consistency.continuous(config, 1.0 if data else 0.5)
+        config.objective.update(loss="scm", kind="velocity" if data == "digits" else "edm")
+        config.objective.scm.step = "teacher"
+        if data == "digits":
+            config.objective.time.update(name="log_normal", mean=-0.3, std=1.4)
     if name in ("perflow", "instaflow"):
         config.training.steps = 100_000
     elif name in ("tcd", "pcm"):
         config.optim.update(learning_rate=8e-6, warmup=0)
         config.training.update(batch=72, steps=100_000)
-    elif name in ("cd", "ctm", "cd_imagenet64"):
+    elif name in ("cd", "ctm", "scd", "cd_imagenet64", "scd_imagenet64"):
         config.data.augment = 0.0
         config.model.dropout = 0.0
         config.optim.update(name="radam", learning_rate=4e-4, warmup=0, ema=0.9999)
@@ -70,9 +79,12 @@ def get_config(name: str = "perflow"):
             config.objective.consistency.update(count=40, target=0.95)
             config.optim.update(learning_rate=8e-6, ema=0.99994)
             config.training.update(batch=2048, steps=600_000)
-        else:
+        elif name != "scd_imagenet64":
             config.model.augment_dim = 0
-        if name == "ctm":
+        if method == "scd":
+            config.optim.update(name="adam", learning_rate=1e-4, warmup=1000)
+            config.training.update(batch=512 if name == "scd" else 2048, steps=400_000)
+        elif name == "ctm":
             config.optim.ema = 0.999
             config.training.update(batch=256, steps=100_000)
     return config

@@ -24,6 +24,8 @@ from ml_collections import ConfigDict
 
 from experiments import data
 from experiments.assignment import assignment
+from sde_lib import SDE
+from sde_lib.interpolants import Interpolant
 
 NAMES = ("independent", "ot", "sinkhorn")
 ITERATIONS = 50_000  # of Sinkhorn, at most
@@ -81,6 +83,13 @@ def source_of(config: ConfigDict, dataset: data.Dataset) -> data.Dataset | None:
     if source.shape != dataset.shape or isinstance(source, data.Latents):
         raise ValueError(f"config.coupling.source.name = '{config.source.name}' has examples {source.shape}: expected {dataset.shape}, as the data")
     return replace(source, shift=dataset.shift, scale=dataset.scale)
+
+
+def interpolant(config: ConfigDict, sde: SDE) -> Interpolant | None:
+    """The path of `config.coupling` where its gamma is not 0 (`sde_lib.interpolants`). Raises ValueError if gamma is negative."""
+    if min(config.constant, config.bridge) < 0:
+        raise ValueError(f"config.coupling.constant = {config.constant}, coupling.bridge = {config.bridge}: expected at least 0")
+    return Interpolant(sde, config.constant, config.bridge) if config.constant or config.bridge else None
 
 
 def coupled(config: ConfigDict) -> bool:

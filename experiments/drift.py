@@ -32,13 +32,14 @@ CLASSES = {
         objective.consistency.grid objective.consistency.metric objective.consistency.phases objective.consistency.regression
         objective.consistency.shrink objective.consistency.stages objective.consistency.start objective.consistency.step
         objective.consistency.target objective.consistency.through objective.consistency.times objective.consistency.to
-        objective.consistency.weight
-        objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa objective.meanflow.omega objective.meanflow.power
-        objective.meanflow.until objective.perflow.steps objective.perflow.windows objective.progressive.first objective.progressive.longer
-        objective.scm.constant objective.scm.step objective.scm.warmup objective.time.count
-        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale objective.time.std
+        objective.consistency.weight objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa objective.meanflow.omega
+        objective.meanflow.power objective.meanflow.until objective.scm.constant objective.scm.step objective.scm.warmup
+        objective.perflow.steps objective.perflow.windows objective.progressive.first objective.progressive.longer
+        objective.time.count objective.time.high objective.time.low objective.time.mean
+        objective.time.name objective.time.scale objective.time.std
         optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.name optim.schedule optim.warmup optim.weight_decay
-        coupling.by_class coupling.group coupling.name coupling.regularization coupling.source.name coupling.source.path coupling.source.variant
+        coupling.bridge coupling.by_class coupling.constant coupling.group coupling.name coupling.regularization
+        coupling.source.name coupling.source.path coupling.source.variant
         lora.alpha teacher.guidance teacher.workdir training.batch training.init training.steps""",
     STATE: """
         model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding model.embeddings

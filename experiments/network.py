@@ -16,9 +16,10 @@ from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
 from models.schedule import Schedule
-from models.weight import Weight
+from models.uncertainty import Uncertainty
 from sde_lib import SDE, Denoiser, FlowMap
 from sde_lib.denoiser import MIN_ALPHA
+from sde_lib.interpolants import Interpolant
 from sde_lib.numerics import expand
 
 
@@ -45,15 +46,20 @@ def by_edm(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
 CLOCKS = {"time": by_time, "log_snr": by_log_snr, "log_sigma": by_log_sigma, "edm": by_edm}
 
 
+BESIDE = ("schedule", "uncertainty")  # what is trained beside a network's own module
+
+
 @dataclass(frozen=True)
 class Network:
     """A module on a path: (params, x [B, ...], t [B], label [B]) -> the prediction F of `kind`. Hashable, hence static under jit.
 
     The module sees x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance, and the time by `clock` (a name in `CLOCKS`), about 0 to 1.
-    schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"].
+    schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"]; uncertainty: of that of sCM
+    (`experiments.scm`), likewise.
     coupled: whether eps was joined with x_0 (`experiments.couplings`).
-    windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others. final: a network of one time that jumps to the data alone.
-    weight: of continuous-time consistency (`experiments.scm`), with parameters of its own in params["weight"].
+    windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others.
+    interpolant: the path, where it has noise beside both ends (`config.coupling`); of kind "noise" F is then E[z | x_t], that noise.
+    final: a network of one time that jumps to the data alone, a consistency function.
     """
 
     module: nn.Module
@@ -65,26 +71,23 @@ class Network:
     coupled: bool = False
     windows: int = 0
     final: bool = False
-    weight: Weight | None = None
+    uncertainty: Uncertainty | None = None
+    interpolant: Interpolant | None = None
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, s=None, **training):
         """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only. s: see `between`."""
         variance = (self.sde.alpha(t) * self.sigma_data) ** 2 + self.sde.sigma(t) ** 2
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        own = {"params": {name: value for name, value in params.items() if name not in ("schedule", "weight")}}
+        own = {"params": {name: value for name, value in params.items() if name not in BESIDE}}
         if s is None and self.windows:
             s = perflow.window(self.sde, self.windows, t)[0]
         if s is not None and self.module.second_time:
-            training["s"] = self.told(s)
-        return self.module.apply(own, x / expand(jnp.sqrt(variance), x), self.told(t), label, example, rngs=rngs, **training)
+            training["s"] = CLOCKS[self.clock](self.sde, s)
+        return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
 
     def between(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], s: Float[Array, " b"], label=None, **training):
         """F [B, ...] of the jump from t to s, of a module with `second_time`; without s it is that of s = t. One of one time jumps to the data."""
         return self(params, x, t, label, s=None if self.final else s, **training)
-
-    def told(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
-        """What the module is told of times t, [B]."""
-        return CLOCKS[self.clock](self.sde, t)
 
     @property
     def none(self):
@@ -97,11 +100,18 @@ class Network:
         """Parameters for examples of `shape`."""
         x, t = jnp.zeros((1, *shape)), jnp.ones(1)
         params = self.module.init(key, x, t, None)["params"]
-        if self.schedule is not None:
-            params = {**params, "schedule": self.schedule.init(jax.random.fold_in(key, 1), t)["params"]}
-        if self.weight is not None:
-            params = {**params, "weight": self.weight.init(jax.random.fold_in(key, 1), t)["params"]}
+        for name in BESIDE:
+            if (module := getattr(self, name)) is not None:
+                params = {**params, name: module.init(jax.random.fold_in(key, 1), t)["params"]}
         return params
+
+    def weight(self, params, t: Float[Array, " b"]) -> Float[Array, " b"]:
+        """w(t) of `models.uncertainty`, [B], or 0 of a network without it."""
+        return (
+            jnp.zeros_like(t)
+            if self.uncertainty is None
+            else self.uncertainty.apply({"params": params["uncertainty"]}, CLOCKS[self.clock](self.sde, t))
+        )
 
     def ends(self, params) -> tuple[float, float]:
         """The times nearest to the data and to the prior that the model was trained on."""
@@ -112,11 +122,11 @@ class Network:
 
     def denoiser(self, params, label=None) -> Denoiser:
         """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P].
-        Raises ValueError for a consistency function, which has none."""
+        Raises ValueError for a consistency function, and for the noise of an interpolant, which are no velocity."""
         if self.final:
-            raise ValueError(
-                "a consistency function tells where the flow ends, not the velocity: expected --solver=jumps, or model.second_time = True"
-            )
+            raise ValueError("a consistency function tells where the flow ends, not its velocity: expected --solver=jumps")
+        if self.interpolant is not None and self.kind == "noise":
+            raise ValueError("this run predicts the noise of an interpolant: give it as --score, with --workdir of kind velocity")
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label, coupled=self.coupled)
 
     def flow_map(self, params, label=None, **training) -> FlowMap:
@@ -157,6 +167,11 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         raise ValueError(f"config.objective.loss = '{objective.loss}' of a coupling, or of pairs, draws its own noise: expected regression")
     if objective.clock not in CLOCKS:
         raise ValueError(f"config.objective.clock = '{objective.clock}': expected one of {', '.join(CLOCKS)}")
+    interpolant = couplings.interpolant(config.coupling, sde)
+    if interpolant is not None:
+        asked = (objective.loss, objective.weighting, objective.kind)
+        if asked not in (("regression", "own", "velocity"), ("regression", "own", "noise")):
+            raise ValueError(f"config.objective.loss, weighting, kind = {asked} of an interpolant: expected regression, own, and velocity or noise")
     schedule = None
     if objective.loss == "variational":
         if sde.alpha(sde.T) > MIN_ALPHA or sde.sigma(0.0) > 0:
@@ -188,7 +203,8 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, consistency, scm, progressive, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     windows = perflow.check(config) if objective.loss == "perflow" else 0
-    coupled = coupled or objective.loss in ("perflow", "progressive")
+    coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None
     final = objective.loss in ("consistency", "scm") and not module.second_time
-    weight = Weight() if objective.loss == "scm" and objective.scm.adaptive else None
-    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, schedule, coupled, windows, final, weight)
+    beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.loss == "scm" and objective.scm.adaptive else None}
+    of = {"coupled": coupled, "windows": windows, "interpolant": interpolant, "final": final}
+    return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, **beside, **of)

@@ -1,8 +1,8 @@
 r"""One regression on the prediction plane is every objective of diffusion and flow matching.
 
 The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; "sliced" and "implicit" do without eps, see
-`experiments.score_matching`; for "meanflow", "consistency", "scm", "progressive" and "variational" see the modules of these names, the last in
-`experiments.vdm`; for "autoencoder" and "classifier", which predict no point of it, `experiments.autoencoder` and `experiments.classifier`):
+`experiments.score_matching`; "variational" is `experiments.vdm`, "autoencoder" and "classifier", which predict no point of it, and "meanflow",
+"consistency" and "scm", which predict a jump, the modules of these names):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
@@ -162,6 +162,20 @@ class Given:
     u: Float[Array, " b"] | None = None
 
 
+NEAR = 1e-3  # share of the time at both ends that a bridge leaves out, where gamma' is infinite
+
+
+def interpolated(network, params, x0: Float[Array, "b ..."], x1, z, t: Float[Array, " b"], label, training: dict) -> Float[Array, " b"]:
+    """The regression at a point of an interpolant between x0 and x1 with noise z, on its velocity or, of kind "noise", on z (2303.08797, eq. 2.13;
+    2307.03672, eq. 12, in the weighting of z)."""
+    interpolant, T = network.interpolant, network.sde.T
+    if interpolant.bridge:
+        t = jnp.clip(t, NEAR * T, (1 - NEAR) * T)
+    found = network(params, interpolant.point(x0, x1, z, t), t, label, **training)
+    target = z if network.kind == "noise" else interpolant.velocity(x0, x1, z, t)
+    return jnp.mean((found - target) ** 2, range(1, x0.ndim))
+
+
 def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Given = Given()) -> Float[Array, " b"]:
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
     (`vdm.bound`), of "meanflow" its own, of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].
@@ -204,16 +218,14 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         times = jnp.stack([landing(network.sde, objective.time, a) for a in (u, second)])
         u = jnp.where(times[0] < times[1], second, u)  # t is the later one
     x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0, source)
+    if objective.loss == "scm":
+        teacher = None if given.teacher is None else replace(given.teacher, cond=label)
+        return scm.loss(network.flow_map(params, label, **training), teacher, network.weight(params, t), x0, noise, t, given.progress, objective.scm)
     if objective.loss == "consistency":
         draws = tuple(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
         student, target = (network.flow_map(p, label, **training) for p in (params, params if given.target is None else given.target))
         teacher = None if given.teacher is None else replace(given.teacher, cond=label)
         return consistency.loss(student, target, teacher, x0, noise, t, draws, given.progress, objective.consistency)
-    if objective.loss == "scm":
-        v = sum(expand(c, x0) * a for c, a in zip(plane_point(network.sde, "v", t), (x0, noise)))
-        v = v if given.teacher is None else replace(given.teacher, cond=label).v(x_t, t)
-        weight = jnp.zeros_like(t) if network.weight is None else network.weight.apply({"params": params["weight"]}, network.told(t))
-        return scm.loss(network.flow_map(params, label, **training), weight, x_t, t, v, given.progress, objective.scm)
     if objective.loss == "progressive":
         x0, noise = progressive.pair(replace(given.teacher, cond=label), objective.time.count, x_t, t)
     if objective.loss == "perflow":
@@ -227,6 +239,8 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
     if objective.loss in score_matching.LOSSES:
         of_score = score_matching.implicit(den, x_t, t, objective.loss, each(jax.random.fold_in(key, 8)))
         return weighting(objective.weighting, den, x0, t) / weighting("score", den, x0, t) * of_score
+    if network.interpolant is not None:
+        return interpolated(network, params, x0, noise, normal(each(jax.random.fold_in(key, 11)), x0.shape, x0.dtype), t, label, training)
     c, d = plane_point(network.sde, network.kind, t, network.sigma_data)
     error = den.raw(x_t, t) - expand(c, x0) * x0 - expand(d, x0) * noise
     return weighting(objective.weighting, den, x0, t) * jnp.mean(error**2, range(1, error.ndim))

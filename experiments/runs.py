@@ -53,6 +53,11 @@ class Run:
         """Of this run, likewise. Raises ValueError for a network of one time."""
         return self.network.flow_map(self.params, label)
 
+    def bridge(self, score: "Run", label=None) -> tuple:
+        """The interpolant, its velocity, and its noise by the run `score`: the first arguments of `samplers.bridge.sample_bridge`."""
+        velocity, noise = (jax.tree_util.Partial(run.network, run.params, label=label) for run in (self, score))
+        return self.network.interpolant, velocity, noise
+
     @property
     def conditional(self) -> bool:
         return self.network.none is not None
@@ -117,6 +122,10 @@ def from_flags(sources: bool = False) -> Run:
         raise ValueError(
             f"--workdir={f.workdir} goes from {run.config.coupling.source.name} to {run.dataset.name}: its latents have no known density, and are no "
             "noise; expected a run of the prior, or experiments.sample or evaluate"
+        )
+    if run.config.coupling.constant and not sources:
+        raise ValueError(
+            f"--workdir={f.workdir} has coupling.constant = {run.config.coupling.constant}: its density is of data with that noise; expected 0"
         )
     params = functools.reduce(adapters.merged, f.lora, run.params)
     return replace(run, params=params, lora=tuple(f"{flag} {adapters.digest(flag)}" for flag in f.lora))

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -23,15 +24,17 @@ from experiments import cli, fit, parallel, plots, runs
 from experiments import guidance as guiding
 from experiments.data import Dataset
 from experiments.kept import Kept, savez, sha256, write_text
+from experiments.objectives import NEAR
 from samplers import amed, grids, jumps, sample, sample_adaptive, sample_sde, solvers
+from samplers.bridge import sample_bridge
 from samplers.predictor_corrector import evaluations
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
 from sde_lib import SDE, VP, Denoiser, FlowMap
 
-ADAPTIVE, REVERSE_SDE, JUMPS, NONE = "adaptive", "reverse_sde", "jumps", "none"
+ADAPTIVE, REVERSE_SDE, JUMPS, BRIDGE, NONE = "adaptive", "reverse_sde", "jumps", "bridge", "none"
 V3, GITS = "dpm_solver_v3", "gits"
-SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, JUMPS, NONE, V3, *fit.BASES]
+SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, JUMPS, BRIDGE, NONE, V3, *fit.BASES]
 OF_STRENGTH = ("euler_maruyama", "sde_dpm_solver", "sde_dpm_solver_pp", REVERSE_SDE)  # whose eta is that of the reverse SDE
 CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
 FITTED = {V3, GITS, *fit.BASES}
@@ -40,7 +43,7 @@ GRIDS = ["uniform", "few", "quadratic", "cosine", "karras", "log_snr", "vp_unifo
 
 def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
     """The flags of how samples are drawn, with defaults for --steps and --solver."""
-    told = "A table; diffrax: adaptive (ODE), reverse_sde; fitted (experiments.fit); jumps of a flow map; none: a corrector alone."
+    told = "A table; diffrax: adaptive (ODE), reverse_sde; fitted (experiments.fit); jumps of a flow map; bridge (--score); none: a corrector."
     flags.DEFINE_enum("solver", solver, SOLVERS, told)
     flags.DEFINE_enum("corrector", NONE, [NONE, *CORRECTORS], "After each step, of which the solver is the predictor (Song et al. 2021).")
     flags.DEFINE_float("snr", 0.16, "Of the corrector: r, noise to score.")
@@ -48,7 +51,8 @@ def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
     flags.DEFINE_multi_string("option", [], "An option of the solver, e.g. --solver=unipc --option=order=2 --option=variant=bh1.")
     diffusions = [NONE, *samplers.strengths.ETAS]
     flags.DEFINE_enum("diffusion", NONE, diffusions, "D(t) of the noise, of a --solver that has eta and of reverse_sde (samplers/strengths.py).")
-    flags.DEFINE_float("strength", 1.0, "Of --diffusion: how often it counts; 0 is the ODE.")
+    flags.DEFINE_float("strength", 1.0, "Of --diffusion, or of a bridge's own noise: how often it counts; 0 is the ODE.")
+    flags.DEFINE_string("score", "", "Of --solver=bridge: the run that predicts the noise of the same interpolant (config.coupling).")
     flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises; or jumps.")
     flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver (of jumps: uniform); gits is fitted by experiments.fit.")
     flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
@@ -64,13 +68,13 @@ def from_flags() -> dict:
     for name in ("snr", "corrector_steps"):
         if f[name].present and f.corrector == NONE:
             raise ValueError(f"--{name}={f[name].value}: of a corrector; expected --corrector=langevin or annealed_langevin with it")
-    if f["strength"].present and f.diffusion == NONE:
+    if f["strength"].present and f.diffusion == NONE and f.solver != BRIDGE:
         raise ValueError(f"--strength={f.strength}: of a diffusion; expected --diffusion={' or '.join(samplers.strengths.ETAS)} with it")
     grid = "uniform" if f.solver == JUMPS and not f["grid"].present else f.grid
     return {
         "solver": f.solver, "steps": f.steps, "grid": grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
         "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps, "diffusion": f.diffusion,
-        "strength": f.strength, **guiding.from_flags(),
+        "strength": f.strength, **({"score": f.score} if f.score else {}), **guiding.from_flags(),
     }  # fmt: skip
 
 
@@ -130,7 +134,8 @@ def sampler(
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not; guidance: of `den`, for which they were fitted. corrector: of `CORRECTORS`, with `solver` as its predictor, or
     "none", which `solver` may be too. diffusion, strength: of `samplers.strengths`, for solvers of `OF_STRENGTH`; "none" is the solver's own.
-    "jumps" is of a FlowMap in the place of den, along the grid with its end at 0, as many as `steps`, and denoises nothing.
+    "jumps" is of a FlowMap in the place of den, along the grid with its end at 0, as many as `steps`, and denoises nothing; "bridge" of a
+    `runs.Run.bridge`, on equal steps.
     """
     fitted = functools.partial(fit.fitted, workdir, steps=steps, guidance=guidance)
     if option and solver not in (*solvers.SOLVERS, V3, JUMPS):
@@ -168,6 +173,15 @@ def sampler(
         def integrate(flow_map, x_T, keys):
             options = {"gamma": 1.0 if flow_map.final else 0.0} | parsed(option)
             return jumps(flow_map, x_T, times, **options, key=keys), np.full(len(x_T), steps), None
+
+    elif solver == BRIDGE:
+        times = sde.T * np.linspace(1 - NEAR, NEAR, steps)
+
+        def integrate(bridge, x_T, keys):
+            x = sample_bridge(*bridge, x_T, times, lambda t: np.full_like(t, strength * bridge[0].bridge ** 2 / 2), keys, path)
+            last = x[-1] if path else x
+            x_0 = last - times[-1] * jax.jit(lambda velocity, x: velocity(x, jnp.full(len(x), times[-1])))(bridge[1], last)
+            return x_0, np.full(len(x_T), 2 * steps - 1), np.concatenate([x, x_0[None]]) if path else None
 
     elif solver in fit.BASES:
         params, times, middles = fit.load_predictor(fitted(solver), shape)
@@ -223,6 +237,19 @@ def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Gui
     return guiding.guide(run, guidance, **named, times=times), rest
 
 
+def modelled(run: runs.Run, guide: guiding.Guide, solver: str, score: str = "") -> Callable:
+    """labels -> what `sampler` draws from: a guided denoiser, a flow map, or a bridge. Raises ValueError for a --score of none, or of another."""
+    if (solver == BRIDGE) != bool(score):
+        raise ValueError(f"--solver={solver} --score={score}: expected --solver=bridge and --score=WORKDIR together")
+    if solver != BRIDGE:
+        return run.flow_map if solver == JUMPS else guide.denoiser
+    other = guiding.other_run(run, score, "score")
+    ours, theirs = ((r.network.interpolant, r.network.kind) for r in (run, other))
+    if not (ours[0] and ours[0].bridge) or theirs != (ours[0], "noise") or ours[1] != "velocity":
+        raise ValueError(f"--score={score}, of {theirs}: expected the bridge of --workdir and kind noise, and that of kind velocity; it is of {ours}")
+    return lambda labels: run.bridge(other, labels)
+
+
 def started(source: Dataset | None, keys, index):
     """x_T of samples `index` [B] of a run that begins at a data set, its test examples in turn; None of others."""
     if source is None:
@@ -258,8 +285,8 @@ def generate(
     labels = guide.labels(n, label)
     if options.get("threshold", "none") != "none" and not run.dataset.levels:
         raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
+    model, source = modelled(run, guide, rest["solver"], rest.pop("score", "")), run.source
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **rest)
-    source, model = run.source, run.flow_map if rest["solver"] == JUMPS else guide.denoiser
     one_batch = lambda keys, labels, index: draw(model(labels), keys, started(source, keys, index))[:2]
 
     def parts(start):
@@ -270,7 +297,8 @@ def generate(
     fitted = {options["solver"], options["grid"]} & FITTED
     fits = {name: fit.fitted(run.workdir, name, options["steps"], guidance).stat().st_mtime_ns for name in fitted}
     settings = {"weights": run.fingerprint(), "seed": seed, "label": label, "guidance": guidance, "fits": fits, **options}
-    kept.open(settings | ({"others": guide.fingerprints()} if guide.fingerprints() else {}))
+    others = guide.fingerprints() + ([guiding.other_run(run, options["score"], "score").fingerprint()] if "score" in options else [])
+    kept.open(settings | ({"others": others} if others else {}))
     found = kept.complete(parts, n, "samples", progress)
     return found["values"], float(found["nfe"].mean())
 
@@ -289,12 +317,12 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int
         files.append(plots.grid(plots.to_uint8(values[:100], data.levels), folder / f"{name}.png"))
     elif is_plane:
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
-    if options["solver"] in (*solvers.SOLVERS, V3, NONE) and (is_image or is_plane):
+    if options["solver"] in (*solvers.SOLVERS, V3, BRIDGE, NONE) and (is_image or is_plane):
         index = np.arange(8 * jax.device_count() if is_image else 256)
         x_T = started(run.source, jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index), index)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
         guide, rest = guided(run, guidance, **options)
-        den = guide.denoiser(guide.labels(len(rows), label))
+        den = modelled(run, guide, rest["solver"], rest.pop("score", ""))(guide.labels(len(rows), label))
         path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **rest)(den, rows, x_T)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]

@@ -7,9 +7,9 @@ consistency function df/dtheta = 0 along the flow, and
 
     L = e^w/d |E - sg(E + g/(|g| + c))|^2 - w,        g = cos(theta) [cos(phi) sigma_d (E* - E) + r (sin(phi) y - sigma_d sin(phi) dE/dtheta)]
 
-of d dimensions (eq. 8, algorithm 1), which at r = 1 is -cos(theta) df/dtheta, warmed up in its second term alone (section 4.2; there over 10,000
+of d dimensions (algorithm 1), which at r = 1 is -cos(theta) df/dtheta, warmed up in its second term alone (section 4.2; there over 10,000
 steps), with an E* that is the example's own (consistency training, sCT), or a teacher's (distillation, sCD). w(t) is a network of time alone,
-`models.weight` (eq. 9). As sin(theta) cos(theta) d/dtheta = -d/dlambda, lambda = log(alpha/sigma), the derivative is one of the network in
+`models.uncertainty` (eq. 8). As sin(theta) cos(theta) d/dtheta = -d/dlambda, lambda = log(alpha/sigma), the derivative is one of the network in
 (x, t) along -(dt/dlambda) (v, 1), which is bounded at both ends. Kind "edm" is the paper's; of another, E is its point of the plane, and the loss
 the same.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from sde_lib import SDE, FlowMap, plane_point
+from sde_lib import SDE, Denoiser, FlowMap, plane_point
 from sde_lib.denoiser import combination
 from sde_lib.numerics import derivative, expand
 
@@ -44,7 +44,7 @@ def clock(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
     return variance * alpha / (0.5 * derivative(sde.variance, t) * alpha - sde.alpha_dot(t) * variance)
 
 
-def tangent(fm: FlowMap, x: Float[Array, "b ..."], t: Float[Array, " b"], v: Float[Array, "b ..."], r: Float[Array, ""] | float = 1.0):
+def tangent(fm: FlowMap, x: Float[Array, "b ..."], t: Float[Array, " b"], v: Float[Array, "b ..."], rise: Float[Array, ""] | float = 1.0):
     """E and g, [B, ...] each, at x [B, ...]; v [B, ...]: the point "v" of the plane that the flow goes by there, alpha eps - sigma x_0."""
     sde, std = fm.sde, fm.sigma_data
 
@@ -66,21 +66,26 @@ def tangent(fm: FlowMap, x: Float[Array, "b ..."], t: Float[Array, " b"], v: Flo
     cos_phi, sin_phi = cos * cos_0 + sin * sin_0, sin * cos_0 - cos * sin_0
     first = expand(std * cos * cos_phi, x) * (flow - point)
     second = expand(std * cos * sin_phi / scale, x) * x - expand(std * sin_phi / sin, x) * d_point
-    return point, first + r * second
+    return point, first + rise * second
 
 
 def loss(
     fm: FlowMap,
-    weight: Float[Array, " b"],
-    x: Float[Array, "b ..."],
+    teacher: Denoiser | None,
+    w: Float[Array, " b"],
+    x0: Float[Array, "b ..."],
+    noise: Float[Array, "b ..."],
     t: Float[Array, " b"],
-    v: Float[Array, "b ..."],
     progress: Float[Array, ""] | float,
     options: ConfigDict,
 ) -> Float[Array, " b"]:
-    """The loss of each example, [B], at x [B, ...] and t [B]; weight: w(t) [B]. v: see `tangent`. progress: share of training that is done."""
-    r = jnp.minimum(1.0, progress / options.warmup) if options.warmup else 1.0
-    point, g = jax.lax.stop_gradient(tangent(fm, x, t, jax.lax.stop_gradient(v), r))
+    """The loss of each example, [B]. teacher: of step "teacher". w [B]: the learned weight's exponent. progress: share of training that is done."""
+    sde, steady = fm.sde, jax.lax.stop_gradient
+    mixed = lambda c, d: expand(c, x0) * x0 + expand(d, x0) * noise
+    x = mixed(sde.alpha(t), sde.sigma(t))
+    v = mixed(*plane_point(sde, "v", t)) if options.step == "data" else teacher.v(x, t)
+    rise = jnp.minimum(progress / options.warmup, 1.0) if options.warmup else 1.0
+    point, g = steady(tangent(fm, x, t, steady(v), rise))
     norm = jnp.sqrt(jnp.sum(g**2, range(1, x.ndim), keepdims=True))
     error = fm.towards(0.0).predict("edm", x, t) - point - g / (norm + options.constant)
-    return jnp.exp(weight) * jnp.mean(error**2, range(1, x.ndim)) - weight
+    return jnp.exp(w) * jnp.mean(error**2, range(1, x.ndim)) - w

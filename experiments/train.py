@@ -169,8 +169,7 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
 
 def distils(objective: ConfigDict) -> bool:
     """Whether the loss has a teacher."""
-    step = {"consistency": objective.consistency.step, "scm": objective.scm.step}.get(objective.loss, "data")
-    return objective.loss in ("perflow", "progressive") or step != "data"
+    return objective.loss in ("perflow", "progressive") or (objective.loss in ("consistency", "scm") and objective[objective.loss].step != "data")
 
 
 def kept(name: str, what: str, copy: Path, resuming: bool, net: network.Network, alike: tuple[str, ...]) -> runs.Run:

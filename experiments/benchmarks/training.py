@@ -18,7 +18,6 @@ from configs import digits, fashion, mmdit, sit, toy
 from experiments import cli, couplings, data, network, parallel, state
 from experiments.benchmarks.timing import medians, report
 
-COUPLED = 64  # examples that are coupled with each other
 SMALL = {"channels": 8, "width": 16, "depth": 1, "num_heads": 2}  # of --quick
 
 
@@ -99,7 +98,7 @@ def main():
     for config, name, inner in (cases[0], cases[2]):  # at batch 256, with noise as it comes and joined by optimal transport
         for coupling in ("independent", "ot"):
             joined = config.copy_and_resolve_references()
-            joined.training.batch, joined.coupling.name, joined.coupling.group = 256, coupling, COUPLED
+            joined.training.batch, joined.coupling.name = 256, coupling
             cases.append((joined, f"{name}, {coupling}", max(inner // 4, 3)))
     rows = [measure(config, name, *((1, 1) if quick else (inner, 9))) for config, name, inner in cases]
     for config, name, _ in (cases[0], cases[3]):

@@ -57,7 +57,7 @@ def test_tangent_is_the_papers(x64, r):
     np.testing.assert_allclose(-found, g, atol=1e-8)
     np.testing.assert_allclose(-point, F(x / STD, t), atol=1e-12)
     norm = jnp.linalg.norm(g, axis=1, keepdims=True)
-    value = scm.loss(fm, jnp.full(16, 0.7), *points(sde)[:3], r, options(warmup=1.0))
+    value = scm.loss(fm, None, jnp.full(16, 0.7), x0, noise, t, r, options(warmup=1.0))
     np.testing.assert_allclose(value, np.exp(0.7) * jnp.mean((g / (norm + 0.1)) ** 2, 1) - 0.7, atol=1e-8)
 
 
@@ -135,7 +135,7 @@ def test_finite_at_both_ends(sde):
     at = lambda a, b: expand(a, x0) * x0 + expand(b, x0) * noise
     x, v = at(sde.alpha(t), sde.sigma(t)), at(-sde.sigma(t), sde.alpha(t))
     fm, o = arbitrary(sde), options()
-    value, grad = jax.value_and_grad(lambda w: scm.loss(fm, w, x, t, v, 1.0, o).sum())(jnp.zeros(4))
+    value, grad = jax.value_and_grad(lambda w: scm.loss(fm, None, w, x0, noise, t, 1.0, o).sum())(jnp.zeros(4))
     point, g = scm.tangent(fm, x, t, v)
     assert np.isfinite(value) and np.all(np.isfinite(grad)) and np.abs(g).max() < 100 and np.all(np.isfinite(point))
 
@@ -143,15 +143,15 @@ def test_finite_at_both_ends(sde):
 def test_gradients(x64):
     """Through E alone: d loss/dE = -2 e^w/d g/(|g| + c), and none through g; w is at its best where e^-w is the mean error."""
     sde = Trig(sigma_data=STD)
-    x, t, v, *_ = points(sde)
+    x, t, v, x0, noise = points(sde)
     fm, o, w = arbitrary(sde), options(), jnp.full(16, 0.3)
     moved = lambda a: FlowMap(lambda x, t, s: fm.raw(x, t, s) * (1 + a), sde, "edm", STD, final=True)
-    got = jax.jacfwd(lambda a: scm.loss(moved(a), w, x, t, v, 1.0, o))(0.0)
+    got = jax.jacfwd(lambda a: scm.loss(moved(a), None, w, x0, noise, t, 1.0, o))(0.0)
     point, g = scm.tangent(fm, x, t, v)
     unit = g / (jnp.linalg.norm(g, axis=1, keepdims=True) + 0.1)
     np.testing.assert_allclose(got, -np.exp(0.3) * jnp.sum(point * unit, 1), rtol=1e-10)
     best = -jnp.log(jnp.mean(unit**2, 1))
-    np.testing.assert_allclose(jax.grad(lambda w: scm.loss(fm, w, x, t, v, 1.0, o).sum())(best), 0.0, atol=1e-12)
+    np.testing.assert_allclose(jax.grad(lambda w: scm.loss(fm, None, w, x0, noise, t, 1.0, o).sum())(best), 0.0, atol=1e-12)
 
 
 @pytest.mark.parametrize("step", [pytest.param("data", marks=pytest.mark.slow), "teacher"])
@@ -164,7 +164,7 @@ def test_a_run(tmp_path, step):
         save_random(config_of(), tmp_path / "teacher")
         config.teacher.workdir, config.training.init = str(tmp_path / "teacher"), "teacher"
     trained = train.train(config, tmp_path / "run")
-    assert jnp.abs(trained.params["weight"]["Dense_0"]["kernel"]).max() > 0
+    assert jnp.abs(trained.params["uncertainty"]["Dense_0"]["kernel"]).max() > 0
     run = runs.load_run(tmp_path / "run")
     for steps in (1, 2):
         values, nfe = sample.generate(run, 4, 4, 0, solver="jumps", steps=steps, grid="uniform", tolerance=1e-3)
@@ -194,11 +194,9 @@ def test_mistakes():
 def test_one_jump_on_a_ring(step):
     """few_step.md's instance: eight Gaussians on a ring of radius .702, std .06, after 5000 steps of 512, of data or the exact teacher. One jump is
     within .12 (root mean square) of the exact flow of the same noise; one DDIM step of the exact velocity, the control, is not within .4."""
-    from configs import scm as configs
+    from configs import consistency as configs
 
-    config = configs.get_config("8gaussians")
-    config.sde.sigma_data = config.objective.sigma_data = STD
-    config.objective.time.mean = -1.0
+    config = configs.continuous(configs.get_config("sct_8gaussians"), STD)
     config.objective.scm.step = step
     found, control = ring_error(config, step == "teacher")
     assert found <= 0.12 and control > 0.4

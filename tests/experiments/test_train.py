@@ -195,6 +195,7 @@ def test_devices_do_not_matter(tmp_path):
     assert jnp.asarray(samples[0]).std() > 0
 
 
+@pytest.mark.slow
 def test_more_devices_than_examples_are_refused(start, tmp_path):
     arguments = ["--config=configs/toy.py", f"--workdir={tmp_path}", "--config.training.batch=12"]
     done = start("experiments.train", *arguments, XLA_FLAGS="--xla_force_host_platform_device_count=8")

@@ -83,7 +83,8 @@ def test_the_plain_plugin_is_ipndm_on_every_grid(sde, x64):
     np.testing.assert_allclose(amed.amed(den, x, times, None, "ipndm", middles), want, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("base, steps", [pytest.param("midpoint", 3, marks=pytest.mark.slow), ("ipndm", 3)])
+@pytest.mark.slow
+@pytest.mark.parametrize("base, steps", [("midpoint", 3), ("ipndm", 3)])
 def test_amed_beats_its_base(problem, base, steps):
     """At 6 evaluations, after 150 iterations: AMED-Solver has less than a third of DPM-Solver-2's error, the plugin at most 0.9 of iPNDM's."""
     sde, den, x_T, rmse = problem

@@ -131,6 +131,7 @@ def test_no_guidance_is_the_model_bitwise(kind):
     np.testing.assert_allclose(strong[-1], strong[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_guides_within_the_interval_alone(x64):
     """Examples whose sigma/alpha is in (low, high] are guided as without an interval, and the others, in the same batch, not at all."""
     sde = VP()

@@ -132,6 +132,7 @@ def test_replacement_has_the_known_moments(corrector, mean, variance):
     assert abs(x[..., 1].var() - variance) < 4 * variance * np.sqrt(2 / n)
 
 
+@pytest.mark.slow
 def test_replacement_denoises_what_is_not_measured():
     """Where the grid ends at sigma = 0.3: of what super-resolution does not measure (all but the mean) E[x_0 | x] is returned, without the noise, and
     what it measures is y. Batch-mates do not matter."""

@@ -50,6 +50,7 @@ def latents(gm, sde, x, kind="v"):
     return encode(den, sde.alpha(sde.eps) * x, 1e-8, 1e-8).x / sde.sigma(sde.T)
 
 
+@pytest.mark.slow
 def test_latents_are_identified_by_the_data(mixture, x64):
     """Exact models encode alike whatever they predict, and on every path with enough noise: the flow of x/alpha in sigma/alpha is one. A model of
     other data does not."""

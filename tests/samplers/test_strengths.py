@@ -31,7 +31,7 @@ def distances(sde, solver, cases) -> dict:
     return {case: ks(sde, execute(den, table(case), x_T, keys)[0], times[-1]) for case in cases}
 
 
-@pytest.mark.parametrize("path", [Linear(), VP()], ids=["Linear", "VP"])
+@pytest.mark.parametrize("path", [Linear(), pytest.param(VP(), marks=pytest.mark.slow)], ids=["Linear", "VP"])
 def test_every_strength_has_the_marginals(path):
     """ODE = SDE for D of 0, 1/2, t, sin^2 pi t and score-SDE's own, by Euler-Maruyama (flows.md, check 5)."""
     found = distances(path, solvers.euler_maruyama, CHECK_5)
@@ -56,7 +56,8 @@ def test_a_drift_that_does_not_keep_the_marginals_is_seen():
     assert min(ks(sde, draw(MIXTURE, wrong), times[-1]) for wrong in (rectified_flow_noise, noise_alone)) > 2 * BOUND
 
 
-@pytest.mark.parametrize("path", [Linear(), *(pytest.param(sde, marks=pytest.mark.slow) for sde in (VP(), VE()))], ids=["Linear", "VP", "VE"])
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [Linear(), VP(), VE()], ids=["Linear", "VP", "VE"])
 def test_strengths_by_diffrax(path):
     """The same eta in `sample_sde`, traced; strength 0 is the ODE, whose distribution it has without a random number. n = 4000: 0.035 (p = 1e-4)."""
     times, x_T = grids.log_snr(path, 400), path.prior_sample(jax.random.key(0), (4000, 1))

@@ -1,0 +1,18 @@
+"""How uncertain a loss is at each time, learned beside a network (EDM2, Karras et al. 2024, 2312.02696, section 2.2)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class Uncertainty(nn.Module):
+    """w(t) of times [B], as the network is told them, in exp(w) loss - w, by which every time's loss comes to count alike; 0 at the start."""
+
+    features: int = 64
+
+    @nn.compact
+    def __call__(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
+        rng = np.random.default_rng(0)
+        angles = 2 * np.pi * (t[:, None] * rng.standard_normal(self.features) + rng.random(self.features))
+        return nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros)(jnp.cos(angles).astype(t.dtype))[:, 0]
