@@ -149,7 +149,7 @@ def test_rounds_on_a_ring():
 
     config = configs.get_config("8gaussians")
     ring = GaussianMixture(0.702 * toy.ring(1.0), np.full(8, 0.06))
-    config.model.width = 128
+    config.model.width, config.training.steps = 128, 350
     net, dataset = network.from_config(config, 0), data.Dataset("ring", {}, {}, 0.0, 1.0, 0, 0)
     exact, current = ring.denoiser(net.sde), None
     x_T = net.sde.prior_sample(jax.random.key(6), (4000, 2))
@@ -158,6 +158,8 @@ def test_rounds_on_a_ring():
     teacher = exact
     for count in progressive.rounds(config.objective):
         of = progressive.round_of(config, count, "")
+        if current is None:
+            of.training.steps = 2800
         step, given, begun = state.make_step(of, net, dataset, axis=None), state.Frozen(teacher=teacher), state.init(of, net, (2,))
 
         def advance(current, i, step=step, given=given, count=count):
