@@ -30,13 +30,12 @@ def get_config() -> ConfigDict:
     config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder, models.NoisyClassifier])
 
     config.objective = ConfigDict()
-    # or sliced, implicit (experiments.score_matching);
-    # or meanflow, perflow, consistency, scm, progressive (experiments of these names, some with a teacher);
+    # or sliced, implicit (experiments.score_matching); or meanflow, perflow, progressive, consistency, scm (modules here, some with a teacher);
     # or variational: VDM's bound with a learned schedule, from time.high to time.low at first;
     # or autoencoder, classifier (experiments.autoencoder, experiments.classifier)
     config.objective.loss = "regression"
     config.objective.kind = "velocity"  # the prediction: sde_lib.PLANE
-    config.objective.weighting = "own"  # own, likelihood, truncated_snr, or the prediction that the error is measured in
+    config.objective.weighting = "own"  # own, likelihood, or the prediction that the error is measured in
     # experiments.objectives.TIME_SAMPLERS; mean and std of logit_normal and log_normal, low and high of log_snr, scale of mode, count of grid
     config.objective.time = ConfigDict({"name": "uniform", "mean": 0.0, "std": 1.0, "low": -6.0, "high": 6.0, "scale": 1.29, "count": 1})
     # of loss consistency (experiments.consistency): times fixed (count points of the grid karras or uniform), ct or ict (from start to end), or ect
@@ -47,8 +46,7 @@ def get_config() -> ConfigDict:
     config.objective.consistency.update(metric="l2", constant=0.00054, weight="one", target=0.0, regression=0.0)
     # of loss scm (experiments.scm): step data or teacher; constant c of the normalisation; share of training in which the tangent rises; adaptive: w
     config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.025, "adaptive": True})
-    # of loss progressive: steps of the first student, halved down to time.count; how often training.steps the rounds of one and two steps have
-    config.objective.progressive = ConfigDict({"first": 8, "longer": 1})
+    config.objective.progressive = ConfigDict({"start": 4, "steps": 1})  # of loss progressive: steps of the first student and of the last
     config.objective.perflow = ConfigDict({"windows": 4, "steps": 8})  # of loss perflow, and the teacher's DDIM steps in each
     config.objective.sigma_data = 1.0  # rough standard deviation of x_0, for scaling the input and for kind edm
     config.objective.clock = "time"  # the time that the network is told: experiments.network.CLOCKS

@@ -5,17 +5,19 @@ Of configs/dit.py on latents of ImageNet 256, --config.data.path=LATENTS, in the
 windows with eight DDIM steps of the teacher in each, in the epsilon form), :tcd (Zheng et al. 2024, 2402.19159) and :pcm (Wang et al. 2024,
 2405.18407, without its adversary), on 50 equal steps in time. Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023, 2303.01469; of
 :cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024, 2310.02279; of
-:cifar10; 1.73 by one, with its GAN, which is left out); :cd_imagenet64 of its :imagenet64 (6.20, 4.70). :scd (Lu & Song 2025, 2410.11081; 3.66,
-2.52) and :scd_imagenet64 of configs/consistency.py:trig and :trig_imagenet64.
+:cifar10; 1.73 by one, with its GAN, which is left out); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song 2025, 2410.11081; of
+configs/consistency.py:trig; 3.66, 2.52) and :scd_imagenet64 of its :trig_imagenet64; :progressive (Salimans & Ho 2022, 2202.00512; of
+configs/progressive.py; from 8192 steps to 1 in 13 rounds; 9.12, 4.51, 3.00, 2.57 by 1, 2, 4, 8).
 python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
 :instaflow (Liu et al. 2024, 2309.06380), one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow
-(configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has. Not trained here, but for the small ones: those
-of _digits are of a run of configs/digits.py, those of _8gaussians of configs/toy.py:8gaussians, on EDM's path (--config.sde.name=EDM
---config.objective.kind=edm --config.objective.clock=edm) but for perflow's. The optimization of :perflow and :instaflow is that of the teacher's
+(configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has.
+Not trained here, but for the small ones: those of _digits are of a run of configs/digits.py, those of _8gaussians of configs/toy.py:8gaussians, on
+EDM's path (--config.sde.name=EDM --config.objective.kind=edm --config.objective.clock=edm) but for those of perflow and progressive, on its own, and
+of scd, on TrigFlow's (--config.sde.name=Trig --config.objective.kind=edm). The optimization of :perflow and :instaflow is that of the teacher's
 config, as the papers' data are others.
 """
 
-from configs import consistency, digits, dit, edm, sit, toy
+from configs import consistency, digits, dit, edm, progressive, sit, toy
 
 CONSISTENCY = {
     "cd": {"step": "heun", "count": 18},
@@ -23,8 +25,8 @@ CONSISTENCY = {
     "tcd": {"step": "ddim", "grid": "uniform", "count": 51, "to": "random", "target": 0.95},
     "pcm": {"step": "ddim", "grid": "uniform", "count": 51, "to": "phase", "phases": 2, "metric": "huber", "constant": 0.001, "target": 0.95},
 }
-METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "tcd": dit, "pcm": dit, "scd": edm}
-SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", "scd", *CONSISTENCY)}
+METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "tcd": dit, "pcm": dit, "scd": edm, "progressive": progressive}
+SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", "scd", "progressive", *CONSISTENCY)}
 NAMES = (*METHODS, "cd_imagenet64", "scd_imagenet64", *(f"{method}_{data}" for data, methods in SMALL.items() for method in methods))
 
 
@@ -33,14 +35,20 @@ def get_config(name: str = "perflow"):
         raise ValueError(f"configs/distill.py:{name}: expected {', '.join(NAMES)}")
     method, _, data = name.partition("_")
     if data == "8gaussians":
-        config = toy.get_config() if method == "perflow" else consistency.on_edm(toy.get_config())
+        config = toy.get_config() if method in ("perflow", "progressive") else consistency.on_edm(toy.get_config())
         config.training.steps = 5000
     elif data == "digits":
         config = digits.get_config()
         config.optim.update(learning_rate=2e-3)
         config.training.steps = 1500
     else:
-        of = {"cd": "cifar10_uncond_ncsnpp", "scd": "cifar10_uncond", "ctm": "cifar10", "cd_imagenet64": "imagenet64", "scd_imagenet64": "imagenet64"}
+        of = {
+            "cd": "cifar10_uncond_ncsnpp",
+            "scd": "cifar10_uncond",
+            "ctm": "cifar10",
+            "cd_imagenet64": "imagenet64",
+            "scd_imagenet64": "imagenet64",
+        }
         config = METHODS[method].get_config(*([of[name]] if name in of else []))
     if method == "instaflow":
         config.data.name = "pairs"
@@ -58,7 +66,12 @@ def get_config(name: str = "perflow"):
         config.model.second_time = method != "cd"
         if data == "8gaussians":  # on whose path equal steps in time are none near the data
             config.objective.consistency.grid = config.objective.time.name = "karras"
-    if method == "scd":
+    if method == "progressive":
+        config.objective.loss = "progressive"
+        config.objective.progressive.update(start=8, steps=1)
+        if data:
+            config.training.steps //= 2  # each of four rounds
+    elif method == "scd":
         if data != "digits":
             consistency.continuous(config, 1.0 if data else 0.5)
         config.objective.update(loss="scm", kind="velocity" if data == "digits" else "edm")
@@ -70,6 +83,12 @@ def get_config(name: str = "perflow"):
     elif name in ("tcd", "pcm"):
         config.optim.update(learning_rate=8e-6, warmup=0)
         config.training.update(batch=72, steps=100_000)
+    elif name == "progressive":
+        config.objective.weighting = "own"
+        config.objective.progressive.start = 4096
+        config.model.dropout = 0.0
+        config.optim.update(learning_rate=5e-5, schedule="linear", warmup=0, weight_decay=0.0, ema=0.0)
+        config.training.steps = 50_000
     elif name in ("cd", "ctm", "scd", "cd_imagenet64", "scd_imagenet64"):
         config.data.augment = 0.0
         config.model.dropout = 0.0

@@ -34,9 +34,8 @@ CLASSES = {
         objective.consistency.target objective.consistency.through objective.consistency.times objective.consistency.to
         objective.consistency.weight objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa objective.meanflow.omega
         objective.meanflow.power objective.meanflow.until objective.scm.constant objective.scm.step objective.scm.warmup
-        objective.perflow.steps objective.perflow.windows objective.progressive.first objective.progressive.longer
-        objective.time.count objective.time.high objective.time.low objective.time.mean
-        objective.time.name objective.time.scale objective.time.std
+        objective.perflow.steps objective.perflow.windows objective.progressive.start objective.progressive.steps objective.time.count
+        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale objective.time.std
         optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.name optim.schedule optim.warmup optim.weight_decay
         coupling.bridge coupling.by_class coupling.constant coupling.group coupling.name coupling.regularization
         coupling.source.name coupling.source.path coupling.source.variant

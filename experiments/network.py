@@ -107,11 +107,9 @@ class Network:
 
     def weight(self, params, t: Float[Array, " b"]) -> Float[Array, " b"]:
         """w(t) of `models.uncertainty`, [B], or 0 of a network without it."""
-        return (
-            jnp.zeros_like(t)
-            if self.uncertainty is None
-            else self.uncertainty.apply({"params": params["uncertainty"]}, CLOCKS[self.clock](self.sde, t))
-        )
+        if self.uncertainty is None:
+            return jnp.zeros_like(t)
+        return self.uncertainty.apply({"params": params["uncertainty"]}, CLOCKS[self.clock](self.sde, t))
 
     def ends(self, params) -> tuple[float, float]:
         """The times nearest to the data and to the prior that the model was trained on."""
@@ -195,15 +193,15 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
             )
     elif objective.loss == "consistency":
         consistency.check(objective, module.second_time)
+    elif objective.loss == "progressive":
+        progressive.check(objective)
     elif objective.loss == "scm":
         scm.check(objective, module.second_time)
-    elif objective.loss == "progressive":
-        progressive.rounds(objective)
     elif objective.loss not in ("regression", "perflow", *LOSSES):
-        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, consistency, scm, progressive, variational, autoencoder or classifier"
+        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     windows = perflow.check(config) if objective.loss == "perflow" else 0
-    coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None
+    coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None  # no score
     final = objective.loss in ("consistency", "scm") and not module.second_time
     beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.loss == "scm" and objective.scm.adaptive else None}
     of = {"coupled": coupled, "windows": windows, "interpolant": interpolant, "final": final}

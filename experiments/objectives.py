@@ -32,8 +32,7 @@ from sde_lib.numerics import expand
 
 
 def weighting(name: str, den: Denoiser, x: Float[Array, "b ..."], t: Float[Array, " b"]) -> Float[Array, " b"]:
-    """w(t) [B]. A name in `PLANE`: the error of that prediction; "own": of the network's own; "truncated_snr": the larger of those of the data and of
-    the noise, max(SNR, 1) times the error of the data (2202.00512, section 4);
+    """w(t) [B]. A name in `PLANE`: the error of that prediction; "own": of the network's own;
 
     "likelihood": g^2 |score error|^2 / 2, which integrated over t and summed over dimensions bounds the negative log-likelihood in nats up to a
     constant (2101.09258, theorem 1); the loss is its mean over dimensions and sampled times.
@@ -44,12 +43,10 @@ def weighting(name: str, den: Denoiser, x: Float[Array, "b ..."], t: Float[Array
     if name == "likelihood":
         _, b = den.linear("score", x, t)
         return 0.5 * den.sde.diffusion(t) ** 2 * b.reshape(-1) ** 2
-    if name == "truncated_snr":
-        return jnp.maximum(weighting("data", den, x, t), weighting("noise", den, x, t))
     if name in PLANE:
         _, b = den.linear(name, x, t)
         return jnp.broadcast_to(b.reshape(-1) ** 2, t.shape)
-    raise ValueError(f"config.objective.weighting = '{name}': expected own, likelihood, truncated_snr, or one of {', '.join(PLANE)}")
+    raise ValueError(f"config.objective.weighting = '{name}': expected own, likelihood, or one of {', '.join(PLANE)}")
 
 
 # --- time samplers: the t at which a uniform variable u in (0, 1) lands ---------------------------------------------------------------
@@ -217,19 +214,18 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         second, draw = (jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
         times = jnp.stack([landing(network.sde, objective.time, a) for a in (u, second)])
         u = jnp.where(times[0] < times[1], second, u)  # t is the later one
+    teacher = None if given.teacher is None else replace(given.teacher, cond=label)
     x_t, t, noise = noised(network.sde, objective.time, u, noise_keys, x0, source)
+    if objective.loss == "progressive":
+        return progressive.loss(den, teacher, x0, noise, u, objective.progressive)
     if objective.loss == "scm":
-        teacher = None if given.teacher is None else replace(given.teacher, cond=label)
         return scm.loss(network.flow_map(params, label, **training), teacher, network.weight(params, t), x0, noise, t, given.progress, objective.scm)
     if objective.loss == "consistency":
         draws = tuple(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
         student, target = (network.flow_map(p, label, **training) for p in (params, params if given.target is None else given.target))
-        teacher = None if given.teacher is None else replace(given.teacher, cond=label)
         return consistency.loss(student, target, teacher, x0, noise, t, draws, given.progress, objective.consistency)
-    if objective.loss == "progressive":
-        x0, noise = progressive.pair(replace(given.teacher, cond=label), objective.time.count, x_t, t)
     if objective.loss == "perflow":
-        x0, noise = perflow.ends(replace(given.teacher, cond=label), objective.perflow, x0, noise, t)
+        x0, noise = perflow.ends(teacher, objective.perflow, x0, noise, t)
         x_t = expand(network.sde.alpha(t), x0) * x0 + expand(network.sde.sigma(t), x0) * noise
     if objective.loss == "meanflow":
         s = meanflow.second_times(t, jnp.minimum(times.min(0).astype(t.dtype), t), draw, objective.meanflow.apart)

@@ -1,13 +1,10 @@
-r"""Progressive distillation (Salimans & Ho 2022, 2202.00512): one DDIM step of the student is two of its teacher, again and again.
+r"""Progressive distillation (Salimans & Ho 2022, 2202.00512): one DDIM step of the student from t to t'' does what two of its teacher do, through t',
 
-At a time t = T i/N of the student's N steps, with t' = t - T/2N and t'' = t - T/N, the teacher's two steps lead from x_t to x_t'', and so does one
-with the data prediction (algorithm 2)
+    x~ = (x_{t''} - (sigma''/sigma) x_t)/(alpha'' - alpha sigma''/sigma),        L = max(SNR, 1) mean (D(x_t, t) - x~)^2     (algorithm 2, eq. 8-9)
 
-    x~ = (x_t'' - (sigma''/sigma_t) x_t)/(alpha'' - alpha_t sigma''/sigma_t),
-
-which is a mean of the teacher's own two, D(x_t, t) and D(x_t', t'), without that difference. The student regresses on it, with weighting
-"truncated_snr", max(SNR, 1), or, on a path of unit variance, "v", SNR + 1 (section 4). The rounds, of N from `first` down to
-`config.objective.time.count`, halved from each to the next, whose teacher the one before is, are those of `experiments.distill`.
+at t = T i/N, i = 1..N, t'' = T (i - 1)/N, t' midway; x~ is a mean of the teacher's own two, D(x_t, t) and D(x_t', t'), and computed as that: the
+difference has few digits where N is large. A student of N steps teaches one of N/2: `experiments.distill` halves from `start` to `steps`, each in a
+folder of its own, WORKDIR/steps_N. It is sampled at the times that it was trained at, `--solver=ddim --grid=few --steps=N`.
 """
 
 from pathlib import Path
@@ -24,39 +21,50 @@ from sde_lib import SDE, Denoiser
 from sde_lib.numerics import expand
 
 
-def rounds(objective: ConfigDict) -> list[int]:
-    """The numbers of steps N of the students, each half of the one before. Raises ValueError where halving does not end at the last."""
-    first, last, of = objective.progressive.first, objective.time.count, "config.objective"
-    if objective.time.name != "grid":
-        raise ValueError(f"{of}.time.name = '{objective.time.name}': of loss 'progressive' expected grid, its count being the last student's steps")
-    counts = [first >> i for i in range(first.bit_length()) if first >> i >= max(last, 1)]
-    if not counts or counts[-1] != last or first != last << (len(counts) - 1):
-        raise ValueError(f"{of}.progressive.first = {first}, time.count = {last}: expected the second, at least 1, times a power of 2 as the first")
-    return counts
+def check(objective: ConfigDict) -> None:
+    """Raise ValueError for numbers of steps that no halving connects, and for a weighting."""
+    start, steps = objective.progressive.start, objective.progressive.steps
+    if steps < 1 or start < steps or start % steps or (start // steps) & (start // steps - 1):
+        raise ValueError(f"config.objective.progressive.start = {start}, steps = {steps}: expected steps times 1, 2, 4, 8, ...")
+    if objective.weighting != "own" or objective.time.name != "uniform":
+        raise ValueError("config.objective.loss = 'progressive' has its own: leave objective.weighting and objective.time.name out")
 
 
-def round_of(config: ConfigDict, count: int, teacher: str | Path) -> ConfigDict:
-    """The config of one round, taught by the run `teacher`, which is guided in the first alone."""
-    of = config.copy_and_resolve_references()
-    of.objective.time.count, of.teacher.workdir = count, str(teacher)
-    of.training.steps *= config.objective.progressive.longer if count <= 2 else 1
-    of.teacher.guidance = config.teacher.guidance if count == config.objective.progressive.first else 1.0
-    return of
+def rounds(config: ConfigDict, workdir: str | Path):
+    """(config, workdir) of each round."""
+    steps = config.objective.progressive.start
+    while steps >= config.objective.progressive.steps:
+        own = config.copy_and_resolve_references()
+        own.objective.progressive.update(start=steps, steps=steps)
+        folder = Path(workdir) / f"steps_{steps}"
+        yield own, folder
+        config = config.copy_and_resolve_references()
+        config.teacher.update(workdir=str(folder), guidance=1.0)  # the first student is guided for good
+        steps //= 2
 
 
-def table(sde: SDE, t: float, middle: float, s: float) -> Table:
-    """x~ of a teacher's DDIM steps from t to middle to s: D(x_t, t) and D(x_middle, middle) in a mean whose one step from t leads where both do."""
-    r, first = jump(sde, t, middle)
-    r_last, last = jump(sde, middle, s)
-    whole = r_last * first + last
-    return stack([Row(t, {0: r}, {0: first}), Row(middle, {}, {0: last / whole, 1: r_last * first / whole})], "data")
+def target(teacher: Denoiser, steps: int, x_t: Float[Array, "b ..."], t: Float[Array, " b"]) -> Float[Array, "b ..."]:
+    """x~ of each example; t [B]: of the times of N = `steps`."""
+    sde, ends = teacher.sde, np.arange(2 * steps, -1, -1) * teacher.sde.T / (2 * steps)
+    tables = [mean(sde, *ends[i : i + 3]) for i in range(0, 2 * steps, 2)]
+    index = jnp.round((1 - t / sde.T) * steps).astype(int)
+    return jax.lax.stop_gradient(execute(teacher, by_example(tables, index, x_t), x_t, None)[0])
 
 
-def pair(teacher: Denoiser, count: int, x: Float[Array, "b ..."], t: Float[Array, " b"]) -> tuple[Array, Array]:
-    """(x~, eps~), [B, ...] each, with x = alpha x~ + sigma eps~ [B, ...] at t [B], one of the times at which `count` steps begin."""
-    sde = teacher.sde
-    times = sde.T * np.arange(2 * count + 1) / (2 * count)
-    tables = [table(sde, *times[[i, i - 1, i - 2]]) for i in range(2, 2 * count + 1, 2)]
-    data, _ = execute(teacher, by_example(tables, jnp.round(t / sde.T * count).astype(int) - 1, x), x, None)
-    data = jax.lax.stop_gradient(data)
-    return data, (x - expand(sde.alpha(t), x) * data) / expand(sde.sigma(t), x)
+def mean(sde: SDE, t: float, middle: float, s: float) -> Table:
+    """x~ of DDIM's steps from t to middle to s."""
+    ratio, first = jump(sde, t, middle)
+    last_ratio, last = jump(sde, middle, s)
+    both = last_ratio * first + last
+    return stack([Row(t, {0: ratio}, {0: first}), Row(middle, {}, {0: last / both, 1: last_ratio * first / both})], "data")
+
+
+def loss(
+    student: Denoiser, teacher: Denoiser, x0: Float[Array, "b ..."], noise: Float[Array, "b ..."], u: Float[Array, " b"], options: ConfigDict
+) -> Float[Array, " b"]:
+    """The loss of each example, [B]; u [B]: uniform in (0, 1), of its time."""
+    sde, steps = student.sde, options.steps
+    t = (sde.T * (1 + jnp.minimum(jnp.floor(u * steps), steps - 1)) / steps).astype(x0.dtype)
+    x_t = expand(sde.alpha(t), x0) * x0 + expand(sde.sigma(t), x0) * noise
+    error = student.data(x_t, t) - target(teacher, steps, x_t, t)
+    return jnp.maximum(jnp.exp(2 * sde.log_snr(t)), 1.0) * jnp.mean(error**2, range(1, x0.ndim))

@@ -147,7 +147,7 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
     if distils(config.objective) != bool(taught):
         of = f"config.objective.loss = '{config.objective.loss}', config.teacher.workdir = '{taught}'"
-        raise ValueError(f"{of}: expected a teacher (experiments.distill) of perflow, progressive, by step of consistency, scm, and of no other loss")
+        raise ValueError(f"{of}: expected a teacher (experiments.distill) of perflow, progressive, and by their step consistency and scm, alone")
     if (name or taught) and jax.process_count() > 1:
         raise ValueError(f"config.lora.base = '{name}', teacher.workdir = '{taught}': expected one process, there are {jax.process_count()}")
     if not (name or taught):
