@@ -71,6 +71,7 @@ def get_config(name: str = "perflow"):
         config.objective.progressive.update(start=8, steps=1)
         if data:
             config.training.steps //= 2  # each of four rounds
+            config.optim.ema = 0.99  # which are short
     elif method == "scd":
         if data != "digits":
             consistency.continuous(config, 1.0 if data else 0.5)

@@ -13,7 +13,7 @@ import pytest
 from small import save_random
 
 from experiments import data, network, runs, state
-from experiments.train import train
+from experiments.train import distils, train
 
 FOLDER = Path(__file__).parents[2] / "configs"
 VARIANTS = {
@@ -29,7 +29,20 @@ VARIANTS = {
     "fashion": ("latents",),
     "classifier": ("fashion", "imagenet64"),
     "meanflow": ("8gaussians", "b4", "xl2", "cifar10"),
-    "distill": ("perflow_digits", "perflow_8gaussians", "instaflow", "instaflow_digits"),
+    "distill": (
+        "perflow_digits",
+        "perflow_8gaussians",
+        "instaflow",
+        "instaflow_digits",
+        "scd",
+        "scd_imagenet64",
+        "scd_8gaussians",
+        "scd_digits",
+        "progressive",
+        "progressive_8gaussians",
+        "progressive_digits",
+    ),  # fmt: skip
+    "consistency": ("sct", "sct_8gaussians", "sct_imagenet64", "trig", "trig_imagenet64"),
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
@@ -60,6 +73,10 @@ PARAMETERS |= {"meanflow": 801_729, "meanflow:8gaussians": 33_922, "meanflow:cif
 PARAMETERS |= {"meanflow:b4": 131_165_248, "meanflow:xl2": 676_440_592}  # 131 and 676 M in the paper
 PARAMETERS |= {"distill": 676_440_592, "distill:perflow_digits": 800_321, "distill:perflow_8gaussians": 133_378, "flow_matching:reflow": 61_804_419}
 PARAMETERS |= {"distill:instaflow": 674_816_272, "distill:instaflow_digits": 767_297}
+PARAMETERS |= {"consistency:sct": 60_066_627, "consistency:sct_8gaussians": 33_794, "consistency:sct_imagenet64": 295_900_099}
+PARAMETERS |= {"consistency:trig": 60_066_563, "consistency:trig_imagenet64": 295_900_035, "progressive": 60_004_099}
+PARAMETERS |= {"distill:scd": 60_066_627, "distill:scd_imagenet64": 295_900_099, "distill:scd_8gaussians": 33_794, "distill:scd_digits": 767_361}
+PARAMETERS |= {"distill:progressive": 60_004_099, "distill:progressive_8gaussians": 133_122, "distill:progressive_digits": 767_297}
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
 SHAPES |= {
     "flow_matching:reflow": ((32, 32, 3), 10),
@@ -100,7 +117,7 @@ def test_config(name, tmp_path, monkeypatch):
         if config.model[key] is not None:
             config.model[key] = value
     config.training.update({"batch": 8, "steps": 2})
-    if config.objective.loss == "perflow":
+    if distils(config.objective):
         save_random(teacher_of(config), tmp_path / "of")
         config.teacher.workdir = str(tmp_path / "of")
     trained = train(config, tmp_path / "run")
@@ -115,6 +132,9 @@ def test_config(name, tmp_path, monkeypatch):
         assert np.all(run.network(run.params, x, jnp.full(2, 0.5), jnp.arange(2)) < 0)
         return
     label = jnp.arange(2) if run.conditional else None
+    if run.network.final:
+        assert np.all(np.isfinite(run.flow_map(label)(x, 0.5, 0.0)))
+        return
     assert np.all(np.isfinite(run.denoiser(label).data(x, 0.5)))
 
 
@@ -147,7 +167,8 @@ assert "all_reduce" in text and '"devices"=8' in text, text[:500]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and n not in ("fashion:latents", "distill")]
+    "name",
+    [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and n.partition(":")[0] != "distill" and n != "fashion:latents"],
 )
 def test_step_lowers_on_eight_devices(name):
     """The full-scale training step, at its own batch, over eight simulated devices with one all-reduce."""
