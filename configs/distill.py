@@ -2,19 +2,21 @@
 
 python -m experiments.distill --teacher_workdir=runs/dit_xl --config=configs/distill.py:perflow --workdir=runs/perflow
 Of configs/dit.py on latents of ImageNet 256, --config.data.path=LATENTS, in the place of text to image: :perflow (Yan et al. 2024, 2405.07510; four
-windows with eight DDIM steps of the teacher in each, in the epsilon form), :tcd (Zheng et al. 2024, 2402.19159) and :pcm (Wang et al. 2024,
-2405.18407, without its adversary), on 50 equal steps in time. Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023, 2303.01469; of
-:cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024, 2310.02279; of
-:cifar10; 1.73 by one, with its GAN, which is left out); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song 2025, 2410.11081; of
-configs/consistency.py:trig; 3.66, 2.52) and :scd_imagenet64 of its :trig_imagenet64; :progressive (Salimans & Ho 2022, 2202.00512; of
+windows with eight DDIM steps of the teacher in each, in the epsilon form), LCM, :lcm (Luo et al. 2023, 2310.04378; told its guidance, 6 to 16, theirs
+5 to 15 and one), as an adapter :lcm_lora (2311.05556; of guidance 7.5, --config.lora.base=runs/dit_xl), :tcd (Zheng et al. 2024, 2402.19159) and :pcm
+(Wang et al. 2024, 2405.18407, without its adversary), all on 50 equal steps in time. Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023,
+2303.01469; of :cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024,
+2310.02279; of :cifar10; 1.73 by one, with its GAN, which is left out); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song 2025,
+2410.11081; of configs/consistency.py:trig; 3.66, 2.52) and :scd_imagenet64 of its :trig_imagenet64; :progressive (Salimans & Ho 2022, 2202.00512; of
 configs/progressive.py; from 8192 steps to 1 in 13 rounds; 9.12, 4.51, 3.00, 2.57 by 1, 2, 4, 8).
 python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
 :instaflow (Liu et al. 2024, 2309.06380), one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow
 (configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has.
-Not trained here, but for the small ones: those of _digits are of a run of configs/digits.py, those of _8gaussians of configs/toy.py:8gaussians, on
-EDM's path (--config.sde.name=EDM --config.objective.kind=edm --config.objective.clock=edm) but for those of perflow and progressive, on its own, and
-of scd, on TrigFlow's (--config.sde.name=Trig --config.objective.kind=edm). The optimization of :perflow and :instaflow is that of the teacher's
-config, as the papers' data are others.
+Not trained here, but for the small ones: those of _digits are of a run of configs/digits.py (of lcm with --config.model.num_classes=10
+--config.objective.label_dropout=0.1), those of _8gaussians of configs/toy.py:8gaussians, on EDM's path (--config.sde.name=EDM
+--config.objective.kind=edm --config.objective.clock=edm) but for those of perflow and progressive, on its own, and of scd, on TrigFlow's
+(--config.sde.name=Trig --config.objective.kind=edm). The optimization of :perflow and :instaflow is that of the teacher's config, as the papers' data
+are others.
 """
 
 from configs import consistency, digits, dit, edm, progressive, sit, toy
@@ -22,18 +24,26 @@ from configs import consistency, digits, dit, edm, progressive, sit, toy
 CONSISTENCY = {
     "cd": {"step": "heun", "count": 18},
     "ctm": {"step": "heun", "count": 18, "chain": 17, "to": "random", "through": True, "target": 0.999, "regression": 1.0},
+    "lcm": {"step": "ddim", "grid": "uniform", "count": 51, "metric": "huber", "constant": 0.001, "target": 0.95, "omega": (6.0, 16.0)},
     "tcd": {"step": "ddim", "grid": "uniform", "count": 51, "to": "random", "target": 0.95},
     "pcm": {"step": "ddim", "grid": "uniform", "count": 51, "to": "phase", "phases": 2, "metric": "huber", "constant": 0.001, "target": 0.95},
 }
-METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "tcd": dit, "pcm": dit, "scd": edm, "progressive": progressive}
-SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", "scd", "progressive", *CONSISTENCY)}
-NAMES = (*METHODS, "cd_imagenet64", "scd_imagenet64", *(f"{method}_{data}" for data, methods in SMALL.items() for method in methods))
+METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "lcm": dit, "tcd": dit, "pcm": dit, "scd": edm, "progressive": progressive}
+SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", "scd", "progressive", "cd", "ctm", "tcd", "pcm")}
+NAMES = (
+    *METHODS,
+    "cd_imagenet64",
+    "scd_imagenet64",
+    "lcm_lora",
+    "lcm_lora_digits",
+    *(f"{method}_{data}" for data, methods in SMALL.items() for method in methods),
+)
 
 
 def get_config(name: str = "perflow"):
     if name not in NAMES:
         raise ValueError(f"configs/distill.py:{name}: expected {', '.join(NAMES)}")
-    method, _, data = name.partition("_")
+    method, _, data = name.replace("lcm_lora", "lcm").partition("_")
     if data == "8gaussians":
         config = toy.get_config() if method in ("perflow", "progressive") else consistency.on_edm(toy.get_config())
         config.training.steps = 5000
@@ -63,7 +73,7 @@ def get_config(name: str = "perflow"):
         config.objective.loss = "consistency"
         config.objective.consistency.update(CONSISTENCY[method])
         config.objective.time.name = "uniform" if CONSISTENCY[method].get("grid") == "uniform" else "karras"
-        config.model.second_time = method != "cd"
+        config.model.second_time = method not in ("cd", "lcm")
         if data == "8gaussians":  # on whose path equal steps in time are none near the data
             config.objective.consistency.grid = config.objective.time.name = "karras"
     if method == "progressive":
@@ -79,9 +89,20 @@ def get_config(name: str = "perflow"):
         config.objective.scm.step = "teacher"
         if data == "digits":
             config.objective.time.update(name="log_normal", mean=-0.3, std=1.4)
+    if method == "lcm":
+        config.model.told_omega = True
+        if data:
+            config.model.num_classes = 10
+            config.objective.consistency.omega = (1.0, 4.0)
+    if name.startswith("lcm_lora"):  # of one guidance, of which it is not told; the adapter begins where the teacher is
+        config.model.told_omega = False
+        config.objective.consistency.update(omega=(0.0, 0.0), target=0.0)
+        config.teacher.guidance = 7.5 if name == "lcm_lora" else 2.0
+        config.training.init = ""
+        config.lora.update(rank=64 if name == "lcm_lora" else 8, alpha=64.0 if name == "lcm_lora" else 8.0)
     if name in ("perflow", "instaflow"):
         config.training.steps = 100_000
-    elif name in ("tcd", "pcm"):
+    elif name in ("tcd", "pcm", "lcm", "lcm_lora"):
         config.optim.update(learning_rate=8e-6, warmup=0)
         config.training.update(batch=72, steps=100_000)
     elif name == "progressive":

@@ -17,9 +17,10 @@ from models import lora
 FILE = "lora.safetensors"
 
 
-def save(adapter: PyTree, options: ConfigDict, base: str, path: Path) -> str:
-    """Write an adapter of `config.lora` for the base weights of SHA-256 `base`; returns the SHA-256 of the file."""
-    said = {"rank": options.rank, "alpha": options.alpha, "pattern": options.pattern, "base": base}
+def save(adapter: PyTree, options: ConfigDict, base: str, path: Path, final: bool = False) -> str:
+    """Write an adapter of `config.lora` for the base weights of SHA-256 `base`; returns the SHA-256 of the file. final: it makes a consistency
+    function of the base, an acceleration (LCM-LoRA, 2311.05556)."""
+    said = {"rank": options.rank, "alpha": options.alpha, "pattern": options.pattern, "base": base, "final": final}
     return weights.save(adapter, path, {name: json.dumps(value) for name, value in said.items()})
 
 
@@ -50,6 +51,11 @@ def parts(flag: str) -> tuple[Path, float]:
 def digest(flag: str) -> str:
     """The beginning of the SHA-256 of the file of `flag`."""
     return sha256(parts(flag)[0])[:8]
+
+
+def jumps(flag: str) -> bool:
+    """Whether the adapter of `flag` makes a consistency function of what it is merged into."""
+    return tensors(parts(flag)[0])[1].get("final") == "true"
 
 
 def merged(params: PyTree, flag: str) -> PyTree:

@@ -11,7 +11,7 @@ one, x_u of the same data and noise as x_t (training: E[x_u - x_t | x_t] is the 
 | iCT (2310.14189, table 1)        | ict      | data  | data   | huber  | gap    | 0                                                             |
 | ECT (2406.14548)                 | ect      | data  | data   | huber  | gap    | 0, begun from a diffusion model                               |
 | CD (2303.01469, alg. 2)          | fixed    | heun  | data   | l2     | one    | 0 or above                                                    |
-| LCM (2310.04378)                 | fixed    | ddim  | data   | huber  | one    | 0.95                                                          |
+| LCM (2310.04378)                 | fixed    | ddim  | data   | huber  | one    | 0.95, with `omega`, of which the student is told              |
 | TCD (2402.19159, eq. 20)         | fixed    | ddim  | random | l2     | one    | 0.95                                                          |
 | CTM (2310.02279, eq. 9), `through` | fixed, a `chain` | heun | random | l2 | one  | 0.999, with `regression` (eq. 13)                             |
 | PCM (2405.18407, eq. 9)          | fixed    | ddim  | phase  | huber  | one    | 0.95                                                          |
@@ -20,7 +20,7 @@ Times are neighbours t_{i+1}, t_i of N points of a grid from eps to T, i being w
 by ct (equal in N^2) and ict (doubled), and is `count` if fixed. ect has no grid: in r = sigma/alpha, r_u = r_t (1 - (1 + 8 sigmoid(-r_t))/q^(stage +
 1)), and the data where that is below 0. "data" is eps (ect: 0), "random" any point of the grid up to u, "phase" the lower edge of t's of `phases`
 parts of the grid. Distances are of whole examples: l2, the mean square; huber, sqrt(|.|^2 + c^2 d) - c d^(1/2), d being the dimension; LPIPS there is
-none. gap: 1/(r_t - r_u). LCM's scalings c_skip, c_out differ from those of one jump by 1e-5 on its grid.
+none. gap: 1/(r_t - r_u). LCM's c_skip and c_out are those of a jump to t = 0, to 1e-5 on its grid.
 """
 
 import jax
@@ -39,7 +39,7 @@ WORDS |= {"weight": ("one", "gap"), "step": ("data", "euler", "heun", "ddim", "d
 RHO = 7.0  # of karras
 
 
-def check(objective: ConfigDict, second_time: bool) -> None:
+def check(objective: ConfigDict, second_time: bool, told_omega: bool) -> None:
     """Raise ValueError for settings of `config.objective.consistency` that are none."""
     o, of = objective.consistency, "config.objective.consistency"
     for name, words in WORDS.items():
@@ -53,6 +53,9 @@ def check(objective: ConfigDict, second_time: bool) -> None:
         raise ValueError(f"{of}.to = '{o.to}': expected a network of two times (config.model.second_time = True), and times on a grid")
     if o.times == "fixed" and (o.count < 2 or (o.to == "phase" and (o.count - 1) % o.phases)):
         raise ValueError(f"{of}.count = {o.count}: expected at least 2 points, and intervals that the {o.phases} phases divide")
+    low, high = o.omega
+    if (high > 0) != told_omega or not (0 < low <= high or low == high == 0) or (high and o.step == "data"):
+        raise ValueError(f"{of}.omega = {o.omega}, model.told_omega = {told_omega}: expected both, 0 < low <= high and a teacher's step, or neither")
     if not 0 <= o.target < 1:
         raise ValueError(f"{of}.target = {o.target}: expected a decay from 0 (the parameters themselves) to below 1")
     if objective.weighting != "own" or objective.time.name == "importance":

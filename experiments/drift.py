@@ -29,22 +29,23 @@ CLASSES = {
         model.activation model.dropout model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel model.rescale
         objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
         objective.consistency.chain objective.consistency.constant objective.consistency.count objective.consistency.end
-        objective.consistency.grid objective.consistency.metric objective.consistency.phases objective.consistency.regression
-        objective.consistency.shrink objective.consistency.stages objective.consistency.start objective.consistency.step
-        objective.consistency.target objective.consistency.through objective.consistency.times objective.consistency.to
-        objective.consistency.weight objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa objective.meanflow.omega
-        objective.meanflow.power objective.meanflow.until objective.scm.constant objective.scm.step objective.scm.warmup
-        objective.perflow.steps objective.perflow.windows objective.progressive.start objective.progressive.steps objective.time.count
-        objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale objective.time.std
+        objective.consistency.grid objective.consistency.metric objective.consistency.omega objective.consistency.phases
+        objective.consistency.regression objective.consistency.shrink objective.consistency.stages objective.consistency.start
+        objective.consistency.step objective.consistency.target objective.consistency.through objective.consistency.times
+        objective.consistency.to objective.consistency.weight objective.meanflow.apart objective.meanflow.constant objective.meanflow.kappa
+        objective.meanflow.omega objective.meanflow.power objective.meanflow.until objective.scm.constant objective.scm.step
+        objective.scm.warmup objective.perflow.steps objective.perflow.windows objective.progressive.start objective.progressive.steps
+        objective.time.count objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale
+        objective.time.std
         optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.name optim.schedule optim.warmup optim.weight_decay
         coupling.bridge coupling.by_class coupling.constant coupling.group coupling.name coupling.regularization
         coupling.source.name coupling.source.path coupling.source.variant
         lora.alpha teacher.guidance teacher.workdir training.batch training.init training.steps""",
     STATE: """
-        model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding model.embeddings
-        model.frequencies model.grow_input model.grow_output model.image_channels model.label_tokens model.latent_channels model.mlp_ratio
-        model.modulate model.multipliers model.normalise model.num_classes model.num_heads model.patch model.resample model.second_time model.width
-        objective.loss objective.scm.adaptive lora.base lora.pattern lora.rank""",
+        model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding
+        model.embeddings model.frequencies model.grow_input model.grow_output model.image_channels model.label_tokens model.latent_channels
+        model.mlp_ratio model.modulate model.multipliers model.normalise model.num_classes model.num_heads model.patch model.resample
+        model.second_time model.told_omega model.width objective.loss objective.scm.adaptive lora.base lora.pattern lora.rank""",
 }
 FIELDS = {field: kind for kind, fields in CLASSES.items() for field in fields.split()}
 TIMED = ("consistency", "scm")  # losses whose schedules are of the share of training that is done

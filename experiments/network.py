@@ -85,8 +85,12 @@ class Network:
             training["s"] = CLOCKS[self.clock](self.sde, s)
         return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
 
-    def between(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], s: Float[Array, " b"], label=None, **training):
-        """F [B, ...] of the jump from t to s, of a module with `second_time`; without s it is that of s = t. One of one time jumps to the data."""
+    def between(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], s: Float[Array, " b"], cond=None, **training):
+        """F [B, ...] of the jump from t to s, of a module with `second_time`; without s it is that of s = t. One of one time jumps to the data.
+        cond: the label, and with it the guidance of a module that is told, {"label", "omega" [B]}."""
+        label = cond
+        if getattr(self.module, "told_omega", False) and cond is not None:
+            label, training["omega"] = cond["label"], cond["omega"]
         return self(params, x, t, label, s=None if self.final else s, **training)
 
     @property
@@ -127,11 +131,15 @@ class Network:
             raise ValueError("this run predicts the noise of an interpolant: give it as --score, with --workdir of kind velocity")
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label, coupled=self.coupled)
 
-    def flow_map(self, params, label=None, **training) -> FlowMap:
-        """The FlowMap of these parameters, as `denoiser`. Raises ValueError for a network of one time that was not trained to jump."""
+    def flow_map(self, params, label=None, omega: float | Float[Array, " b"] = 1.0, **training) -> FlowMap:
+        """The FlowMap of these parameters, as `denoiser`; omega: the guidance, of a module that is told. Raises ValueError for a network of one time
+        that was not trained to jump."""
         if not (self.final or getattr(self.module, "second_time", False)):
             raise ValueError("a flow map of a network that sees one time: expected a model trained with config.model.second_time = True")
-        return FlowMap(jax.tree_util.Partial(self.between, params, **training), self.sde, self.kind, self.sigma_data, label, self.final)
+        cond = label
+        if getattr(self.module, "told_omega", False):
+            cond = {"label": label, "omega": jnp.broadcast_to(jnp.asarray(omega, jnp.float32), (len(jax.tree.leaves(label)[0]),))}
+        return FlowMap(jax.tree_util.Partial(self.between, params, **training), self.sde, self.kind, self.sigma_data, cond, self.final)
 
 
 def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network | autoencoder.Autoencoder | classifier.Classifier:
@@ -192,7 +200,7 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
                 f"time.name = '{objective.time.name}': expected a network of two times (second_time = True), the loss's own weighting, no importance"
             )
     elif objective.loss == "consistency":
-        consistency.check(objective, module.second_time)
+        consistency.check(objective, module.second_time, module.told_omega)
     elif objective.loss == "progressive":
         progressive.check(objective)
     elif objective.loss == "scm":

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from experiments import autoencoder, classifier, consistency, meanflow, perflow, progressive, scm, score_matching, vdm
 from experiments.augmentation import augment
 from samplers.grids import log_snr_ends
+from samplers.guidance import classifier_free
 from sde_lib import PLANE, SDE, Denoiser, plane_point
 from sde_lib.noise import normal
 from sde_lib.numerics import expand
@@ -222,7 +223,11 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         return scm.loss(network.flow_map(params, label, **training), teacher, network.weight(params, t), x0, noise, t, given.progress, objective.scm)
     if objective.loss == "consistency":
         draws = tuple(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
-        student, target = (network.flow_map(p, label, **training) for p in (params, params if given.target is None else given.target))
+        omega, (low, high) = 1.0, objective.consistency.omega
+        if high:
+            omega = low + (high - low) * jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, 12)))
+            teacher = classifier_free(teacher, network.none, omega)
+        student, target = (network.flow_map(p, label, omega, **training) for p in (params, params if given.target is None else given.target))
         return consistency.loss(student, target, teacher, x0, noise, t, draws, given.progress, objective.consistency)
     if objective.loss == "perflow":
         x0, noise = perflow.ends(teacher, objective.perflow, x0, noise, t)

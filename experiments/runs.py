@@ -49,9 +49,13 @@ class Run:
         """Of this run, conditioned on labels (see `labels`) if given; guided: see `experiments.guidance`."""
         return self.network.denoiser(self.params, label)
 
-    def flow_map(self, label=None) -> FlowMap:
-        """Of this run, likewise. Raises ValueError for a network of one time."""
-        return self.network.flow_map(self.params, label)
+    def flow_map(self, label=None, omega: float = 1.0) -> FlowMap:
+        """Of this run, likewise; omega: the guidance, of a model that is told. Raises ValueError for a network of one time, and an omega that it was
+        not trained for."""
+        low, high = self.config.objective.consistency.omega
+        if high and not low <= omega <= high:
+            raise ValueError(f"--guidance={omega}: this model is told its guidance; expected {low} to {high}, of which it was trained")
+        return self.network.flow_map(self.params, label, omega)
 
     def bridge(self, score: "Run", label=None) -> tuple:
         """The interpolant, its velocity, and its noise by the run `score`: the first arguments of `samplers.bridge.sample_bridge`."""
@@ -127,8 +131,15 @@ def from_flags(sources: bool = False) -> Run:
         raise ValueError(
             f"--workdir={f.workdir} has coupling.constant = {run.config.coupling.constant}: its density is of data with that noise; expected 0"
         )
-    params = functools.reduce(adapters.merged, f.lora, run.params)
-    return replace(run, params=params, lora=tuple(f"{flag} {adapters.digest(flag)}" for flag in f.lora))
+    return adapted(run, f.lora)
+
+
+def adapted(run: Run, lora: list[str]) -> Run:
+    """A run with the adapters of the flags --lora; a consistency function if one of them makes it one. Raises what `adapters.merged` raises."""
+    params = functools.reduce(adapters.merged, lora, run.params)
+    if any(adapters.jumps(flag) for flag in lora):
+        run = replace(run, network=replace(run.network, final=True))
+    return replace(run, params=params, lora=tuple(f"{flag} {adapters.digest(flag)}" for flag in lora))
 
 
 def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema", dataset: Dataset | None = None) -> Run:

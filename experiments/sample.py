@@ -230,19 +230,21 @@ def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Gui
     rest = {name: value for name, value in options.items() if name not in named}
     if named and (fitted := {rest["solver"], rest["grid"]} & FITTED):
         raise ValueError(f"--{next(iter(named))}: {' and '.join(fitted)} are fitted to the model with --guidance alone; expected another")
-    if rest["solver"] == JUMPS and (named or guidance != 1):
-        raise ValueError("--solver=jumps with guidance: a flow map is guided in training (config.objective.meanflow.omega); leave the flags out")
+    if rest["solver"] == JUMPS:
+        if named or (guidance != 1 and not getattr(run.network.module, "told_omega", False)):
+            raise ValueError("--solver=jumps with guidance: a flow map is guided in training (config.objective.meanflow.omega); leave the flags out")
+        return guiding.guide(run), rest
     fixed = rest["solver"] != ADAPTIVE and not {rest["solver"], rest["grid"]} & FITTED
     times = getattr(grids, rest["grid"])(run.network.sde, rest["steps"] - 1) if fixed and rest["steps"] > 1 else None
     return guiding.guide(run, guidance, **named, times=times), rest
 
 
-def modelled(run: runs.Run, guide: guiding.Guide, solver: str, score: str = "") -> Callable:
+def modelled(run: runs.Run, guide: guiding.Guide, guidance: float, solver: str, score: str = "") -> Callable:
     """labels -> what `sampler` draws from: a guided denoiser, a flow map, or a bridge. Raises ValueError for a --score of none, or of another."""
     if (solver == BRIDGE) != bool(score):
         raise ValueError(f"--solver={solver} --score={score}: expected --solver=bridge and --score=WORKDIR together")
     if solver != BRIDGE:
-        return run.flow_map if solver == JUMPS else guide.denoiser
+        return functools.partial(run.flow_map, omega=guidance) if solver == JUMPS else guide.denoiser
     other = guiding.other_run(run, score, "score")
     ours, theirs = ((r.network.interpolant, r.network.kind) for r in (run, other))
     if not (ours[0] and ours[0].bridge) or theirs != (ours[0], "noise") or ours[1] != "velocity":
@@ -285,7 +287,7 @@ def generate(
     labels = guide.labels(n, label)
     if options.get("threshold", "none") != "none" and not run.dataset.levels:
         raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
-    model, source = modelled(run, guide, rest["solver"], rest.pop("score", "")), run.source
+    model, source = modelled(run, guide, guidance, rest["solver"], rest.pop("score", "")), run.source
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **rest)
     one_batch = lambda keys, labels, index: draw(model(labels), keys, started(source, keys, index))[:2]
 
@@ -322,7 +324,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int
         x_T = started(run.source, jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index), index)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
         guide, rest = guided(run, guidance, **options)
-        den = modelled(run, guide, rest["solver"], rest.pop("score", ""))(guide.labels(len(rows), label))
+        den = modelled(run, guide, guidance, rest["solver"], rest.pop("score", ""))(guide.labels(len(rows), label))
         path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **rest)(den, rows, x_T)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]

@@ -113,6 +113,7 @@ class Patches(Tokens):
     embedding_scale: float = 1000.0
     remat: bool = False
     second_time: bool = False
+    told_omega: bool = False
 
     def check(self, x):
         if min(self.patch, self.num_heads, self.depth) < 1:
@@ -125,7 +126,9 @@ class Patches(Tokens):
             raise ValueError(f"dtype '{self.dtype}': expected {' or '.join(DTYPES)}")
 
     def conditioning(self, num_classes: int):
-        return Conditioning(self.width, num_classes, self.embedding, 256, self.embedding_scale, second_time=self.second_time)
+        return Conditioning(
+            self.width, num_classes, self.embedding, 256, self.embedding_scale, second_time=self.second_time, told_omega=self.told_omega
+        )
 
     def embed(self, x):
         """Tokens [B, N, width] of images."""
@@ -150,7 +153,7 @@ class DiT(Patches):
     """A transformer on patches, modulated by time and label.
 
     width, depth, num_heads, mlp_ratio: see the table of this module; patch: pixels a side of a token; num_classes: as in `Conditioning`;
-    embedding, embedding_scale, second_time: of the times, as in `Conditioning` (scale 1000 for a time from 0 to 1); dropout: in the MLPs; remat:
+    embedding, embedding_scale, second_time, told_omega: as in `Conditioning` (scale 1000 for a time from 0 to 1); dropout: in the MLPs; remat:
     compute the blocks again in the backward pass, for memory. x: [B, H, W, C] -> [B, H, W, C]; t: [B]; label: [B]; example: [B] global indices, in
     training only; s: [B], None for t.
     Raises ValueError if the patch does not divide the image or num_heads the width.
@@ -164,10 +167,11 @@ class DiT(Patches):
         label=None,
         example: Int[Array, " b"] | None = None,
         s: Float[Array, " b"] | None = None,
+        omega: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
         self.check(x)
         h = self.embed(x)
-        condition = self.conditioning(self.num_classes)(t, label, s=s)
+        condition = self.conditioning(self.num_classes)(t, label, s=s, omega=omega)
         for _ in range(self.depth):
             h = self.block(DiTBlock)(h, condition, example)
         return self.unembed(h, condition, x)
@@ -193,6 +197,7 @@ class MMDiT(Patches):
         label=None,
         example: Int[Array, " b"] | None = None,
         s: Float[Array, " b"] | None = None,
+        omega: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
         self.check(x)
         h = self.embed(x)
@@ -203,11 +208,11 @@ class MMDiT(Patches):
             if self.num_classes:
                 raise ValueError(f"MMDiT with num_classes = {self.num_classes}: expected labels [B], or num_classes = 0 for embeddings")
             tokens, pooled = (a.astype(x.dtype) for a in label)
-            condition = self.conditioning(0)(t, None, pooled, s=s)
+            condition = self.conditioning(0)(t, None, pooled, s=s, omega=omega)
         else:
             classes = jnp.full(t.shape, self.num_classes) if label is None else label
             tokens = nn.Embed(self.num_classes + 1, self.label_tokens * self.width)(classes).reshape(len(x), self.label_tokens, -1)
-            condition = self.conditioning(self.num_classes)(t, label, s=s)
+            condition = self.conditioning(self.num_classes)(t, label, s=s, omega=omega)
         context = self.dense(self.width)(tokens)
         for i in range(self.depth):
             h, context = self.block(MMDiTBlock, normalise=self.normalise, last=i == self.depth - 1)(h, context, condition, example)

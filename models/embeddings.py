@@ -24,6 +24,7 @@ class Conditioning(nn.Module):
     embedding: "smooth", `sinusoidal` at scale * t of dim numbers; "positional" and "dit", of `features` numbers, the latter without the last
     frequency; "fourier", sin and cos of t times `features` fixed Gaussian frequencies of standard deviation scale (2011.13456, appendix H).
     augment_dim: numbers that say how x was augmented, added to the embedded time by a matrix (EDM, 2206.00364, appendix F.2); 0 for none.
+    told_omega: of a model that is told its guidance: 256 sines and cosines of 1000 omega are added by a matrix, 0 at first (LCM, 2310.04378).
     second_time: of a flow map from t to s: t - s is embedded likewise, by an MLP of its own, and added (MeanFlow, 2505.13447, table 1c).
     """
 
@@ -34,6 +35,7 @@ class Conditioning(nn.Module):
     scale: float = 100.0
     augment_dim: int = 0
     second_time: bool = False
+    told_omega: bool = False
 
     @nn.compact
     def __call__(
@@ -43,9 +45,10 @@ class Conditioning(nn.Module):
         pooled: Float[Array, "b p"] | None = None,
         augmented: Float[Array, "b a"] | None = None,
         s: Float[Array, " b"] | None = None,
+        omega: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b dim"]:
         """pooled: of an encoder of what else is known, if there is one. augmented: what was done to x, [B, augment_dim]; None: nothing, zeros.
-        s: the second time; None: t."""
+        s: the second time; None: t. omega: the guidance; None: of a model without, 1."""
         if self.embedding not in EMBEDDINGS:
             raise ValueError(f"embedding '{self.embedding}': expected {' or '.join(EMBEDDINGS)}")
 
@@ -60,6 +63,9 @@ class Conditioning(nn.Module):
         if self.augment_dim:
             augmented = jnp.zeros((len(t), self.augment_dim), h.dtype) if augmented is None else augmented
             h = h + nn.Dense(h.shape[-1], use_bias=False, name="augmented")(augmented)
+        if self.told_omega:
+            omega = jnp.ones_like(t) if omega is None else omega
+            h = h + nn.Dense(h.shape[-1], use_bias=False, kernel_init=nn.initializers.zeros, name="omega")(sinusoidal(omega, 256, 1000.0))
         h = nn.Dense(self.dim)(h)
         h = nn.Dense(self.dim)(nn.silu(h))
         if self.second_time:

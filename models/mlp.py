@@ -11,8 +11,9 @@ from models.embeddings import Conditioning, fourier_features
 class MLP(nn.Module):
     """A plain MLP on [x, t]: `depth` hidden layers of `width`. torchcfm's is width 64, depth 3, selu.
 
-    num_classes: as in `Conditioning`; a label is appended one-hot. frequencies: of `fourier_features` of x. second_time: t - s is appended.
-    x: [B, ...] -> [B, ...]; t: [B], about 0 to 1; label: [B]; s: [B], None for t. The output layer starts at zero.
+    num_classes: as in `Conditioning`; a label is appended one-hot. frequencies: of `fourier_features` of x. second_time: t - s is appended;
+    told_omega: log omega.
+    x: [B, ...] -> [B, ...]; t: [B], about 0 to 1; label: [B]; s: [B], None for t; omega: [B], None for 1. The output layer starts at zero.
     """
 
     width: int = 256
@@ -21,10 +22,11 @@ class MLP(nn.Module):
     num_classes: int = 0
     frequencies: tuple[float, ...] = ()
     second_time: bool = False
+    told_omega: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, s: Float[Array, " b"] | None = None
+        self, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, s: Float[Array, " b"] | None = None, omega=None
     ) -> Float[Array, "b ..."]:
         if self.activation not in ("relu", "gelu", "selu", "silu", "tanh"):
             raise ValueError(f"activation '{self.activation}': expected relu, gelu, selu, silu or tanh")
@@ -32,6 +34,8 @@ class MLP(nn.Module):
         h = jnp.concatenate([h, t[:, None]], -1)
         if self.second_time:
             h = jnp.concatenate([h, (jnp.zeros_like(t) if s is None else t - s)[:, None]], -1)
+        if self.told_omega:
+            h = jnp.concatenate([h, jnp.log(jnp.ones_like(t) if omega is None else omega)[:, None]], -1)
         if self.num_classes:
             label = jnp.full(t.shape, self.num_classes) if label is None else label
             h = jnp.concatenate([h, jnp.eye(self.num_classes + 1, dtype=h.dtype)[label]], -1)
@@ -51,6 +55,7 @@ class ResidualMLP(nn.Module):
     num_classes: int = 0
     frequencies: tuple[float, ...] = ()
     second_time: bool = False
+    told_omega: bool = False
 
     @nn.compact
     def __call__(
@@ -60,8 +65,9 @@ class ResidualMLP(nn.Module):
         label=None,
         example: Int[Array, " b"] | None = None,
         s: Float[Array, " b"] | None = None,
+        omega: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b ..."]:
-        condition = Conditioning(self.width, self.num_classes, second_time=self.second_time)(t, label, s=s)
+        condition = Conditioning(self.width, self.num_classes, second_time=self.second_time, told_omega=self.told_omega)(t, label, s=s, omega=omega)
         h = nn.Dense(self.width)(fourier_features(x.reshape(x.shape[0], -1), self.frequencies))
         for _ in range(self.depth):
             shift, scale = jnp.split(nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros)(condition), 2, -1)

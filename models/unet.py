@@ -144,13 +144,13 @@ CHOICES = {
 class UNet(Layers):
     """A U-Net with skip connections between equal resolutions.
 
-    channels: of the first level; multipliers: of each level, each half the resolution of the one before; blocks: residual blocks a level;
-    attention: the resolutions (heights) with attention; dropout; num_classes, embedding, embedding_scale, augment_dim, second_time: as in
-    `Conditioning`; frequencies: of `fourier_features` of x; patch: the first level sees squares of so many pixels as one; remat: compute the residual
-    blocks again in the backward pass, for memory; the others: see the table of this module.
+    channels: of the first level; multipliers: of each level, each half the resolution of the one before; blocks: residual blocks a level; attention:
+    the resolutions (heights) with attention; dropout; num_classes, embedding, embedding_scale, augment_dim, second_time, told_omega: as in
+    `Conditioning`; frequencies: of `fourier_features` of x; patch: the first level sees squares of so many pixels as one; remat: compute the
+    residual blocks again in the backward pass, for memory; the others: see the table of this module.
 
     x: [B, H, W, C] -> [B, H, W, C]; t: [B], about 0 to 1; label: [B]; example: [B] global indices, given in training only, turn dropout on;
-    augmented: [B, augment_dim], given in training only; s: [B], None for t.
+    augmented: [B, augment_dim], given in training only; s: [B], None for t; omega: [B], None for 1.
     Raises ValueError if H or W cannot be halved often enough, and for unknown choices.
     """
 
@@ -175,6 +175,7 @@ class UNet(Layers):
     remat: bool = False
     augment_dim: int = 0
     second_time: bool = False
+    told_omega: bool = False
 
     @nn.compact
     def __call__(
@@ -185,6 +186,7 @@ class UNet(Layers):
         example: Int[Array, " b"] | None = None,
         augmented: Float[Array, "b a"] | None = None,
         s: Float[Array, " b"] | None = None,
+        omega: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
         if self.patch < 1 or not self.multipliers or not self.blocks > 0:
             raise ValueError(
@@ -202,9 +204,16 @@ class UNet(Layers):
         if len(self.kernel) % 2 or not sum(self.kernel) > 0:
             raise ValueError(f"UNet kernel {self.kernel}: expected an even number of taps, of positive sum")
         conditioning = Conditioning(
-            4 * self.channels, self.num_classes, self.embedding, self.channels, self.embedding_scale, self.augment_dim, self.second_time
+            4 * self.channels,
+            self.num_classes,
+            self.embedding,
+            self.channels,
+            self.embedding_scale,
+            self.augment_dim,
+            self.second_time,
+            self.told_omega,
         )
-        condition = conditioning(t, label, augmented=augmented, s=s)
+        condition = conditioning(t, label, augmented=augmented, s=s, omega=omega)
         common = {"epsilon": self.epsilon, "dtype": self.dtype}
         shared = {"rescale": self.rescale, **common}
         block_class = nn.remat(ResBlock) if self.remat else ResBlock

@@ -86,7 +86,7 @@ CASES = {
 }
 
 
-FAST = (VP, Linear)
+FAST = (VP,)
 EVERY = [pytest.param(cls(), id=cls.__name__, marks=[pytest.mark.slow] * (cls not in FAST)) for cls in (EDM, VE, VP, SubVP, Linear, Cosine, Trig)]
 
 
