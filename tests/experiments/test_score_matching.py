@@ -25,6 +25,7 @@ class Bent:
     kind: str = "noise"
     sigma_data: float = 0.5
     schedule: None = None
+    interpolant: None = None
     none = None
 
     def __call__(self, amount, x, t, label=None, example=None, dropout_key=None):
