@@ -123,7 +123,7 @@ def test_mistakes_are_named(tmp_path):
     other.objective.loss, none.teacher.workdir, vp.sde.name, zero.objective.perflow.windows = "regression", "", "VP", 0
     init.training.init = str(tmp_path / "nothing")
     for bad, words in (
-        (other, "of no other loss"),
+        (other, "by their step consistency and scm"),
         (none, "expected a teacher"),
         (init, "expected a --workdir made by"),
         (vp, "sde = "),
