@@ -83,6 +83,7 @@ def get_config(name: str = "perflow"):
             config.objective.time.update(name="log_normal", mean=-0.3, std=1.4)
     if method == "lcm":
         config.model.told_omega = True
+        config.objective.label_dropout = 0.0  # the teacher alone is asked without a label
         if data:
             config.model.num_classes = 10
             config.objective.consistency.omega = (1.0, 4.0)
