@@ -4,9 +4,11 @@ sCT (Lu & Song 2025, 2410.11081).
 python -m experiments.train --config=configs/consistency.py:ict_8gaussians --workdir=runs/ict
 python -m experiments.sample --workdir=runs/ict --solver=jumps --steps=1 --num=1000
 :ct, :ict, :ect, :sct of CIFAR-10 (FID by one evaluation 8.70, 2.83, 3.60, 2.97 in the papers; by two 5.83, 2.46, 2.11, 2.06), :ict_imagenet64 (4.02;
-3.20) of a folder of ImageNet: --config.data.path=FOLDER. NCSN++ of 56 M parameters, of EDM's depth, ADM of 296 M. :ect begins from a diffusion model,
-a run of configs/edm.py:cifar10_uncond: --config.training.init=runs/edm, and so does :sct, of the same on TrigFlow. Not trained here; without LPIPS,
-which CT has in the place of l2. Those of 8 gaussians are minutes on two CPU cores: :ct_8gaussians, :ict_8gaussians, :ect_8gaussians (from
+3.20) and :sct_imagenet64 of a folder of ImageNet: --config.data.path=FOLDER. NCSN++ of 56 M parameters, of EDM's depth, ADM of 296 M. :ect begins
+from a diffusion model, a run of configs/edm.py:cifar10_uncond: --config.training.init=runs/edm, and so does :sct, from a run of :trig, of the same on
+TrigFlow (:trig_imagenet64), which teaches sCD (configs/distill.py). Not trained here; without LPIPS, which CT has in the place of l2. Theirs of
+ImageNet is EDM2, with magnitude-preserving layers and normalised weights that the U-Net here has not: of sCM it has the embedding of the angle and
+the double normalization, on ADM. Those of 8 gaussians are minutes on two CPU cores: :ct_8gaussians, :ict_8gaussians, :ect_8gaussians (from
 configs/toy.py:8gaussians on EDM's path), :sct_8gaussians.
 """
 
@@ -19,7 +21,7 @@ TIMES = {
     "ict": {"times": "ict", "start": 10, "end": 1280, "metric": "huber", "constant": 0.00054, "weight": "gap"},
     "ect": {"times": "ect", "stages": 8, "shrink": 2.0, "metric": "huber", "constant": 0.0, "weight": "gap"},
 }
-NAMES = (*TIMES, "sct", "ict_imagenet64", *(f"{name}_8gaussians" for name in (*TIMES, "sct")))
+NAMES = (*TIMES, "sct", "trig", *(f"{name}_imagenet64" for name in ("ict", "sct", "trig")), *(f"{name}_8gaussians" for name in (*TIMES, "sct")))
 
 
 def on_edm(config):
@@ -35,6 +37,10 @@ def continuous(config, sigma_data: float):
     """The config of sCM, on TrigFlow."""
     config.sde.update(name="Trig", sigma_data=sigma_data)
     config.objective.update(loss="scm", kind="edm", clock="time", sigma_data=sigma_data)  # log-SNR is too steep a clock at the ends
+    if config.model.name == "UNet":
+        config.model.update(modulate="double", embedding="positional", embedding_scale=float(np.pi / 2), dtype="float32")  # of the angle
+    else:
+        config.objective.scm.adaptive = False  # in few dimensions tangents are small where they are right, and w leaves the others behind
     config.objective.time.update(name="log_normal", mean=float(np.log(2 * sigma_data)) - 1, std=1.4)  # published of data of standard deviation 0.5
     return config
 
@@ -51,11 +57,14 @@ def get_config(name: str = "ict"):
         if not data:
             config.model.augment_dim = 0
         config.optim.update(name="radam", learning_rate=4e-4 if method == "ct" else 1e-4, warmup=0)
-    if method == "sct":
-        continuous(config, 0.5 if name == "sct" else 1.0)
-        if name == "sct":
-            config.model.dropout = 0.2
-            config.training.update(batch=512, steps=400_000)
+    if method in ("sct", "trig"):
+        continuous(config, 1.0 if data == "8gaussians" else 0.5)
+        if method == "trig":
+            config.objective.loss = "regression"
+            config.objective.time.update(mean=-1.2, std=1.2)
+        if data != "8gaussians":
+            config.model.dropout = 0.0 if data else 0.2
+            config.training.update(batch=2048 if data else 512, steps=400_000)
         return config
     config.objective.loss = "consistency"
     config.objective.consistency.update(TIMES[method])

@@ -44,10 +44,10 @@ def get_config() -> ConfigDict:
     config.objective.consistency.update(step="data", chain=1, to="data", phases=4, through=False)
     # metric l2, or huber with its constant; weight one or gap; decay of theta^-, 0: the parameters themselves; weight of a regression
     config.objective.consistency.update(metric="l2", constant=0.00054, weight="one", target=0.0, regression=0.0)
-    # the teacher's guidance is drawn from this interval, and the student is told (model.told_omega); (0, 0): it is config.teacher.guidance
+    # the teacher's guidance, from to, which the student is told (told_omega); 0: none
     config.objective.consistency.omega = (0.0, 0.0)
-    # of loss scm (experiments.scm): step data or teacher; constant c of the normalisation; share of training in which the tangent rises
-    config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.025})
+    # of loss scm (experiments.scm): step data or teacher; constant c of the normalisation; share of training in which the tangent rises; adaptive: w
+    config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.025, "adaptive": True})
     config.objective.progressive = ConfigDict({"start": 4, "steps": 1})  # of loss progressive: steps of the first student and of the last
     config.objective.perflow = ConfigDict({"windows": 4, "steps": 8})  # of loss perflow, and the teacher's DDIM steps in each
     config.objective.sigma_data = 1.0  # rough standard deviation of x_0, for scaling the input and for kind edm

@@ -7,8 +7,8 @@ windows with eight DDIM steps of the teacher in each, in the epsilon form), LCM,
 (Wang et al. 2024, 2405.18407, without its adversary), all on 50 equal steps in time. Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023,
 2303.01469; of :cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024,
 2310.02279; of :cifar10; 1.73 by one, with its GAN, which is left out); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song 2025,
-2410.11081; of :cifar10_uncond on TrigFlow; 3.66, 2.52); :progressive (Salimans & Ho 2022, 2202.00512; of :cifar10_uncond on the path Cosine with kind
-v; from 8192 steps to 1 in 13 rounds; 9.12 by one, 3.00 by four).
+2410.11081; of configs/consistency.py:trig; 3.66, 2.52) and :scd_imagenet64 of its :trig_imagenet64; :progressive (Salimans & Ho 2022, 2202.00512; of
+configs/progressive.py; from 8192 steps to 1 in 13 rounds; 9.12, 4.51, 3.00, 2.57 by 1, 2, 4, 8).
 python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
 :instaflow (Liu et al. 2024, 2309.06380), one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow
 (configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has.
@@ -19,7 +19,7 @@ Not trained here, but for the small ones: those of _digits are of a run of confi
 are others.
 """
 
-from configs import consistency, digits, dit, edm, sit, toy
+from configs import consistency, digits, dit, edm, progressive, sit, toy
 
 CONSISTENCY = {
     "cd": {"step": "heun", "count": 18},
@@ -28,9 +28,10 @@ CONSISTENCY = {
     "tcd": {"step": "ddim", "grid": "uniform", "count": 51, "to": "random", "target": 0.95},
     "pcm": {"step": "ddim", "grid": "uniform", "count": 51, "to": "phase", "phases": 2, "metric": "huber", "constant": 0.001, "target": 0.95},
 }
-METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "lcm": dit, "tcd": dit, "pcm": dit, "scd": edm, "progressive": edm}
-SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", "scd", "progressive", "cd", "ctm", "tcd", "pcm")}
-NAMES = (*METHODS, "cd_imagenet64", "lcm_lora", "lcm_lora_digits", *(f"{method}_{data}" for data, methods in SMALL.items() for method in methods))
+METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "lcm": dit, "tcd": dit, "pcm": dit, "scd": edm, "progressive": progressive}
+SMALL = {"digits": tuple(m for m in METHODS if m != "scd"), "8gaussians": ("perflow", "scd", "progressive", "cd", "ctm", "tcd", "pcm")}
+NAMES = (*METHODS, "cd_imagenet64", "scd_imagenet64", "lcm_lora", "lcm_lora_digits")
+NAMES += tuple(f"{method}_{data}" for data, methods in SMALL.items() for method in methods)
 
 
 def get_config(name: str = "perflow"):
@@ -48,9 +49,9 @@ def get_config(name: str = "perflow"):
         of = {
             "cd": "cifar10_uncond_ncsnpp",
             "scd": "cifar10_uncond",
-            "progressive": "cifar10_uncond",
             "ctm": "cifar10",
             "cd_imagenet64": "imagenet64",
+            "scd_imagenet64": "imagenet64",
         }
         config = METHODS[method].get_config(*([of[name]] if name in of else []))
     if method == "instaflow":
@@ -74,13 +75,10 @@ def get_config(name: str = "perflow"):
         config.objective.progressive.update(start=8, steps=1)
         if data:
             config.training.steps //= 2  # each of four rounds
+            config.optim.ema = 0.99  # which are short
     elif method == "scd":
-        if data != "digits":
-            consistency.continuous(config, 1.0 if data else 0.5)
-        config.objective.update(loss="scm", kind="velocity" if data == "digits" else "edm")
+        consistency.continuous(config, 1.0 if data else 0.5)
         config.objective.scm.step = "teacher"
-        if data == "digits":
-            config.objective.time.update(name="log_normal", mean=-0.3, std=1.4)
     if method == "lcm":
         config.model.told_omega = True
         config.objective.label_dropout = 0.0  # the teacher alone is asked without a label
@@ -99,13 +97,12 @@ def get_config(name: str = "perflow"):
         config.optim.update(learning_rate=8e-6, warmup=0)
         config.training.update(batch=72, steps=100_000)
     elif name == "progressive":
-        config.sde.name = "Cosine"
-        config.objective.update(kind="v", clock="log_snr")
-        config.objective.time.name = "uniform"
+        config.objective.weighting = "own"
         config.objective.progressive.start = 4096
-        config.optim.update(learning_rate=2e-4, schedule="linear", warmup=0, ema=0.9999)
-        config.training.update(batch=128, steps=50_000)
-    elif name in ("cd", "ctm", "scd", "cd_imagenet64"):
+        config.model.dropout = 0.0
+        config.optim.update(learning_rate=5e-5, schedule="linear", warmup=0, weight_decay=0.0, ema=0.0)
+        config.training.steps = 50_000
+    elif name in ("cd", "ctm", "scd", "cd_imagenet64", "scd_imagenet64"):
         config.data.augment = 0.0
         config.model.dropout = 0.0
         config.optim.update(name="radam", learning_rate=4e-4, warmup=0, ema=0.9999)
@@ -114,11 +111,11 @@ def get_config(name: str = "perflow"):
             config.objective.consistency.update(count=40, target=0.95)
             config.optim.update(learning_rate=8e-6, ema=0.99994)
             config.training.update(batch=2048, steps=600_000)
-        else:
+        elif name != "scd_imagenet64":
             config.model.augment_dim = 0
-        if name == "scd":
+        if method == "scd":
             config.optim.update(name="adam", learning_rate=1e-4, warmup=1000)
-            config.training.update(steps=400_000)
+            config.training.update(batch=512 if name == "scd" else 2048, steps=400_000)
         elif name == "ctm":
             config.optim.ema = 0.999
             config.training.update(batch=256, steps=100_000)

@@ -45,7 +45,7 @@ CLASSES = {
         model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding
         model.embeddings model.frequencies model.grow_input model.grow_output model.image_channels model.label_tokens model.latent_channels
         model.mlp_ratio model.modulate model.multipliers model.normalise model.num_classes model.num_heads model.patch model.resample
-        model.second_time model.told_omega model.width objective.loss lora.base lora.pattern lora.rank""",
+        model.second_time model.told_omega model.width objective.loss objective.scm.adaptive lora.base lora.pattern lora.rank""",
 }
 FIELDS = {field: kind for kind, fields in CLASSES.items() for field in fields.split()}
 TIMED = ("consistency", "scm")  # losses whose schedules are of the share of training that is done

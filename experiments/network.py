@@ -110,7 +110,9 @@ class Network:
         return params
 
     def weight(self, params, t: Float[Array, " b"]) -> Float[Array, " b"]:
-        """w(t) of `models.uncertainty`, [B]."""
+        """w(t) of `models.uncertainty`, [B], or 0 of a network without it."""
+        if self.uncertainty is None:
+            return jnp.zeros_like(t)
         return self.uncertainty.apply({"params": params["uncertainty"]}, CLOCKS[self.clock](self.sde, t))
 
     def ends(self, params) -> tuple[float, float]:
@@ -216,6 +218,6 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     windows = perflow.check(config) if objective.loss == "perflow" else 0
     coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None  # no score
     final = objective.loss in ("consistency", "scm") and not module.second_time
-    beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.loss == "scm" else None}
+    beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.loss == "scm" and objective.scm.adaptive else None}
     of = {"coupled": coupled, "windows": windows, "interpolant": interpolant, "final": final}
     return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, **beside, **of)

@@ -2,8 +2,9 @@ r"""Progressive distillation (Salimans & Ho 2022, 2202.00512): one DDIM step of 
 
     x~ = (x_{t''} - (sigma''/sigma) x_t)/(alpha'' - alpha sigma''/sigma),        L = max(SNR, 1) mean (D(x_t, t) - x~)^2     (algorithm 2, eq. 8-9)
 
-at t = T i/N, i = 1..N, t'' = T (i - 1)/N, t' midway. A student of N steps teaches one of N/2: `experiments.distill` halves from `start` to `steps`,
-each in a folder of its own, WORKDIR/steps_N. It is sampled at the times that it was trained at, `--solver=ddim --grid=few --steps=N`.
+at t = T i/N, i = 1..N, t'' = T (i - 1)/N, t' midway; x~ is a mean of the teacher's own two, D(x_t, t) and D(x_t', t'), and computed as that: the
+difference has few digits where N is large. A student of N steps teaches one of N/2: `experiments.distill` halves from `start` to `steps`, each in a
+folder of its own, WORKDIR/steps_N. It is sampled at the times that it was trained at, `--solver=ddim --grid=few --steps=N`.
 """
 
 from pathlib import Path
@@ -14,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from samplers import solvers
-from samplers.table import by_example, execute
-from sde_lib import Denoiser
+from samplers.solvers.steps import jump
+from samplers.table import Row, Table, by_example, execute, stack
+from sde_lib import SDE, Denoiser
 from sde_lib.numerics import expand
 
 
@@ -37,18 +38,25 @@ def rounds(config: ConfigDict, workdir: str | Path):
         own.objective.progressive.update(start=steps, steps=steps)
         folder = Path(workdir) / f"steps_{steps}"
         yield own, folder
-        config.teacher.workdir, steps = str(folder), steps // 2
+        config = config.copy_and_resolve_references()
+        config.teacher.update(workdir=str(folder), guidance=1.0)  # the first student is guided for good
+        steps //= 2
 
 
 def target(teacher: Denoiser, steps: int, x_t: Float[Array, "b ..."], t: Float[Array, " b"]) -> Float[Array, "b ..."]:
     """x~ of each example; t [B]: of the times of N = `steps`."""
     sde, ends = teacher.sde, np.arange(2 * steps, -1, -1) * teacher.sde.T / (2 * steps)
-    tables = [solvers.ddim()(sde, ends[i : i + 3]) for i in range(0, 2 * steps, 2)]
+    tables = [mean(sde, *ends[i : i + 3]) for i in range(0, 2 * steps, 2)]
     index = jnp.round((1 - t / sde.T) * steps).astype(int)
-    after, _ = execute(teacher, by_example(tables, index, x_t), x_t, None)
-    to = jnp.maximum(t - sde.T / steps, 0.0)
-    ratio = expand(sde.sigma(to) / sde.sigma(t), x_t)
-    return jax.lax.stop_gradient((after - ratio * x_t) / (expand(sde.alpha(to), x_t) - ratio * expand(sde.alpha(t), x_t)))
+    return jax.lax.stop_gradient(execute(teacher, by_example(tables, index, x_t), x_t, None)[0])
+
+
+def mean(sde: SDE, t: float, middle: float, s: float) -> Table:
+    """x~ of DDIM's steps from t to middle to s."""
+    ratio, first = jump(sde, t, middle)
+    last_ratio, last = jump(sde, middle, s)
+    both = last_ratio * first + last
+    return stack([Row(t, {0: ratio}, {0: first}), Row(middle, {}, {0: last / both, 1: last_ratio * first / both})], "data")
 
 
 def loss(

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments import consistency, importance, objectives
 from experiments.data import Dataset
-from experiments.network import Network
+from experiments.network import BESIDE, Network
 from models import lora
 from sde_lib import Denoiser
 
@@ -50,8 +50,8 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     if o.name not in ("adam", "radam"):
         raise ValueError(f"config.optim.name = '{o.name}': expected adam or radam")
     scale = {"adam": optax.scale_by_adam, "radam": optax.scale_by_radam}[o.name]
-    # a schedule's ends are no weights
-    own = (lambda params: {name: name != "schedule" for name in params}) if config.objective.loss == "variational" else None
+    # a schedule's ends are no weights, nor is what learns the weight of a loss
+    own = (lambda params: {name: name not in BESIDE for name in params}) if config.objective.loss in ("variational", "scm") else None
     decay = [optax.add_decayed_weights(o.weight_decay, own)] if o.weight_decay else []
     return optax.chain(optax.clip_by_global_norm(o.clip), scale(o.beta1, o.beta2, o.epsilon), *decay, optax.scale_by_learning_rate(rate))
 

@@ -11,6 +11,7 @@
 | decoder_attention | every | last | last | every |
 | head_channels (0: one head) | 0 | 0 | 0 | 64 |
 
+Of modulate "double", scale and shift are normalised over channels (`pixel_norm`): sCM's adaptive double normalization (2410.11081, section 4.1).
 The defaults are none of them: a small network whose embedding is smooth in time, for which adaptive solvers need a fraction of the steps.
 """
 
@@ -58,6 +59,11 @@ def downsample(x: Float[Array, "b h w c"], kernel: tuple[float, ...]) -> Float[A
     return blur(x, kernel, ((len(kernel) - 1) // 2, (len(kernel) - 2) // 2), down=2)
 
 
+def pixel_norm(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """Of mean square 1 over the channels (1710.10196, section 4.2)."""
+    return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-8)
+
+
 class Layers(nn.Module):
     """What the parts of a U-Net are made of. epsilon: of GroupNorm; dtype: of the computation, that of the parameters being float32."""
 
@@ -96,11 +102,12 @@ class ResBlock(Layers):
         h = self.conv(self.channels)(change(nn.silu(self.norm(x))))
         if condition is None:
             h = nn.silu(self.norm(h))
-        elif self.modulate == "scale_shift":
-            scale, shift = jnp.split(self.dense(2 * self.channels)(condition)[:, None, None], 2, -1)
-            h = nn.silu(self.norm(h) * (1 + scale) + shift)
-        else:
+        elif self.modulate == "shift":
             h = nn.silu(self.norm(h + self.dense(self.channels)(condition)[:, None, None]))
+        else:
+            scale, shift = jnp.split(self.dense(2 * self.channels)(condition)[:, None, None], 2, -1)
+            scale, shift = (pixel_norm(scale), pixel_norm(shift)) if self.modulate == "double" else (1 + scale, shift)
+            h = nn.silu(self.norm(h) * scale + shift)
         h = self.conv(self.channels, zero=True)(Dropout(self.dropout)(h, example))
         x = change(x)
         if x.shape[-1] != self.channels or (self.resize and self.project):
@@ -125,7 +132,7 @@ class Attention(Layers):
 
 DTYPES = ("float32", "bfloat16")
 CHOICES = {
-    "modulate": ("scale_shift", "shift"),
+    "modulate": ("scale_shift", "double", "shift"),
     "resample": ("conv", "block", "block_projected"),
     "grow_input": ("none", "residual", "skip"),
     "grow_output": ("none", "residual", "skip"),

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from small import save_random
 
+from configs import consistency, distill
 from experiments import data, network, runs, state
-from experiments.train import train
+from experiments.train import distils, train
 
 FOLDER = Path(__file__).parents[2] / "configs"
 VARIANTS = {
@@ -29,7 +30,8 @@ VARIANTS = {
     "fashion": ("latents",),
     "classifier": ("fashion", "imagenet64"),
     "meanflow": ("8gaussians", "b4", "xl2", "cifar10"),
-    "distill": ("perflow_digits", "perflow_8gaussians", "instaflow", "instaflow_digits"),
+    "consistency": tuple(n for n in consistency.NAMES if n != "ict"),
+    "distill": tuple(n for n in distill.NAMES if n != "perflow"),
 }
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "default"))
 NAMES += [f"{name}:{variant}" for name, variants in VARIANTS.items() for variant in variants]
@@ -60,6 +62,17 @@ PARAMETERS |= {"meanflow": 801_729, "meanflow:8gaussians": 33_922, "meanflow:cif
 PARAMETERS |= {"meanflow:b4": 131_165_248, "meanflow:xl2": 676_440_592}  # 131 and 676 M in the paper
 PARAMETERS |= {"distill": 676_440_592, "distill:perflow_digits": 800_321, "distill:perflow_8gaussians": 133_378, "flow_matching:reflow": 61_804_419}
 PARAMETERS |= {"distill:instaflow": 674_816_272, "distill:instaflow_digits": 767_297}
+PARAMETERS |= {"consistency": 56_395_523, "consistency:ct": 56_395_523, "consistency:ect": 55_732_739}
+PARAMETERS |= {f"consistency:{name}_8gaussians": 33_794 for name in ("ct", "ict", "ect", "sct")}
+PARAMETERS |= {"consistency:ict_imagenet64": 295_900_035, "distill:cd_imagenet64": 295_900_035, "distill:cd": 56_395_523, "distill:ctm": 56_067_075}
+PARAMETERS |= {"distill:lcm": 674_881_808, "distill:lcm_digits": 801_473, "distill:cd_8gaussians": 33_794}
+PARAMETERS |= {"distill:tcd": 676_440_592, "distill:pcm": 676_440_592, "distill:cd_digits": 767_297}
+PARAMETERS |= {f"distill:{name}_digits": 800_321 for name in ("ctm", "tcd", "pcm")}
+PARAMETERS |= {f"distill:{name}_8gaussians": 33_922 for name in ("ctm", "tcd", "pcm")}
+PARAMETERS |= {"consistency:sct": 60_066_627, "consistency:sct_imagenet64": 295_900_099}
+PARAMETERS |= {"consistency:trig": 60_066_563, "consistency:trig_imagenet64": 295_900_035, "progressive": 60_004_099}
+PARAMETERS |= {"distill:scd": 60_066_627, "distill:scd_imagenet64": 295_900_099, "distill:scd_8gaussians": 33_794}
+PARAMETERS |= {"distill:progressive": 60_004_099, "distill:progressive_8gaussians": 133_122, "distill:progressive_digits": 767_297}
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
 SHAPES |= {
     "flow_matching:reflow": ((32, 32, 3), 10),
@@ -100,13 +113,15 @@ def test_config(name, tmp_path, monkeypatch):
         if config.model[key] is not None:
             config.model[key] = value
     config.training.update({"batch": 8, "steps": 2})
-    if config.objective.loss == "perflow":
+    if distils(config.objective):
         save_random(teacher_of(config), tmp_path / "of")
         config.teacher.workdir = str(tmp_path / "of")
+        if config.lora.rank:
+            config.lora.base = str(tmp_path / "of")
     trained = train(config, tmp_path / "run")
     assert int(trained.step) == 2 and (tmp_path / "run" / "checkpoints" / "2").is_dir()
     run = runs.load_run(tmp_path / "run", weights="raw")
-    jax.tree.map(np.testing.assert_array_equal, run.params, trained.params)
+    jax.tree.map(np.testing.assert_array_equal, run.adapter or run.params, trained.params)
     x = run.dataset.to_x(jax.random.split(jax.random.key(0), 2), run.dataset.values["test"][:2])
     if config.objective.loss == "autoencoder":
         assert np.all(np.isfinite(run.network.decode(run.params, run.network.encode(run.params, x)[..., :4])))
@@ -115,13 +130,18 @@ def test_config(name, tmp_path, monkeypatch):
         assert np.all(run.network(run.params, x, jnp.full(2, 0.5), jnp.arange(2)) < 0)
         return
     label = jnp.arange(2) if run.conditional else None
+    if run.network.final:
+        assert np.all(np.isfinite(run.flow_map(label, max(1.0, config.objective.consistency.omega[0]))(x, run.network.sde.T, run.network.sde.eps)))
+        return
     assert np.all(np.isfinite(run.denoiser(label).data(x, 0.5)))
 
 
 def teacher_of(config):
     """A config of a model of one time that `config` distils."""
     teacher = config.copy_and_resolve_references()
-    teacher.objective.loss, teacher.model.second_time, teacher.training.init = "regression", False, ""
+    teacher.objective.loss, teacher.objective.label_dropout, teacher.training.init = "regression", 0.1, ""
+    teacher.model.update(second_time=False, told_omega=False)
+    teacher.lora.rank = 0
     return teacher
 
 
@@ -145,10 +165,11 @@ assert "all_reduce" in text and '"devices"=8' in text, text[:500]
 """
 
 
+LARGE = [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and not distils(get_config(n).objective)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and n not in ("fashion:latents", "distill")]
-)
+@pytest.mark.parametrize("name", [n for n in LARGE if n != "fashion:latents"])
 def test_step_lowers_on_eight_devices(name):
     """The full-scale training step, at its own batch, over eight simulated devices with one all-reduce."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(FOLDER.parent)}

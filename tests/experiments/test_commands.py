@@ -49,7 +49,8 @@ def measures(command):
     """Whether a command is left to the slow run: tables, benchmarks, profiles, latents, adapters, classifiers, some solvers, other ways to train."""
     commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "_lora", "_twin", "latent", "_classifier")
     solvers = ("=amed", "=gits", "=unipc", "=churn", "=restart", "super_resolution")
-    ways = ("runs/vdm", "runs/scoreflow", "runs/sliced", "runs/meanflow", "runs/autoencoder", "runs/joined", "runs/bridge", "8gaussians", "rectified")
+    ways = ("runs/vdm", "runs/scoreflow", "runs/sliced", "runs/meanflow", "runs/autoencoder", "runs/joined", "8gaussians", "rectified")
+    ways += ("runs/bridge", "runs/ict", "runs/tcd")
     slow = (*commands, *solvers, *ways)
     return any(part in command for part in slow)
 

@@ -157,6 +157,7 @@ def test_mistakes(teacher, tmp_path):
         train(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_an_adapter_accelerates(teacher, tmp_path):
     """Trained on one run it makes a consistency function of another; what it is merged into is untouched, with a style adapter beside it."""
     config = lcm_config()

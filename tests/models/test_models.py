@@ -27,6 +27,18 @@ def lively(params):
     return jax.tree.unflatten(tree, [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
 
 
+def test_double_normalization():
+    """With modulate "double" the size of the matrices that modulate blocks does not matter; with scale_shift it does."""
+
+    def moved(modulate):
+        net = models.UNet(**SMALL["UNet"], modulate=modulate)
+        params = lively(jax.jit(net.init)(jax.random.key(1), IMAGE, jnp.ones(4)))
+        larger = jax.tree_util.tree_map_with_path(lambda path, a: 3 * a if "ResBlock" in str(path[1]) and "Dense" in str(path[2]) else a, params)
+        return jnp.abs(net.apply(larger, IMAGE, jnp.ones(4)) - net.apply(params, IMAGE, jnp.ones(4))).max()
+
+    assert moved("double") < 1e-4 < 1e-2 < moved("scale_shift")
+
+
 @pytest.mark.parametrize("name", models.__all__)
 def test_network(name):
     """Zero output at the start; depends on x, t and label; an example does not depend on its batch-mates."""
