@@ -187,15 +187,15 @@ def test_an_adapter_accelerates(teacher, tmp_path):
 @pytest.mark.slow
 def test_one_jump_on_a_ring():
     """few_step.md's instance, eight Gaussians on a ring of radius .702, std .06, each a class, with the exact teacher, guided by 1 to 5, on VP and 50
-    equal steps in time: after 5000 steps of 512 one jump is within .12 (root mean square) of the guided flow of the same noise, at omega 1, 2 and 5.
-    Control: a DDIM step of the guided teacher, of one step, is not at 2 and 5."""
+    equal steps in time: after 3000 steps of 512 one jump is within .12 (root mean square) of the guided flow of the same noise, at omega 1, 2 and 5.
+    Control: one DDIM step of the guided teacher is not within .4 at 2 and 5."""
     config = default.get_config()
     config.model.update(name="MLP", width=128, depth=3, num_classes=8, told_omega=True)
     config.sde.name = "VP"
-    config.objective.update(loss="consistency", kind="v", clock="log_snr")
-    config.objective.consistency.update(step="ddim", grid="uniform", count=51, metric="huber", constant=0.001, target=0.95, omega=(1.0, 5.0))
+    config.objective.update(loss="consistency", kind="data")
+    config.objective.consistency.update(step="ddim", grid="uniform", count=51, target=0.95, omega=(1.0, 5.0))
     config.optim.update(schedule="cosine")
-    config.training.update(batch=512, steps=5000)
+    config.training.update(batch=512, steps=3000)
     sde, centres = VP(), jnp.asarray(0.702 * toy.ring(1.0), jnp.float32)
     one = GaussianMixture(np.zeros((1, 2)), [0.06]).denoiser(sde)
     every = GaussianMixture(centres, np.full(8, 0.06)).denoiser(sde)
@@ -216,7 +216,7 @@ def test_one_jump_on_a_ring():
         position = (i * 512 + jnp.arange(512)).astype(jnp.uint32)
         return step(current, {"value": x, "label": label, "position": position}, state.Frozen(teacher=teacher))[0], None
 
-    trained = jax.jit(lambda s: jax.lax.scan(advance, s, jnp.arange(5000))[0])(state.init(config, net, (2,)))
+    trained = jax.jit(lambda s: jax.lax.scan(advance, s, jnp.arange(3000))[0])(state.init(config, net, (2,)))
     x_T, label = sde.prior_sample(jax.random.key(6), (2000, 2)), jnp.arange(2000) % 8
     off = lambda x, exact: float(jnp.sqrt(jnp.mean(jnp.sum((x - exact) ** 2, 1))))
     for omega in (1.0, 2.0, 5.0):
