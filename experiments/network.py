@@ -124,11 +124,13 @@ class Network:
 
     def denoiser(self, params, label=None) -> Denoiser:
         """The Denoiser of these parameters, conditioned on labels if given: classes [B], or a pair of embeddings [B, L, E] and [B, P].
-        Raises ValueError for a consistency function, and for the noise of an interpolant, which are no velocity."""
+        Raises ValueError for a consistency function, the noise of an interpolant, which are no velocity, and a model that is told its guidance."""
         if self.final:
             raise ValueError("a consistency function tells where the flow ends, not its velocity: expected --solver=jumps")
         if self.interpolant is not None and self.kind == "noise":
             raise ValueError("this run predicts the noise of an interpolant: give it as --score, with --workdir of kind velocity")
+        if getattr(self.module, "told_omega", False):
+            raise ValueError("this model is told its guidance, and was trained to jump: expected --solver=jumps with --guidance=OMEGA")
         return Denoiser(jax.tree_util.Partial(self, params), self.sde, self.kind, self.sigma_data, label, coupled=self.coupled)
 
     def flow_map(self, params, label=None, omega: float | Float[Array, " b"] = 1.0, **training) -> FlowMap:
@@ -164,6 +166,11 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         raise ValueError(f"config.model.embeddings = {asked}: the data set has {embeddings or 'none'}; expected its own, and no classes")
     if config.data.augment and getattr(module, "augment_dim", 0) != LABELS:
         raise ValueError(f"config.data.augment = {config.data.augment}: the network is told; expected a UNet with model.augment_dim = {LABELS}")
+    if getattr(module, "told_omega", False) and (config.objective.loss != "consistency" or not (asked or module.num_classes)):
+        raise ValueError(
+            f"config.model.told_omega = True, objective.loss = '{config.objective.loss}', model.num_classes = {module.num_classes}: "
+            "the guidance that a model is told is of a consistency loss, and of labels; expected both, or told_omega = False"
+        )
     sde = build(sde_lib, config.sde, "sde", [cls.__name__ for cls in SDE.__subclasses__()])
     objective = config.objective
     if objective.kind not in sde_lib.PLANE:

@@ -163,6 +163,13 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         run = kept(taught, "config.teacher.workdir", workdir / runs.TEACHER, resuming, net, ("sde", "none"))
         if run.dataset.shape != shape:
             raise ValueError(f"config.teacher.workdir = {taught} is of examples {run.dataset.shape}: expected those of config.data, {shape}")
+        high = config.objective.consistency.omega[1]
+        if high and config.teacher.guidance != 1:
+            raise ValueError(
+                f"config.teacher.guidance = {config.teacher.guidance} beside objective.consistency.omega, by which it is guided: expected 1"
+            )
+        if high:
+            guidance.guide(run, high)  # its checks
         teacher = replace(guidance.guide(run, config.teacher.guidance).denoiser(run.labels(1)), cond=None)
     return state.Frozen(base, teacher)
 

@@ -171,21 +171,27 @@ def test_patches_of_a_unet():
     assert jax.jit(net.apply)(params, IMAGE, jnp.ones(4)).shape == IMAGE.shape
 
 
+TOLD = {"second_time": ("s", "gap", lambda t: t, lambda t: t - 0.05), "told_omega": ("omega", "omega", jnp.ones_like, lambda t: 1 + t)}
+
+
+@pytest.mark.parametrize("option", TOLD)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("UNet", "MMDiT") else n for n in models.__all__])
-def test_second_time(name):
-    """A network of two times depends on the second, which is the first where it is not given; its other parameters are those without, bit for bit."""
+def test_what_else_it_is_told(name, option):
+    """A network of two times depends on the second, which is the first where it is not given, and one that is told its guidance on that, which is 1;
+    its other parameters are those without, bit for bit."""
+    argument, part, default, other = TOLD[option]
     make = lambda **more: getattr(models, name)(**SMALL[name] | more)
-    net, t = make(second_time=True), jnp.linspace(0.1, 0.9, 4)
+    net, t = make(**{option: True}), jnp.linspace(0.1, 0.9, 4)
     first, params = (jax.jit(n.init)(jax.random.key(1), IMAGE, t) for n in (make(), net))
     one, two = dict(jax.tree.leaves_with_path(first)), dict(jax.tree.leaves_with_path(params))
-    if name != "MLP":  # it appends the time to its input
-        assert set(one) < set(two) and all("gap" in jax.tree_util.keystr(path) for path in set(two) - set(one))
+    if name != "MLP":  # it appends what it is told to its input
+        assert set(one) < set(two) and all(part in jax.tree_util.keystr(path) for path in set(two) - set(one))
         assert all(np.array_equal(one[path], two[path]) for path in one)
     params = lively(params)
-    call = jax.jit(lambda params, x, t, s: net.apply(params, x, t, s=s))
+    call = jax.jit(lambda params, x, t, told: net.apply(params, x, t, **{argument: told}))
     y = call(params, IMAGE, t, None)
-    np.testing.assert_allclose(call(params, IMAGE, t, t), y, atol=1e-6)
-    assert np.all(jnp.abs(call(params, IMAGE, t, t - 0.05) - y).max((1, 2, 3)) > 1e-4)
+    np.testing.assert_allclose(call(params, IMAGE, t, default(t)), y, atol=1e-6)
+    assert np.all(jnp.abs(call(params, IMAGE, t, other(t)) - y).max((1, 2, 3)) > 1e-4)
 
 
 def test_no_label_is_a_label_of_its_own():
