@@ -175,7 +175,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("ECT", "CTM"))) for n in RUNS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "CTM")) for n in RUNS])
 def test_a_run(tmp_path, name):
     """Trains, resumes with its theta^- bit-identically, and samples by jumps; a consistency function has no likelihood."""
     second, given = RUNS[name]

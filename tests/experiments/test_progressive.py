@@ -103,6 +103,7 @@ def test_many_steps_in_float32(path):
         np.testing.assert_allclose(single, of(jnp.float64), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rounds_of_the_command(tmp_path):
     """Each begins from the one before, and is taught by it; guidance is of the first; samples in as many steps, as an ODE alone."""
     teacher = config_of(num_classes=10)

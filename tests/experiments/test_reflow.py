@@ -86,6 +86,7 @@ def test_loss_is_the_regression_on_the_chord(folders):
     assert np.abs(found - objectives.loss(net, params, pairs, config.objective, key, batch)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_reflow_again(folders, tmp_path):
     """A run on pairs is one like others: it samples levels, is judged against the digits, and has pairs of its own."""
     config = config_of()

@@ -154,7 +154,8 @@ def test_gradients(x64):
     np.testing.assert_allclose(jax.grad(lambda w: scm.loss(fm, None, w, x0, noise, t, 1.0, o).sum())(best), 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("step", [pytest.param("data", marks=pytest.mark.slow), "teacher"])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["data", "teacher"])
 def test_a_run(tmp_path, step):
     """Trains, with a weight that learns, resumes, samples in one and two jumps, and has no denoiser."""
     config = config_of()

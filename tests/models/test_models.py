@@ -161,6 +161,7 @@ def test_embeddings_condition_a_transformer():
     assert jnp.abs(call(2 * tokens, pooled) - y).max() > 1e-3 and jnp.abs(call(tokens, 2 * pooled) - y).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_patches_of_a_unet():
     """Space to depth and back is the identity, and a U-Net on patches keeps its shape."""
     x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)

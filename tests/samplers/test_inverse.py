@@ -92,6 +92,7 @@ def test_every_solver_and_sampler_takes_them():
     assert np.all(np.abs(x.mean(0) - posterior.mean) < 4 * np.sqrt(np.diag(posterior.covariance) / n))
 
 
+@pytest.mark.slow
 def test_dps_is_algorithm_1(x64):
     """With ancestral steps: x' drawn of the unguided denoiser, less (zeta/|r|) grad |r|^2, and a last step that denoises; the same noise."""
     gm, operator, y, _ = problem(4, 2, 0.0)

@@ -39,6 +39,7 @@ def test_straight_means_exact_in_one_step(x64, sde):
         assert (found.straightness[0] < 1e-8) == straight and (np.abs(one_step - found.x).max() < 1e-6) == straight
 
 
+@pytest.mark.slow
 def test_examples_and_conditions_are_apart():
     """Of an example alone as among others, and each with its own condition: data at c are reached from any x_T along a line."""
     den = Denoiser(lambda x, t, c: jnp.broadcast_to(c[:, None], x.shape), VP(), "data", cond=jnp.array([0.0, 1.0, -2.0]))
