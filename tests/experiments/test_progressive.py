@@ -88,6 +88,7 @@ def test_gradient(x64):
     np.testing.assert_allclose(jax.jacfwd(loss)(0.1), 0.2 * jnp.maximum(snr, 1), rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [Trig(), VP()], ids=lambda sde: type(sde).__name__)
 def test_many_steps_in_float32(path):
     """Of 4096 steps the target has its digits: within 1e-6 of that in float64, where the difference of the paper is 2e-4 off."""

@@ -27,6 +27,7 @@ def lively(params):
     return jax.tree.unflatten(tree, [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
 
 
+@pytest.mark.slow
 def test_double_normalization():
     """With modulate "double" the size of the matrices that modulate blocks does not matter; with scale_shift it does."""
 
