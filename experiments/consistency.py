@@ -86,12 +86,18 @@ def points(options: ConfigDict, progress: Float[Array, ""]) -> Float[Array, ""] 
     return options.count
 
 
+def karras_ends(sde: SDE) -> tuple[float, float]:
+    """r^(1/7) at eps and at T."""
+    last, first = grids.log_snr_ends(sde, sde.sampling_eps)
+    return float(np.exp(-first / RHO)), float(np.exp(-last / RHO))
+
+
 def grid_time(sde: SDE, name: str, share):
     """The time at this share, 0 to 1, of a grid from eps to T: equal steps in t, or in r^(1/7), r = sigma/alpha (2206.00364, eq. 5)."""
     eps = sde.sampling_eps
     if name == "uniform":
         return eps + share * (sde.T - eps)
-    last, first = (np.exp(-end / RHO) for end in grids.log_snr_ends(sde, eps))
+    first, last = karras_ends(sde)
     t = sde.time(-RHO * jnp.log(first + share * (last - first)))
     return jnp.where(share >= 1, sde.T, jnp.where(share <= 0, eps, t))
 
@@ -101,7 +107,7 @@ def grid_share(sde: SDE, name: str, t: Float[Array, " b"]) -> Float[Array, " b"]
     eps = sde.sampling_eps
     if name == "uniform":
         return (t - eps) / (sde.T - eps)
-    last, first = (np.exp(-end / RHO) for end in grids.log_snr_ends(sde, eps))
+    first, last = karras_ends(sde)
     return (jnp.exp(-sde.log_snr(t) / RHO) - first) / (last - first)
 
 

@@ -26,6 +26,7 @@ from experiments.augmentation import augment
 from samplers.grids import log_snr_ends
 from samplers.guidance import classifier_free
 from sde_lib import PLANE, SDE, Denoiser, plane_point
+from sde_lib.interpolants import NEAR
 from sde_lib.noise import normal
 from sde_lib.numerics import expand
 
@@ -158,9 +159,6 @@ class Given:
     target: PyTree | None = None
     progress: Float[Array, ""] | float = 0.0
     u: Float[Array, " b"] | None = None
-
-
-NEAR = 1e-3  # share of the time at both ends that a bridge leaves out, where gamma' is infinite
 
 
 def interpolated(network, params, x0: Float[Array, "b ..."], x1, z, t: Float[Array, " b"], label, training: dict) -> Float[Array, " b"]:

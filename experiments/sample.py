@@ -24,13 +24,13 @@ from experiments import cli, fit, parallel, plots, runs
 from experiments import guidance as guiding
 from experiments.data import Dataset
 from experiments.kept import Kept, savez, sha256, write_text
-from experiments.objectives import NEAR
 from samplers import amed, grids, jumps, sample, sample_adaptive, sample_sde, solvers
 from samplers.bridge import sample_bridge
 from samplers.predictor_corrector import evaluations
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
 from sde_lib import SDE, VP, Denoiser, FlowMap
+from sde_lib.interpolants import NEAR
 
 ADAPTIVE, REVERSE_SDE, JUMPS, BRIDGE, NONE = "adaptive", "reverse_sde", "jumps", "bridge", "none"
 V3, GITS = "dpm_solver_v3", "gits"
@@ -239,17 +239,23 @@ def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Gui
     return guiding.guide(run, guidance, **named, times=times), rest
 
 
-def modelled(run: runs.Run, guide: guiding.Guide, guidance: float, solver: str, score: str = "") -> Callable:
+def modelled(run: runs.Run, guide: guiding.Guide, guidance: float, solver: str, score: runs.Run | None) -> Callable:
     """labels -> what `sampler` draws from: a guided denoiser, a flow map, or a bridge. Raises ValueError for a --score of none, or of another."""
-    if (solver == BRIDGE) != bool(score):
-        raise ValueError(f"--solver={solver} --score={score}: expected --solver=bridge and --score=WORKDIR together")
+    if (solver == BRIDGE) != (score is not None):
+        raise ValueError(f"--solver={solver} --score={score.workdir if score else ''}: expected --solver=bridge and --score=WORKDIR together")
     if solver != BRIDGE:
         return functools.partial(run.flow_map, omega=guidance) if solver == JUMPS else guide.denoiser
-    other = guiding.other_run(run, score, "score")
-    ours, theirs = ((r.network.interpolant, r.network.kind) for r in (run, other))
+    ours, theirs = ((r.network.interpolant, r.network.kind) for r in (run, score))
     if not (ours[0] and ours[0].bridge) or theirs != (ours[0], "noise") or ours[1] != "velocity":
-        raise ValueError(f"--score={score}, of {theirs}: expected the bridge of --workdir and kind noise, and that of kind velocity; it is of {ours}")
-    return lambda labels: run.bridge(other, labels)
+        asked = f"expected the bridge of --workdir and kind noise, and that of kind velocity; it is of {ours}"
+        raise ValueError(f"--score={score.workdir}, of {theirs}: {asked}")
+    return lambda labels: run.bridge(score, labels)
+
+
+def score_of(run: runs.Run, options: dict) -> runs.Run | None:
+    """The run of --score, which is taken out of the options of `generate`. Raises what `guiding.other_run` raises."""
+    name = options.pop("score", "")
+    return guiding.other_run(run, name, "score") if name else None
 
 
 def started(source: Dataset | None, keys, index):
@@ -287,7 +293,8 @@ def generate(
     labels = guide.labels(n, label)
     if options.get("threshold", "none") != "none" and not run.dataset.levels:
         raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
-    model, source = modelled(run, guide, guidance, rest["solver"], rest.pop("score", "")), run.source
+    score, source = score_of(run, rest), run.source
+    model = modelled(run, guide, guidance, rest["solver"], score)
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **rest)
     one_batch = lambda keys, labels, index: draw(model(labels), keys, started(source, keys, index))[:2]
 
@@ -299,7 +306,7 @@ def generate(
     fitted = {options["solver"], options["grid"]} & FITTED
     fits = {name: fit.fitted(run.workdir, name, options["steps"], guidance).stat().st_mtime_ns for name in fitted}
     settings = {"weights": run.fingerprint(), "seed": seed, "label": label, "guidance": guidance, "fits": fits, **options}
-    others = guide.fingerprints() + ([guiding.other_run(run, options["score"], "score").fingerprint()] if "score" in options else [])
+    others = guide.fingerprints() + ([score.fingerprint()] if score else [])
     kept.open(settings | ({"others": others} if others else {}))
     found = kept.complete(parts, n, "samples", progress)
     return found["values"], float(found["nfe"].mean())
@@ -324,7 +331,7 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int
         x_T = started(run.source, jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index), index)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
         guide, rest = guided(run, guidance, **options)
-        den = modelled(run, guide, guidance, rest["solver"], rest.pop("score", ""))(guide.labels(len(rows), label))
+        den = modelled(run, guide, guidance, rest["solver"], score_of(run, rest))(guide.labels(len(rows), label))
         path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **rest)(den, rows, x_T)[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]

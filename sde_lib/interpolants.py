@@ -21,6 +21,7 @@ from sde_lib.paths import Linear, path, require
 from sde_lib.sde import SDE, Time
 
 Points = Float[Array, "b ..."]
+NEAR = 1e-3  # share of the time at both ends that a bridge leaves out, where gamma' is infinite
 
 
 @path

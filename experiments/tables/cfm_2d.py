@@ -28,7 +28,7 @@ from experiments.metrics import wasserstein2
 from experiments.toy import TOYS, ring
 from models import MLP
 from samplers.bridge import sample_bridge
-from sde_lib.interpolants import Interpolant
+from sde_lib.interpolants import NEAR, Interpolant
 
 TASKS = {
     "N -> 8gaussians": ("", "8gaussians"),
@@ -45,7 +45,7 @@ PUBLISHED = {  # W2 of the tasks, mean and standard deviation
 }
 NPE = {"OT-CFM": (0.031, 0.015, 0.083, 0.027), "I-CFM": (0.202, 2.680, 0.891, 0.856)}
 CONSTANT, BRIDGE = Interpolant(constant=0.1), Interpolant(bridge=1.0)
-STEPS, NEAR, CHUNK = 100, 1e-3, 500  # of Euler; the ends of a bridge that are left out; steps whose pairs are in memory
+STEPS, CHUNK = 100, 500  # of Euler; of training whose pairs are in memory
 NET = MLP(width=64, depth=3, activation="selu")
 
 
