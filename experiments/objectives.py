@@ -2,7 +2,7 @@ r"""One regression on the prediction plane is every objective of diffusion and f
 
 The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; "sliced" and "implicit" do without eps, see
 `experiments.score_matching`; "variational" is `experiments.vdm`, "autoencoder" and "classifier", which predict no point of it, and "meanflow",
-"consistency" and "scm", which predict a jump, the modules of these names):
+"consistency" and "scm", which predict a jump, the modules of these names; "add", which does too, is `experiments.adversarial`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 

@@ -175,9 +175,8 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
 
 def distils(objective: ConfigDict) -> bool:
     """Whether the loss has a teacher."""
-    return objective.loss in ("perflow", "progressive", "add") or (
-        objective.loss in ("consistency", "scm") and objective[objective.loss].step != "data"
-    )
+    by_step = objective.loss in ("consistency", "scm") and objective[objective.loss].step != "data"
+    return by_step or objective.loss in ("perflow", "progressive", "add")
 
 
 def kept(name: str, what: str, copy: Path, resuming: bool, net: network.Network, alike: tuple[str, ...]) -> runs.Run:
