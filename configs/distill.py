@@ -4,12 +4,12 @@ python -m experiments.distill --teacher_workdir=runs/dit_xl --config=configs/dis
 Of configs/dit.py on latents of ImageNet 256, --config.data.path=LATENTS, in the place of text to image: :perflow (Yan et al. 2024, 2405.07510; four
 windows with eight DDIM steps of the teacher in each, in the epsilon form), LCM, :lcm (Luo et al. 2023, 2310.04378; told its guidance, 6 to 16, theirs
 5 to 15 and one), as an adapter :lcm_lora (2311.05556; of guidance 7.5, --config.lora.base=runs/dit_xl), :tcd (Zheng et al. 2024, 2402.19159) and :pcm
-(Wang et al. 2024, 2405.18407, with its adversary on the teacher's features), all on 50 equal steps in time; of configs/sit.py :add (Sauer et al. 2023,
-2311.17042, on the teacher's features as LADD, 2403.12015; in one to four steps). Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023,
-2303.01469; of :cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024,
-2310.02279; of :cifar10; 1.73 by one, with a GAN on features of classifiers, here on the teacher's); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song 2025,
-2410.11081; of configs/consistency.py:trig; 3.66, 2.52) and :scd_imagenet64 of its :trig_imagenet64; :progressive (Salimans & Ho 2022, 2202.00512; of
-configs/progressive.py; from 8192 steps to 1 in 13 rounds; 9.12, 4.51, 3.00, 2.57 by 1, 2, 4, 8).
+(Wang et al. 2024, 2405.18407, with its adversary), all on 50 equal steps in time. Of configs/sit.py likewise :add (Sauer et al. 2023, 2311.17042; one
+to four steps; on features of the teacher, as LADD, 2403.12015). Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023, 2303.01469; of
+:cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024, 2310.02279; of
+:cifar10; 1.73 by one, with a GAN on features of classifiers, here on the teacher's); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song
+2025, 2410.11081; of configs/consistency.py:trig; 3.66, 2.52) and :scd_imagenet64 of its :trig_imagenet64; :progressive (Salimans & Ho 2022,
+2202.00512; of configs/progressive.py; from 8192 steps to 1 in 13 rounds; 9.12, 4.51, 3.00, 2.57 by 1, 2, 4, 8).
 python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
 :instaflow (Liu et al. 2024, 2309.06380), one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow
 (configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has.
@@ -29,18 +29,7 @@ CONSISTENCY = {
     "tcd": {"step": "ddim", "grid": "uniform", "count": 51, "to": "random", "target": 0.95},
     "pcm": {"step": "ddim", "grid": "uniform", "count": 51, "to": "phase", "phases": 2, "metric": "huber", "constant": 0.001, "target": 0.95},
 }
-METHODS = {
-    "perflow": dit,
-    "instaflow": sit,
-    "cd": edm,
-    "ctm": edm,
-    "lcm": dit,
-    "tcd": dit,
-    "pcm": dit,
-    "scd": edm,
-    "progressive": progressive,
-    "add": sit,
-}
+METHODS = dict(perflow=dit, instaflow=sit, cd=edm, ctm=edm, lcm=dit, tcd=dit, pcm=dit, scd=edm, progressive=progressive, add=sit)
 SMALL = {"digits": tuple(m for m in METHODS if m != "scd"), "8gaussians": ("perflow", "scd", "progressive", "cd", "ctm", "tcd", "pcm", "add")}
 NAMES = (*METHODS, "cd_imagenet64", "scd_imagenet64", "lcm_lora", "lcm_lora_digits")
 NAMES += tuple(f"{method}_{data}" for data, methods in SMALL.items() for method in methods)

@@ -117,7 +117,7 @@ class Network:
     def features(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None) -> tuple[Float[Array, "b ..."], ...]:
         """The outputs of the module's `FEATURES`, [B, ...] each, in the order of their names."""
         layer = FEATURES[type(self.module).__name__]
-        chosen = lambda module, _: type(module).__name__ == layer
+        chosen = lambda module, method: type(module).__name__ == layer and method == "__call__"
         _, found = self(params, x, t, label, capture_intermediates=chosen, mutable=["intermediates"])
         outputs = (jax.tree.leaves(outputs)[0] for _, outputs in sorted(found["intermediates"].items()))  # of two streams the images'
         return tuple(a.astype(x.dtype) for a in outputs)
