@@ -92,8 +92,7 @@ def term(
     generator = -sum(places(logits) for logits in discriminator(steady(params), fake))
     hinge = sum(places(jax.nn.relu(1 + logits)) for logits in discriminator(params, steady(fake)))
     hinge += sum(places(jax.nn.relu(1 - logits)) for logits in discriminator(params, true))
-    if options.penalty:
-        hinge += options.penalty * penalty(lambda f: discriminator(params, f), true)
+    hinge += options.penalty * penalty(lambda f: discriminator(params, f), true)
     return options.weight * generator + hinge
 
 

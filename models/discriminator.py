@@ -23,7 +23,7 @@ class Head(nn.Module):
         else:
             block = nn.Conv(self.width, (3, 3), conv_general_dilated=convolve)
         bent = lambda h: nn.leaky_relu(nn.LayerNorm()(h), 0.2)
-        h = bent(nn.Dense(self.width)(x.astype(jnp.float32)))
+        h = bent(nn.Dense(self.width)(x))
         h = h + bent(block(h))
         projected = jnp.einsum("b...c,bc->b...", h, nn.Dense(self.width)(condition)) / self.width**0.5
         return nn.Dense(1)(h)[..., 0] + projected
