@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder, models.NoisyClassifier])
 
     config.objective = ConfigDict()
-    # or sliced, implicit (experiments.score_matching); or meanflow, perflow, progressive, consistency, scm (modules here, some with a teacher);
+    # or sliced, implicit (experiments.score_matching); or meanflow, perflow, progressive, consistency, scm, add (modules here, some with a teacher);
     # or variational: VDM's bound with a learned schedule, from time.high to time.low at first;
     # or autoencoder, classifier (experiments.autoencoder, experiments.classifier)
     config.objective.loss = "regression"
@@ -48,6 +48,9 @@ def get_config() -> ConfigDict:
     config.objective.consistency.omega = (0.0, 0.0)
     # of loss scm (experiments.scm): step data or teacher; constant c of the normalisation; share of training in which the tangent rises; adaptive: w
     config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.025, "adaptive": True})
+    # of loss add, and by its weight of consistency (experiments.adversarial): real data or target, R1's penalty, mean and std of log(sigma/alpha) of
+    # the features, weight of add's distillation
+    config.objective.adversarial = ConfigDict({"weight": 0.0, "real": "data", "penalty": 1e-5, "mean": 1.0, "std": 1.0, "distillation": 2.5})
     config.objective.progressive = ConfigDict({"start": 4, "steps": 1})  # of loss progressive: steps of the first student and of the last
     config.objective.perflow = ConfigDict({"windows": 4, "steps": 8})  # of loss perflow, and the teacher's DDIM steps in each
     config.objective.sigma_data = 1.0  # rough standard deviation of x_0, for scaling the input and for kind edm

@@ -4,17 +4,18 @@ python -m experiments.distill --teacher_workdir=runs/dit_xl --config=configs/dis
 Of configs/dit.py on latents of ImageNet 256, --config.data.path=LATENTS, in the place of text to image: :perflow (Yan et al. 2024, 2405.07510; four
 windows with eight DDIM steps of the teacher in each, in the epsilon form), LCM, :lcm (Luo et al. 2023, 2310.04378; told its guidance, 6 to 16, theirs
 5 to 15 and one), as an adapter :lcm_lora (2311.05556; of guidance 7.5, --config.lora.base=runs/dit_xl), :tcd (Zheng et al. 2024, 2402.19159) and :pcm
-(Wang et al. 2024, 2405.18407, without its adversary), all on 50 equal steps in time. Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023,
-2303.01469; of :cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024,
-2310.02279; of :cifar10; 1.73 by one, with its GAN, which is left out); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song 2025,
-2410.11081; of configs/consistency.py:trig; 3.66, 2.52) and :scd_imagenet64 of its :trig_imagenet64; :progressive (Salimans & Ho 2022, 2202.00512; of
-configs/progressive.py; from 8192 steps to 1 in 13 rounds; 9.12, 4.51, 3.00, 2.57 by 1, 2, 4, 8).
+(Wang et al. 2024, 2405.18407, with its adversary), all on 50 equal steps in time. Of configs/sit.py likewise :add (Sauer et al. 2023, 2311.17042; one
+to four steps; on features of the teacher, as LADD, 2403.12015). Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023, 2303.01469; of
+:cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024, 2310.02279; of
+:cifar10; 1.73 by one, with a GAN on features of classifiers, here on the teacher's); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song
+2025, 2410.11081; of configs/consistency.py:trig; 3.66, 2.52) and :scd_imagenet64 of its :trig_imagenet64; :progressive (Salimans & Ho 2022,
+2202.00512; of configs/progressive.py; from 8192 steps to 1 in 13 rounds; 9.12, 4.51, 3.00, 2.57 by 1, 2, 4, 8).
 python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
 :instaflow (Liu et al. 2024, 2309.06380), one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow
 (configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has.
 Not trained here, but for the small ones: those of _digits are of a run of configs/digits.py (of lcm with --config.model.num_classes=10
 --config.objective.label_dropout=0.1), those of _8gaussians of configs/toy.py:8gaussians, on EDM's path (--config.sde.name=EDM
---config.objective.kind=edm --config.objective.clock=edm) but for those of perflow and progressive, on its own, and of scd, on TrigFlow's
+--config.objective.kind=edm --config.objective.clock=edm) but for those of perflow, progressive and add, on its own, and of scd, on TrigFlow's
 (--config.sde.name=Trig --config.objective.kind=edm). The optimization of :perflow and :instaflow is that of the teacher's config, as the papers' data
 are others.
 """
@@ -28,8 +29,8 @@ CONSISTENCY = {
     "tcd": {"step": "ddim", "grid": "uniform", "count": 51, "to": "random", "target": 0.95},
     "pcm": {"step": "ddim", "grid": "uniform", "count": 51, "to": "phase", "phases": 2, "metric": "huber", "constant": 0.001, "target": 0.95},
 }
-METHODS = {"perflow": dit, "instaflow": sit, "cd": edm, "ctm": edm, "lcm": dit, "tcd": dit, "pcm": dit, "scd": edm, "progressive": progressive}
-SMALL = {"digits": tuple(m for m in METHODS if m != "scd"), "8gaussians": ("perflow", "scd", "progressive", "cd", "ctm", "tcd", "pcm")}
+METHODS = dict(perflow=dit, instaflow=sit, cd=edm, ctm=edm, lcm=dit, tcd=dit, pcm=dit, scd=edm, progressive=progressive, add=sit)
+SMALL = {"digits": tuple(m for m in METHODS if m != "scd"), "8gaussians": ("perflow", "scd", "progressive", "cd", "ctm", "tcd", "pcm", "add")}
 NAMES = (*METHODS, "cd_imagenet64", "scd_imagenet64", "lcm_lora", "lcm_lora_digits")
 NAMES += tuple(f"{method}_{data}" for data, methods in SMALL.items() for method in methods)
 
@@ -39,7 +40,7 @@ def get_config(name: str = "perflow"):
         raise ValueError(f"configs/distill.py:{name}: expected {', '.join(NAMES)}")
     method, _, data = name.replace("lcm_lora", "lcm").partition("_")
     if data == "8gaussians":
-        config = toy.get_config() if method in ("perflow", "progressive") else consistency.on_edm(toy.get_config())
+        config = toy.get_config() if method in ("perflow", "progressive", "add") else consistency.on_edm(toy.get_config())
         config.training.steps = 5000
     elif data == "digits":
         config = digits.get_config()
@@ -76,9 +77,15 @@ def get_config(name: str = "perflow"):
         if data:
             config.training.steps //= 2  # each of four rounds
             config.optim.ema = 0.99  # which are short
+    elif method == "add":
+        config.objective.loss = "add"
+        config.objective.adversarial.weight = 1.0
+        config.objective.time.update(name="grid", count=4)
     elif method == "scd":
         consistency.continuous(config, 1.0 if data else 0.5)
         config.objective.scm.step = "teacher"
+    if name in ("pcm", "ctm"):
+        config.objective.adversarial.update(weight=0.1, real="target" if name == "pcm" else "data")
     if method == "lcm":
         config.model.told_omega = True
         config.objective.label_dropout = 0.0  # the teacher alone is asked without a label
@@ -97,6 +104,9 @@ def get_config(name: str = "perflow"):
     elif name in ("tcd", "pcm", "lcm", "lcm_lora"):
         config.optim.update(learning_rate=8e-6, warmup=0)
         config.training.update(batch=72, steps=100_000)
+    elif name == "add":
+        config.optim.learning_rate = 1e-5
+        config.training.update(batch=128, steps=20_000)
     elif name == "progressive":
         config.objective.weighting = "own"
         config.objective.progressive.start = 4096

@@ -23,6 +23,8 @@ parts of the grid. Distances are of whole examples: l2, the mean square; huber, 
 none. gap: 1/(r_t - r_u). LCM's c_skip and c_out are those of a jump to t = 0, to 1e-5 on its grid.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,11 +170,13 @@ def loss(
     draws: tuple[Float[Array, " b"], Float[Array, " b"]],
     progress: Float[Array, ""] | float,
     options: ConfigDict,
+    adversary: Callable | None = None,
 ) -> Float[Array, " b"]:
     """The loss of each example, [B].
 
     target: of theta^-, or of the student's parameters, to which there is no gradient. teacher: of a step other than "data". x0, noise [B, ...].
     t [B]: drawn, and put to a grid here; draws: uniform in (0, 1), of what else is random. progress: share of training that is done.
+    adversary: (ours, theirs, s) -> a further term [B] of where both have come to, [B, ...] at s [B] (`experiments.adversarial`).
     """
     sde, steady = student.sde, jax.lax.stop_gradient
     target = steady(target)
@@ -202,11 +206,11 @@ def loss(
     ours, theirs = student(x_t, t, s), steady(jnp.where(expand(at_data, x0), x_u, target(x_u, jnp.where(at_data, t, u), s)))
     if options.through:
         end = jnp.full_like(s, sde.sampling_eps)
-        ours, theirs = target(ours, s, end), steady(target(theirs, s, end))
+        ours, theirs, s = target(ours, s, end), steady(target(theirs, s, end)), end
     found = distance(options, ours, theirs)
     if options.weight == "gap":
         found = found / (ratio(sde, t) - ratio(sde, u))
     if options.regression:
         error = student.denoiser().data(x_t, t) - x0
         found = found + options.regression * jnp.mean(error**2, range(1, x0.ndim))
-    return found
+    return found if adversary is None else found + adversary(ours, theirs, s)

@@ -28,6 +28,8 @@ CLASSES = {
         sde.name sde.T sde.beta_max sde.beta_min sde.betas sde.noise sde.s sde.sigma_data sde.sigma_max sde.sigma_min sde.sigmas sde.theta
         model.activation model.dropout model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel model.rescale
         objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
+        objective.adversarial.distillation objective.adversarial.mean objective.adversarial.penalty objective.adversarial.real
+        objective.adversarial.std
         objective.consistency.chain objective.consistency.constant objective.consistency.count objective.consistency.end
         objective.consistency.grid objective.consistency.metric objective.consistency.omega objective.consistency.phases
         objective.consistency.regression objective.consistency.shrink objective.consistency.stages objective.consistency.start
@@ -45,7 +47,8 @@ CLASSES = {
         model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding
         model.embeddings model.frequencies model.grow_input model.grow_output model.image_channels model.label_tokens model.latent_channels
         model.mlp_ratio model.modulate model.multipliers model.normalise model.num_classes model.num_heads model.patch model.resample
-        model.second_time model.told_omega model.width objective.loss objective.scm.adaptive lora.base lora.pattern lora.rank""",
+        model.second_time model.told_omega model.width objective.adversarial.weight objective.loss objective.scm.adaptive
+        lora.base lora.pattern lora.rank""",
 }
 FIELDS = {field: kind for kind, fields in CLASSES.items() for field in fields.split()}
 TIMED = ("consistency", "scm")  # losses whose schedules are of the share of training that is done

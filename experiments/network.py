@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 import models
 import sde_lib
-from experiments import autoencoder, classifier, consistency, couplings, perflow, progressive, scm
+from experiments import adversarial, autoencoder, classifier, consistency, couplings, perflow, progressive, scm
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.score_matching import LOSSES
+from models.discriminator import Discriminator
 from models.schedule import Schedule
 from models.uncertainty import Uncertainty
 from sde_lib import SDE, Denoiser, FlowMap
@@ -46,7 +47,9 @@ def by_edm(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
 CLOCKS = {"time": by_time, "log_snr": by_log_snr, "log_sigma": by_log_sigma, "edm": by_edm}
 
 
-BESIDE = ("schedule", "uncertainty")  # what is trained beside a network's own module
+BESIDE = ("schedule", "uncertainty", "discriminator")  # what is trained beside a network's own module
+# the layers whose outputs are features: blocks, and of perceptrons the layers of the vector that they carry
+FEATURES = {"DiT": "DiTBlock", "MMDiT": "MMDiTBlock", "UNet": "ResBlock", "MLP": "Dense", "ResidualMLP": "LayerNorm"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Network:
 
     The module sees x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance, and the time by `clock` (a name in `CLOCKS`), about 0 to 1.
     schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"]; uncertainty: of that of sCM
-    (`experiments.scm`), likewise.
+    (`experiments.scm`), likewise; discriminator: on the features of a teacher (`experiments.adversarial`), likewise.
     coupled: whether eps was joined with x_0 (`experiments.couplings`).
     windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others.
     interpolant: the path, where it has noise beside both ends (`config.coupling`); of kind "noise" F is then E[z | x_t], that noise.
@@ -73,6 +76,7 @@ class Network:
     final: bool = False
     uncertainty: Uncertainty | None = None
     interpolant: Interpolant | None = None
+    discriminator: Discriminator | None = None
 
     def __call__(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None, example=None, dropout_key=None, s=None, **training):
         """F [B, ...]. example: [B] global indices, dropout_key, and what else the module takes, in training only. s: see `between`."""
@@ -106,8 +110,21 @@ class Network:
         params = self.module.init(key, x, t, None)["params"]
         for name in BESIDE:
             if (module := getattr(self, name)) is not None:
-                params = {**params, name: module.init(jax.random.fold_in(key, 1), t)["params"]}
+                told = (self.features(params, x, t), t) if name == "discriminator" else (t,)
+                params = {**params, name: module.init(jax.random.fold_in(key, 1), *told)["params"]}
         return params
+
+    def features(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None) -> tuple[Float[Array, "b ..."], ...]:
+        """The outputs of the module's `FEATURES`, [B, ...] each, in the order of their names."""
+        layer = FEATURES[type(self.module).__name__]
+        chosen = lambda module, method: type(module).__name__ == layer and method == "__call__"
+        _, found = self(params, x, t, label, capture_intermediates=chosen, mutable=["intermediates"])
+        outputs = (jax.tree.leaves(outputs)[0] for _, outputs in sorted(found["intermediates"].items()))  # of two streams the images'
+        return tuple(a.astype(x.dtype) for a in outputs)
+
+    def discriminate(self, params, features: tuple, t: Float[Array, " b"], label=None) -> tuple[Float[Array, "b ..."], ...]:
+        """The logits of the discriminator of these parameters, its own, on features at t."""
+        return self.discriminator.apply({"params": params}, features, CLOCKS[self.clock](self.sde, t), label)
 
     def weight(self, params, t: Float[Array, " b"]) -> Float[Array, " b"]:
         """w(t) of `models.uncertainty`, [B], or 0 of a network without it."""
@@ -212,12 +229,14 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         progressive.check(objective)
     elif objective.loss == "scm":
         scm.check(objective, module.second_time)
-    elif objective.loss not in ("regression", "perflow", *LOSSES):
-        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, variational, autoencoder or classifier"
+    elif objective.loss not in ("regression", "perflow", "add", *LOSSES):
+        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, add, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
+    adversarial.check(objective, module.second_time)
     windows = perflow.check(config) if objective.loss == "perflow" else 0
     coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None  # no score
-    final = objective.loss in ("consistency", "scm") and not module.second_time
+    final = objective.loss in ("consistency", "scm", "add") and not module.second_time
     beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.loss == "scm" and objective.scm.adaptive else None}
+    beside["discriminator"] = Discriminator(module.num_classes) if adversarial.used(objective) else None
     of = {"coupled": coupled, "windows": windows, "interpolant": interpolant, "final": final}
     return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, **beside, **of)

@@ -2,7 +2,7 @@ r"""One regression on the prediction plane is every objective of diffusion and f
 
 The network's F is regressed on its point c(t) x_0 + d(t) eps of the plane (`loss` "regression"; "sliced" and "implicit" do without eps, see
 `experiments.score_matching`; "variational" is `experiments.vdm`, "autoencoder" and "classifier", which predict no point of it, and "meanflow",
-"consistency" and "scm", which predict a jump, the modules of these names):
+"consistency" and "scm", which predict a jump, the modules of these names; "add", which does too, is `experiments.adversarial`):
 
     L = E_{t, x_0, eps}  w(t) mean (F(x_t, t) - c x_0 - d eps)^2.
 
@@ -12,6 +12,7 @@ et al. 2023, 2210.02747, eq. 9; rectified flow, 2209.03003) is kind "velocity"; 
 predictions differ by a factor b(t), so that weightings are named by the prediction that the error is measured in.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import flax.struct
@@ -21,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from experiments import autoencoder, classifier, consistency, meanflow, perflow, progressive, scm, score_matching, vdm
+from experiments import adversarial, autoencoder, classifier, consistency, meanflow, perflow, progressive, scm, score_matching, vdm
 from experiments.augmentation import augment
 from samplers.grids import log_snr_ends
 from samplers.guidance import classifier_free
@@ -153,12 +154,14 @@ def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0:
 class Given:
     """What a loss is told beside parameters and batch. teacher: of a distillation (`config.teacher`), a Denoiser with no cond yet. target: slowly
     averaged parameters that the loss aims at, theta^-, or None: the parameters themselves. progress: the share of training that is done, [].
-    u: instead of `uniforms` (`experiments.importance`)."""
+    u: instead of `uniforms` (`experiments.importance`). features: (x, t, label) -> the features of the teacher's network
+    (`experiments.adversarial`)."""
 
     teacher: Denoiser | None = None
     target: PyTree | None = None
     progress: Float[Array, ""] | float = 0.0
     u: Float[Array, " b"] | None = None
+    features: Callable | None = None
 
 
 def interpolated(network, params, x0: Float[Array, "b ..."], x1, z, t: Float[Array, " b"], label, training: dict) -> Float[Array, " b"]:
@@ -170,6 +173,21 @@ def interpolated(network, params, x0: Float[Array, "b ..."], x1, z, t: Float[Arr
     found = network(params, interpolant.point(x0, x1, z, t), t, label, **training)
     target = z if network.kind == "noise" else interpolant.velocity(x0, x1, z, t)
     return jnp.mean((found - target) ** 2, range(1, x0.ndim))
+
+
+def opposed(network, params, features, objective: ConfigDict, x0, label, ours, theirs, s, draw: Float[Array, " b"], noise) -> Float[Array, " b"]:
+    """`adversarial.term` [B] of ours [B, ...] against the data x0 or, of `real` "target", theirs [B, ...]: at s [B], and noised on. draw: uniform in
+    (0, 1), of the time."""
+    sde, chosen, c = network.sde, objective.adversarial, objective.consistency
+    if chosen.real == "target":
+        share = consistency.grid_share(sde, c.grid, s) + draw / c.phases
+        t, real = consistency.grid_time(sde, c.grid, jnp.minimum(share, 1.0)), theirs
+    else:
+        t, real = log_normal(draw, sde, chosen), x0
+    t = t.astype(x0.dtype)
+    ours, real = (adversarial.renoised(sde, x, s, t, noise) for x in (ours, real))
+    discriminator = lambda params, found: network.discriminate(params, found, t, label)
+    return adversarial.term(discriminator, params["discriminator"], lambda x: features(x, t, label), ours, real, chosen)
 
 
 def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Given = Given()) -> Float[Array, " b"]:
@@ -219,6 +237,17 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         return progressive.loss(den, teacher, x0, noise, u, objective.progressive)
     if objective.loss == "scm":
         return scm.loss(network.flow_map(params, label, **training), teacher, network.weight(params, t), x0, noise, t, given.progress, objective.scm)
+    adversary = None
+    if adversarial.used(objective):
+        draw = jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, 13)))
+        renoise = normal(each(jax.random.fold_in(key, 14)), x0.shape, x0.dtype)
+        adversary = lambda ours, theirs, s: opposed(network, params, given.features, objective, x0, label, ours, theirs, s, draw, renoise)
+    if objective.loss == "add":
+        at = uniform(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, 15))), network.sde, objective.time).astype(t.dtype)
+        ours = network.flow_map(params, label, **training)(x_t, t, 0.0)
+        again = normal(each(jax.random.fold_in(key, 16)), x0.shape, x0.dtype)
+        taught = adversarial.distillation(teacher, ours, at, again, objective.adversarial)
+        return taught + adversary(ours, None, jnp.full_like(t, network.sde.sampling_eps))
     if objective.loss == "consistency":
         draws = tuple(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
         omega, (low, high) = 1.0, objective.consistency.omega
@@ -226,7 +255,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
             omega = low + (high - low) * jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, 12)))
             teacher = classifier_free(teacher, network.none, omega)
         student, target = (network.flow_map(p, label, omega, **training) for p in (params, params if given.target is None else given.target))
-        return consistency.loss(student, target, teacher, x0, noise, t, draws, given.progress, objective.consistency)
+        return consistency.loss(student, target, teacher, x0, noise, t, draws, given.progress, objective.consistency, adversary)
     if objective.loss == "perflow":
         x0, noise = perflow.ends(teacher, objective.perflow, x0, noise, t)
         x_t = expand(network.sde.alpha(t), x0) * x0 + expand(network.sde.sigma(t), x0) * noise

@@ -79,10 +79,11 @@ def init(config: ConfigDict, network: Network, shape: tuple[int, ...], divided: 
 @flax.struct.dataclass
 class Frozen:
     """What a step is given beside the state, and does not change. base: parameters that an adapter is trained on (`config.lora`). teacher: the
-    Denoiser of `config.teacher`, guided, with no cond yet."""
+    Denoiser of `config.teacher`, guided, with no cond yet. features: (x, t, label) -> those of its network (`experiments.adversarial`)."""
 
     base: PyTree | None = None
     teacher: Denoiser | None = None
+    features: Callable | None = None
 
 
 def whole(config: ConfigDict, params: PyTree, base: PyTree | None) -> PyTree:
@@ -103,7 +104,7 @@ def make_step(config: ConfigDict, network: Network, dataset: Dataset, axis: str 
         frozen = Frozen() if frozen is None else frozen
         progress = state.step / config.training.steps
         target = None if state.target is None else whole(config, state.target, frozen.base)
-        given = objectives.Given(frozen.teacher, target, progress)
+        given = objectives.Given(frozen.teacher, target, progress, features=frozen.features)
 
         def mean_loss(params, part):
             params = whole(config, params, frozen.base)

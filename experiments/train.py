@@ -70,7 +70,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
         step_fn = parallel.training_step(config, net, dataset, fixed)
         if config.training.sharding == "data" and jax.process_count() == 1:
             current = parallel.replicate(current)  # as the step returns it, or the second step would be compiled again
-        size = sum(a.size for a in jax.tree.leaves(current.params))
+        size = sum(a.size for name, of in current.params.items() if name != "discriminator" for a in jax.tree.leaves(of))
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         of = " of an adapter" if config.lora.rank else ""
         print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters{of}; {devices}")
@@ -147,12 +147,12 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
     if distils(config.objective) != bool(taught):
         of = f"config.objective.loss = '{config.objective.loss}', config.teacher.workdir = '{taught}'"
-        raise ValueError(f"{of}: expected a teacher (experiments.distill) of perflow, progressive, and by their step consistency and scm, alone")
+        raise ValueError(f"{of}: expected a teacher (experiments.distill) of perflow, progressive, add, and by their step consistency and scm, alone")
     if (name or taught) and jax.process_count() > 1:
         raise ValueError(f"config.lora.base = '{name}', teacher.workdir = '{taught}': expected one process, there are {jax.process_count()}")
     if not (name or taught):
         return state.Frozen()
-    base = teacher = None
+    base = teacher = features = None
     if name:
         keys = ("sde", "kind", "sigma_data", "clock")
         run = kept(name, "config.lora.base", workdir / runs.BASE, resuming, net, keys)
@@ -171,12 +171,19 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         if high:
             guidance.guide(run, high)  # its checks
         teacher = replace(guidance.guide(run, config.teacher.guidance).denoiser(run.labels(1)), cond=None)
-    return state.Frozen(base, teacher)
+        if net.discriminator is not None:
+            features = jax.tree_util.Partial(run.network.features, run.params)
+            seen = lambda of: [a.shape for a in jax.eval_shape(lambda: of.features(of.init(jax.random.key(0), shape), *one))]
+            one = jnp.zeros((1, *shape)), jnp.ones(1)
+            if seen(run.network) != seen(net):
+                raise ValueError(f"config.teacher.workdir = {taught}: its features are not of the shapes of config.model's; expected a like network")
+    return state.Frozen(base, teacher, features)
 
 
 def distils(objective: ConfigDict) -> bool:
     """Whether the loss has a teacher."""
-    return objective.loss in ("perflow", "progressive") or (objective.loss in ("consistency", "scm") and objective[objective.loss].step != "data")
+    by_step = objective.loss in ("consistency", "scm") and objective[objective.loss].step != "data"
+    return by_step or objective.loss in ("perflow", "progressive", "add")
 
 
 def kept(name: str, what: str, copy: Path, resuming: bool, net: network.Network, alike: tuple[str, ...]) -> runs.Run:
