@@ -3,25 +3,27 @@ sCT (Lu & Song 2025, 2410.11081).
 
 python -m experiments.train --config=configs/consistency.py:ict_8gaussians --workdir=runs/ict
 python -m experiments.sample --workdir=runs/ict --solver=jumps --steps=1 --num=1000
-:ct, :ict, :ect, :sct of CIFAR-10 (FID by one evaluation 8.70, 2.83, 3.60, 2.97 in the papers; by two 5.83, 2.46, 2.11, 2.06), :ict_imagenet64 (4.02;
+:ct, :ict, :ect, :sct of CIFAR-10 (FID by one evaluation 8.70, 2.83, 3.60, 2.85 in the papers; by two 5.83, 2.46, 2.11, 2.06), :ict_imagenet64 (4.02;
 3.20) and :sct_imagenet64 of a folder of ImageNet: --config.data.path=FOLDER. NCSN++ of 56 M parameters, of EDM's depth, ADM of 296 M. :ect begins
 from a diffusion model, a run of configs/edm.py:cifar10_uncond: --config.training.init=runs/edm, and so does :sct, from a run of :trig, of the same on
 TrigFlow (:trig_imagenet64), which teaches sCD (configs/distill.py). Not trained here; without LPIPS, which CT has in the place of l2. Theirs of
 ImageNet is EDM2, with magnitude-preserving layers and normalised weights that the U-Net here has not: of sCM it has the embedding of the angle and
 the double normalization, on ADM. Those of 8 gaussians are minutes on two CPU cores: :ct_8gaussians, :ict_8gaussians, :ect_8gaussians (from
-configs/toy.py:8gaussians on EDM's path), :sct_8gaussians.
+configs/toy.py:8gaussians on EDM's path), :sct_8gaussians. Those of _digits begin from a run of configs/digits.py,
+--config.training.init=runs/digits; of sct, from one with --config.objective.loss=regression.
 """
 
 import numpy as np
 
-from configs import edm, toy
+from configs import digits, edm, toy
 
 TIMES = {
     "ct": {"times": "ct", "start": 2, "end": 150, "target": 0.9},
     "ict": {"times": "ict", "start": 10, "end": 1280, "metric": "huber", "constant": 0.00054, "weight": "gap"},
     "ect": {"times": "ect", "stages": 8, "shrink": 2.0, "metric": "huber", "constant": 0.0, "weight": "gap"},
 }
-NAMES = (*TIMES, "sct", "trig", *(f"{name}_imagenet64" for name in ("ict", "sct", "trig")), *(f"{name}_8gaussians" for name in (*TIMES, "sct")))
+NAMES = (*TIMES, "sct", "trig", *(f"{name}_imagenet64" for name in ("ict", "sct", "trig")))
+NAMES += tuple(f"{name}_{data}" for data in ("8gaussians", "digits") for name in (*TIMES, "sct"))
 
 
 def on_edm(config):
@@ -49,8 +51,13 @@ def get_config(name: str = "ict"):
     if name not in NAMES:
         raise ValueError(f"configs/consistency.py:{name}: expected {', '.join(NAMES)}")
     method, _, data = name.partition("_")
+    small = data in ("8gaussians", "digits")
     if data == "8gaussians":
         config = on_edm(toy.get_config())
+    elif data == "digits":
+        config = digits.get_config()
+        config.optim.learning_rate = 2e-3
+        config.training.steps = 1500
     else:
         config = edm.get_config("imagenet64" if data else "cifar10_uncond_ncsnpp" if method in ("ct", "ict") else "cifar10_uncond")
         config.data.augment = 0.0
@@ -58,11 +65,11 @@ def get_config(name: str = "ict"):
             config.model.augment_dim = 0
         config.optim.update(name="radam", learning_rate=4e-4 if method == "ct" else 1e-4, warmup=0)
     if method in ("sct", "trig"):
-        continuous(config, 1.0 if data == "8gaussians" else 0.5)
+        continuous(config, 1.0 if small else 0.5)
         if method == "trig":
             config.objective.loss = "regression"
             config.objective.time.update(mean=-1.2, std=1.2)
-        if data != "8gaussians":
+        if not small:
             config.model.dropout = 0.0 if data else 0.2
             config.training.update(batch=2048 if data else 512, steps=400_000)
         return config
@@ -71,8 +78,8 @@ def get_config(name: str = "ict"):
     if method == "ct":
         config.objective.time.name = "karras"
     else:
-        config.objective.time.update(name="log_normal", mean=-1.1 if data != "8gaussians" else -0.4, std=2.0)  # of data twice as wide
-    if name == "ct_8gaussians":
+        config.objective.time.update(name="log_normal", mean=-0.4 if small else -1.1, std=2.0)  # of data twice as wide
+    if method == "ct" and small:
         config.objective.consistency.end = 40  # in 5000 steps theta^- does not follow N up to 150
     elif name == "ct":
         config.model.dropout = 0.0

@@ -30,7 +30,7 @@ CONSISTENCY = {
     "pcm": {"step": "ddim", "grid": "uniform", "count": 51, "to": "phase", "phases": 2, "metric": "huber", "constant": 0.001, "target": 0.95},
 }
 METHODS = dict(perflow=dit, instaflow=sit, cd=edm, ctm=edm, lcm=dit, tcd=dit, pcm=dit, scd=edm, progressive=progressive, add=sit)
-SMALL = {"digits": tuple(m for m in METHODS if m != "scd"), "8gaussians": ("perflow", "scd", "progressive", "cd", "ctm", "tcd", "pcm", "add")}
+SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", "scd", "progressive", "cd", "ctm", "tcd", "pcm", "add")}
 NAMES = (*METHODS, "cd_imagenet64", "scd_imagenet64", "lcm_lora", "lcm_lora_digits")
 NAMES += tuple(f"{method}_{data}" for data, methods in SMALL.items() for method in methods)
 

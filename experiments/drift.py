@@ -110,7 +110,8 @@ def check(config: ConfigDict, workdir: str | Path, found: dict, allow: bool = Fa
     not fit.
     """
     workdir = Path(workdir)
-    before, after = cli.flat(cli.load_config(workdir)), cli.flat(ConfigDict(json.loads(config.to_json())))
+    # as json has them: what an older run lacks is taken from configs/default.py, where it may be a tuple
+    before, after = (cli.flat(ConfigDict(json.loads(c.to_json()))) for c in (cli.load_config(workdir), config))
     file = workdir / DATA
     try:
         noted = json.loads(file.read_text()) if file.exists() else None  # a run older than this file has none

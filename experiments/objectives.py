@@ -154,8 +154,8 @@ def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0:
 class Given:
     """What a loss is told beside parameters and batch. teacher: of a distillation (`config.teacher`), a Denoiser with no cond yet. target: slowly
     averaged parameters that the loss aims at, theta^-, or None: the parameters themselves. progress: the share of training that is done, [].
-    u: instead of `uniforms` (`experiments.importance`). features: (x, t, label) -> the features of the teacher's network
-    (`experiments.adversarial`)."""
+    u: instead of `uniforms` (`experiments.importance`). features: (x, t, label) -> the features of the teacher's network,
+    where there is a discriminator (`experiments.adversarial`)."""
 
     teacher: Denoiser | None = None
     target: PyTree | None = None
@@ -238,7 +238,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
     if objective.loss == "scm":
         return scm.loss(network.flow_map(params, label, **training), teacher, network.weight(params, t), x0, noise, t, given.progress, objective.scm)
     adversary = None
-    if adversarial.used(objective):
+    if given.features is not None:
         draw = jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, 13)))
         renoise = normal(each(jax.random.fold_in(key, 14)), x0.shape, x0.dtype)
         adversary = lambda ours, theirs, s: opposed(network, params, given.features, objective, x0, label, ours, theirs, s, draw, renoise)

@@ -306,3 +306,16 @@ def flows(panels: dict[str, np.ndarray], data: dict[str, Float[np.ndarray, "n 2"
             axis.scatter(*points.T, s=4, color=colour, linewidths=0)
         axis.set(title=title, aspect="equal", xticks=[], yticks=[])
     return _save(figure, path)
+
+
+def clouds(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Path:
+    """Samples of the plane of several models, a panel each; a point has the same colour in all: by the angle at which it ends in the last."""
+    angle, rows = np.arctan2(*list(panels.values())[-1].T[::-1]), -(-len(panels) // 6)
+    figure, axes = plt.subplots(rows, 6, figsize=(12, 2.2 * rows), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    for axis, (title, points) in zip(axes.ravel(), panels.items()):
+        axis.scatter(*points[:3000].T, s=1, c=angle[:3000], cmap="hsv", linewidths=0)
+        axis.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.2, 2.2), ylim=(-2.2, 2.2))
+        axis.set_title(title, fontsize=8)
+    for axis in axes.ravel()[len(panels) :]:
+        axis.set_visible(False)
+    return _save(figure, path)

@@ -26,6 +26,13 @@ STEPS = {"8gaussians": 5000, "digits": 1500}
 WINDOWS = 4
 
 
+def on_the_plane(folder: Path, quick: bool) -> runs.Run:
+    """The teacher of 8 gaussians."""
+    config = toy.get_config("8gaussians")
+    config.training.update(steps=8000, checkpoint_every=8000)
+    return trained(config, folder / "8gaussians", quick)
+
+
 def students(name: str, teacher: runs.Run, folder: Path, quick: bool) -> dict[str, tuple[runs.Run, tuple[int, ...]]]:
     """The models by name, each with the numbers of steps that it is for."""
 
@@ -125,9 +132,7 @@ def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[li
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     """Rows, and whether reflow makes S ten times smaller, and one-step models, and PeRFlow in its four, are nearer to the teacher's flow than its own
     one step, or four, by more than three standard errors, on both data sets."""
-    config = toy.get_config("8gaussians")
-    config.training.update(steps=8000, checkpoint_every=8000)
-    rows, passed, paths = problem("8gaussians", trained(config, out / "8gaussians", quick), out, quick)
+    rows, passed, paths = problem("8gaussians", on_the_plane(out, quick), out, quick)
     plots.trajectories(paths, out / "trajectories.png")
     more, also, _ = problem("digits", runs.load_run(workdir), out / "digits", quick)
     return rows + more, quick or (passed and also)
