@@ -27,7 +27,7 @@ from experiments.untrusted import Npz, read_json
 TRAINING = 60_000  # at most so many examples train the classifier
 LARGEST = 4096  # numbers of an example up to which raw values are compared
 DRAWING = (  # flags of `drawn`
-    "solver", "option", "steps", "grid", "tolerance", "corrector", "snr", "corrector_steps", "diffusion", "strength", "score",
+    "solver", "option", "steps", "grid", "tolerance", "corrector", "snr", "corrector_steps", "diffusion", "strength",
     *guidance.NAMES, "threshold", "seed", "weights", "checkpoint", "lora",
 )  # fmt: skip
 IN_CLASSIFIER = ("FD-clf", "classifier confidence", "label agreement")  # figures whose reference they are

@@ -1,20 +1,25 @@
-"""How samples of a run are guided, by the flags of experiments.sample: --guidance and what goes with it, another run, or a classifier."""
+"""How samples of a run are guided, by the flags of experiments.sample: --guidance and what goes with it, another run, or a classifier; and the run
+that a bridge has its score of."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.tree_util import Partial
+from ml_collections import ConfigDict
 
-from experiments import runs
+from experiments import cli, runs
 from experiments.classifier import Classifier
 from samplers import autoguidance, classifier_free, classifier_guidance, rectified_cfg
 from sde_lib import Denoiser
 
 KINDS = ("cfg", "rectified")
-NAMES = ("guidance", "guidance_kind", "guidance_interval", "guidance_rescale", "autoguidance", "classifier", "classifier_scale")  # of the flags
+# of the flags
+NAMES = ("guidance", "guidance_kind", "guidance_interval", "guidance_rescale", "autoguidance", "classifier", "classifier_scale", "score")
 
 
 def define_flags() -> None:
@@ -25,6 +30,7 @@ def define_flags() -> None:
     flags.DEFINE_string("autoguidance", "", "WORKDIR[,CHECKPOINT] of a worse run, which --guidance leads away from, in the place of no label.")
     flags.DEFINE_string("classifier", "", "WORKDIR of a noise-conditional classifier (configs/classifier.py): samples of its classes.")
     flags.DEFINE_float("classifier_scale", 1.0, "Scale of --classifier's gradient.")
+    flags.DEFINE_string("score", "", "Of --solver=bridge: the run that predicts the noise of the same interpolant (config.coupling).")
 
 
 def from_flags() -> dict:
@@ -33,10 +39,16 @@ def from_flags() -> dict:
     return {name: f[name].value for name in NAMES if name == "guidance" or f[name].value != f[name].default}
 
 
+def _extrapolated(strong, weak, omega, x, t):
+    """Classifier-free guidance of what is no point of the prediction plane."""
+    found = strong(x, t)
+    return found + (omega - 1) * (found - weak(x, t))
+
+
 @dataclass(frozen=True)
 class Guide:
     """omega, interval, rescale: of `samplers.classifier_free`. times: the grid of `samplers.rectified_cfg`, or None for the other kind. weak: the
-    run of `samplers.autoguidance`. classifier: the run of `samplers.classifier_guidance`, with its scale."""
+    run of `samplers.autoguidance`. classifier: the run of `samplers.classifier_guidance`, with its scale. score: the run of a bridge's noise."""
 
     run: runs.Run
     omega: float = 1.0
@@ -46,6 +58,7 @@ class Guide:
     weak: runs.Run | None = None
     classifier: runs.Run | None = None
     scale: float = 1.0
+    score: runs.Run | None = None
 
     def labels(self, n: int, label: int = -1):
         """As `Run.labels`, but of an unconditional run the classes that the classifier leads to."""
@@ -71,9 +84,21 @@ class Guide:
             den = classifier_guidance(den, Partial(by.network, by.params), jnp.asarray(labels), self.scale)
         return den
 
+    def bridge(self, labels=None) -> tuple:
+        """The interpolant, its velocity, and its noise by `score`, both guided to `labels` of `labels`: the first arguments of
+        `samplers.bridge.sample_bridge`."""
+        fields = []
+        for run in (self.run, self.score):
+            field = Partial(run.network, run.params, label=labels)
+            if self.omega != 1:
+                none = jax.tree.map(jnp.full_like, labels, run.network.none)
+                field = Partial(_extrapolated, field, Partial(run.network, run.params, label=none), self.omega)
+            fields.append(field)
+        return self.run.network.interpolant, *fields
+
     def fingerprints(self) -> list[str]:
         """What identifies the weights of the other runs."""
-        return [other.fingerprint() for other in (self.weak, self.classifier) if other is not None]
+        return [other.fingerprint() for other in (self.weak, self.classifier, self.score) if other is not None]
 
 
 def guide(
@@ -85,6 +110,7 @@ def guide(
     autoguidance: str = "",
     classifier: str = "",
     classifier_scale: float = 1.0,
+    score: str = "",
     times: np.ndarray | None = None,
 ) -> Guide:
     """The Guide of a run by the values of the flags. times: the sampler's grid, if it has one.
@@ -134,8 +160,25 @@ def guide(
             raise ValueError(f"--classifier={classifier} is no classifier: train one with --config=configs/classifier.py")
         if run.conditional and run.network.none != by.network.classes:
             raise ValueError(f"--classifier={classifier} has {by.network.classes} classes: expected those of the model, {run.network.none}")
+    of_noise = other_run(run, score, "score") if score else None
+    if of_noise:
+        check_score(run, of_noise, guidance)
     rectified = times if guidance_kind == "rectified" else None
-    return Guide(run, guidance, interval, guidance_rescale, rectified, weak, by, classifier_scale)
+    return Guide(run, guidance, interval, guidance_rescale, rectified, weak, by, classifier_scale, of_noise)
+
+
+def check_score(run: runs.Run, score: runs.Run, guidance: float) -> None:
+    """Raises ValueError unless run and score have the velocity and the noise of one bridge, between the same ends and told the same labels."""
+    kinds, bridge = [r.config.objective.kind for r in (run, score)], run.config.coupling.bridge
+    if kinds != ["velocity", "noise"] or not bridge:
+        said = f"--workdir of kind {kinds[0]} and coupling.bridge = {bridge}, --score={score.workdir} of kind {kinds[1]}"
+        raise ValueError(f"{said}: expected kind velocity and a bridge above 0, and kind noise")
+    ours, theirs = (cli.flat(ConfigDict(json.loads(r.config.to_json()))) for r in (run, score))  # as json has them, without tuples
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name.startswith(("coupling.", "data.", "model.num_classes", "model.embeddings")) and ours.get(name) != theirs.get(name):
+            raise ValueError(f"--score={score.workdir} has config.{name} = {theirs.get(name)!r}: expected that of --workdir, {ours.get(name)!r}")
+    if guidance != 1 and not score.config.objective.label_dropout > 0:
+        raise ValueError(f"--guidance={guidance}: --score={score.workdir} was trained with objective.label_dropout = 0; expected more, or guidance 1")
 
 
 def other_run(run: runs.Run, workdir: str, flag: str, step: int | None = None) -> runs.Run:

@@ -27,7 +27,8 @@ def check_flow(run: runs.Run, options: dict) -> None:
     """Raises ValueError for a solver that does not follow the probability flow, and for a model of embeddings, which pairs have no room for."""
     solver, sde = options["solver"], run.network.sde
     table = solver in solvers.SOLVERS and sampling.make_solver(solver, options.get("option", ()))(sde, grids.log_snr(sde, 200))
-    if solver in (sampling.REVERSE_SDE, sampling.NONE) or options.get("corrector", sampling.NONE) != sampling.NONE or (table and table.stochastic):
+    other = solver in (sampling.REVERSE_SDE, sampling.BRIDGE, sampling.NONE)
+    if other or options.get("corrector", sampling.NONE) != sampling.NONE or (table and table.stochastic):
         raise ValueError(
             f"--solver={solver} draws noise on its way: pairs are of the probability flow; expected adaptive, heun or another ODE solver"
         )

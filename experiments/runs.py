@@ -57,11 +57,6 @@ class Run:
             raise ValueError(f"--guidance={omega}: this model is told its guidance; expected {low} to {high}, of which it was trained")
         return self.network.flow_map(self.params, label, omega)
 
-    def bridge(self, score: "Run", label=None) -> tuple:
-        """The interpolant, its velocity, and its noise by the run `score`: the first arguments of `samplers.bridge.sample_bridge`."""
-        velocity, noise = (jax.tree_util.Partial(run.network, run.params, label=label) for run in (self, score))
-        return self.network.interpolant, velocity, noise
-
     @property
     def conditional(self) -> bool:
         return self.network.none is not None

@@ -1,8 +1,8 @@
 """Draw samples: python -m experiments.sample --workdir=runs/digits --solver=dpm_solver_pp --steps=15 --num=64
 
-Writes samples/<solver>_<steps>.npz (with corrector, diffusion, guidance, seed, weights, checkpoint and label in its name where they are not the
-default; arr_0: uint8 NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a picture of
-the first hundred and one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
+Writes samples/<solver>_<steps>.npz (with corrector, diffusion, guidance, score, seed, weights, checkpoint and label in its name where they are not
+the default; arr_0: uint8 NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a
+picture of the first hundred and one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
 Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on the devices.
 """
 
@@ -22,7 +22,6 @@ from absl import flags
 import samplers
 from experiments import cli, fit, parallel, plots, runs
 from experiments import guidance as guiding
-from experiments.data import Dataset
 from experiments.kept import Kept, savez, sha256, write_text
 from samplers import amed, grids, jumps, sample, sample_adaptive, sample_sde, solvers
 from samplers.bridge import sample_bridge
@@ -31,6 +30,7 @@ from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
 from sde_lib import SDE, VP, Denoiser, FlowMap
 from sde_lib.interpolants import NEAR
+from sde_lib.noise import normal
 
 ADAPTIVE, REVERSE_SDE, JUMPS, BRIDGE, NONE = "adaptive", "reverse_sde", "jumps", "bridge", "none"
 V3, GITS = "dpm_solver_v3", "gits"
@@ -52,9 +52,8 @@ def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
     diffusions = [NONE, *samplers.strengths.ETAS]
     flags.DEFINE_enum("diffusion", NONE, diffusions, "D(t) of the noise, of a --solver that has eta and of reverse_sde (samplers/strengths.py).")
     flags.DEFINE_float("strength", 1.0, "Of --diffusion, or of a bridge's own noise: how often it counts; 0 is the ODE.")
-    flags.DEFINE_string("score", "", "Of --solver=bridge: the run that predicts the noise of the same interpolant (config.coupling).")
     flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises; or jumps.")
-    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver (of jumps: uniform); gits is fitted by experiments.fit.")
+    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver (of jumps and bridge: uniform); gits is fitted by experiments.fit.")
     flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
     guiding.define_flags()
     flags.DEFINE_enum("threshold", "none", ["none", "static", "dynamic"], "Keep the data prediction in [-1, 1]: clipped, or by its 0.995 quantile.")
@@ -70,11 +69,11 @@ def from_flags() -> dict:
             raise ValueError(f"--{name}={f[name].value}: of a corrector; expected --corrector=langevin or annealed_langevin with it")
     if f["strength"].present and f.diffusion == NONE and f.solver != BRIDGE:
         raise ValueError(f"--strength={f.strength}: of a diffusion; expected --diffusion={' or '.join(samplers.strengths.ETAS)} with it")
-    grid = "uniform" if f.solver == JUMPS and not f["grid"].present else f.grid
+    grid = "uniform" if f.solver in (JUMPS, BRIDGE) and not f["grid"].present else f.grid
     return {
         "solver": f.solver, "steps": f.steps, "grid": grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
         "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps, "diffusion": f.diffusion,
-        "strength": f.strength, **({"score": f.score} if f.score else {}), **guiding.from_flags(),
+        "strength": f.strength, **guiding.from_flags(),
     }  # fmt: skip
 
 
@@ -129,13 +128,13 @@ def sampler(
     path: bool = False,
 ) -> Callable:
     """The function of (den, keys [B], x_T) that draws samples x_0 [B, *shape] by a named solver, and gives their evaluations [B] and the path
-    [P, B, ...] or None (where there is none). x_T: [B, *shape], or None: of the prior. Tables are built and fits are read once, here.
+    [P, B, ...] or None (where there is none). x_T: [B, *shape], see `starts`. Tables are built and fits are read once, here.
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not; guidance: of `den`, for which they were fitted. corrector: of `CORRECTORS`, with `solver` as its predictor, or
     "none", which `solver` may be too. diffusion, strength: of `samplers.strengths`, for solvers of `OF_STRENGTH`; "none" is the solver's own.
     "jumps" is of a FlowMap in the place of den, along the grid with its end at 0, as many as `steps`, and denoises nothing; "bridge" of a
-    `runs.Run.bridge`, on equal steps.
+    `guiding.Guide.bridge`, on equal steps, of which those of strength 0 leave its noise unevaluated.
     """
     fitted = functools.partial(fit.fitted, workdir, steps=steps, guidance=guidance)
     if option and solver not in (*solvers.SOLVERS, V3, JUMPS):
@@ -147,6 +146,10 @@ def sampler(
         raise ValueError(f"--corrector={corrector}: --solver={solver} has no steps to correct; expected reverse_diffusion or another table, or none")
     if solver == JUMPS and (threshold != "none" or grid == GITS or not parsed(option).keys() <= {"gamma"}):
         raise ValueError(f"--solver=jumps with --grid={grid} --threshold={threshold} {option}: expected another grid, and --option=gamma=VALUE alone")
+    if solver == BRIDGE and (threshold != "none" or grid != "uniform"):
+        raise ValueError(
+            f"--solver=bridge with --grid={grid} --threshold={threshold}: its steps are equal, and it has no data prediction; expected none"
+        )
     if solver == corrector == NONE:
         raise ValueError("--solver=none: a corrector alone; expected --corrector=langevin or annealed_langevin")
     if diffusion != NONE and solver not in OF_STRENGTH:
@@ -175,13 +178,13 @@ def sampler(
             return jumps(flow_map, x_T, times, **options, key=keys), np.full(len(x_T), steps), None
 
     elif solver == BRIDGE:
-        times = sde.T * np.linspace(1 - NEAR, NEAR, steps)
+        times, nfe = sde.T * np.linspace(1 - NEAR, NEAR, steps), (2 if strength else 1) * (steps - 1) + 1
 
         def integrate(bridge, x_T, keys):
             x = sample_bridge(*bridge, x_T, times, lambda t: np.full_like(t, strength * bridge[0].bridge ** 2 / 2), keys, path)
             last = x[-1] if path else x
             x_0 = last - times[-1] * jax.jit(lambda velocity, x: velocity(x, jnp.full(len(x), times[-1])))(bridge[1], last)
-            return x_0, np.full(len(x_T), 2 * steps - 1), np.concatenate([x, x_0[None]]) if path else None
+            return x_0, np.full(len(x_T), nfe), np.concatenate([x, x_0[None]]) if path else None
 
     elif solver in fit.BASES:
         params, times, middles = fit.load_predictor(fitted(solver), shape)
@@ -214,56 +217,57 @@ def sampler(
                 x_0 = denoise(den, x[-1] if path else x)
                 return x_0, np.full(len(x_T), nfe + 1), np.concatenate([x, x_0[None]]) if path else None
 
-    def draw(den: Denoiser | FlowMap, keys, x_T=None):
+    def draw(den: Denoiser | FlowMap | tuple, keys, x_T):
         if threshold != "none":
             den = samplers.threshold(den, quantile=None if threshold == "static" else 0.995)
-        prior_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x_T = sde.prior_sample(prior_keys, (len(keys), *shape)) if x_T is None else x_T
-        return integrate(den, parallel.shard(x_T), noise_keys)
+        return integrate(den, parallel.shard(x_T), jax.vmap(jax.random.split, out_axes=1)(keys)[1])
 
     return draw
 
 
 def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Guide, dict]:
-    """How a run is guided (`guiding.guide`), and the options that are not of guidance. Raises ValueError for a solver that is fitted to another."""
+    """How a run is guided (`guiding.guide`), and the options that are not of guidance. Raises ValueError for a solver that is fitted to another,
+    for a bridge without --score or --score without one, and for other guidance of a bridge than --guidance."""
     named = {name: value for name, value in options.items() if name in guiding.NAMES}
     rest = {name: value for name, value in options.items() if name not in named}
+    if (rest["solver"] == BRIDGE) != bool(score := named.get("score", "")):
+        raise ValueError(f"--solver={rest['solver']} --score={score}: expected --solver=bridge and --score=WORKDIR together")
+    if score and (more := named.keys() - {"score"}):
+        raise ValueError(f"--{', --'.join(sorted(more))}: a bridge is guided by --guidance alone, to its labels; leave the others out")
     if named and (fitted := {rest["solver"], rest["grid"]} & FITTED):
         raise ValueError(f"--{next(iter(named))}: {' and '.join(fitted)} are fitted to the model with --guidance alone; expected another")
     if rest["solver"] == JUMPS:
         if named or (guidance != 1 and not getattr(run.network.module, "told_omega", False)):
             raise ValueError("--solver=jumps with guidance: a flow map is guided in training (config.objective.meanflow.omega); leave the flags out")
-        return guiding.guide(run), rest
+        return guiding.Guide(run, guidance), rest
     fixed = rest["solver"] != ADAPTIVE and not {rest["solver"], rest["grid"]} & FITTED
     times = getattr(grids, rest["grid"])(run.network.sde, rest["steps"] - 1) if fixed and rest["steps"] > 1 else None
     return guiding.guide(run, guidance, **named, times=times), rest
 
 
-def modelled(run: runs.Run, guide: guiding.Guide, guidance: float, solver: str, score: runs.Run | None) -> Callable:
-    """labels -> what `sampler` draws from: a guided denoiser, a flow map, or a bridge. Raises ValueError for a --score of none, or of another."""
-    if (solver == BRIDGE) != (score is not None):
-        raise ValueError(f"--solver={solver} --score={score.workdir if score else ''}: expected --solver=bridge and --score=WORKDIR together")
-    if solver != BRIDGE:
-        return functools.partial(run.flow_map, omega=guidance) if solver == JUMPS else guide.denoiser
-    ours, theirs = ((r.network.interpolant, r.network.kind) for r in (run, score))
-    if not (ours[0] and ours[0].bridge) or theirs != (ours[0], "noise") or ours[1] != "velocity":
-        asked = f"expected the bridge of --workdir and kind noise, and that of kind velocity; it is of {ours}"
-        raise ValueError(f"--score={score.workdir}, of {theirs}: {asked}")
-    return lambda labels: run.bridge(score, labels)
+def modelled(guide: guiding.Guide, solver: str) -> Callable:
+    """labels -> what `sampler` draws from: a guided denoiser, a flow map, or a bridge."""
+    if solver == JUMPS:
+        return functools.partial(guide.run.flow_map, omega=guide.omega)
+    return guide.bridge if solver == BRIDGE else guide.denoiser
 
 
-def score_of(run: runs.Run, options: dict) -> runs.Run | None:
-    """The run of --score, which is taken out of the options of `generate`. Raises what `guiding.other_run` raises."""
-    name = options.pop("score", "")
-    return guiding.other_run(run, name, "score") if name else None
+def starts(run: runs.Run) -> Callable:
+    """(keys [B], index [B]) -> x_T of the samples of these indices: of the prior, or of the data set that the run begins at, its test examples in
+    turn; and beside either the noise that its interpolant has at T."""
+    sde, source, interpolant = run.network.sde, run.source, run.network.interpolant
+    gamma = 0.0 if interpolant is None else float(interpolant.gamma(sde.T))
 
+    def start(keys, index):
+        each = lambda i: jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        if source is None:
+            x_T = sde.prior_sample(jax.vmap(jax.random.split, out_axes=1)(keys)[0], (len(keys), *run.dataset.shape))
+        else:
+            values = source.values["test"]
+            x_T = source.to_x(each(2), values[np.asarray(index) % len(values)])
+        return x_T + gamma * normal(each(3), x_T.shape, x_T.dtype) if gamma else x_T
 
-def started(source: Dataset | None, keys, index):
-    """x_T of samples `index` [B] of a run that begins at a data set, its test examples in turn; None of others."""
-    if source is None:
-        return None
-    values = source.values["test"]
-    return source.to_x(jax.vmap(jax.random.fold_in, (0, None))(keys, 2), values[np.asarray(index) % len(values)])
+    return start
 
 
 def check(solution):
@@ -293,10 +297,9 @@ def generate(
     labels = guide.labels(n, label)
     if options.get("threshold", "none") != "none" and not run.dataset.levels:
         raise ValueError(f"--threshold={options['threshold']}: x of {run.dataset.name} is not within [-1, 1]; expected none")
-    score, source = score_of(run, rest), run.source
-    model = modelled(run, guide, guidance, rest["solver"], score)
+    model, start_of = modelled(guide, rest["solver"]), starts(run)
     draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, **rest)
-    one_batch = lambda keys, labels, index: draw(model(labels), keys, started(source, keys, index))[:2]
+    one_batch = lambda keys, labels, index: draw(model(labels), keys, start_of(keys, index))[:2]
 
     def parts(start):
         for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, np.arange(n), start=start):
@@ -306,7 +309,7 @@ def generate(
     fitted = {options["solver"], options["grid"]} & FITTED
     fits = {name: fit.fitted(run.workdir, name, options["steps"], guidance).stat().st_mtime_ns for name in fitted}
     settings = {"weights": run.fingerprint(), "seed": seed, "label": label, "guidance": guidance, "fits": fits, **options}
-    others = guide.fingerprints() + ([score.fingerprint()] if score else [])
+    others = guide.fingerprints()
     kept.open(settings | ({"others": others} if others else {}))
     found = kept.complete(parts, n, "samples", progress)
     return found["values"], float(found["nfe"].mean())
@@ -317,8 +320,9 @@ def about(run: runs.Run, n: int, nfe: float, seed: int, options: dict) -> dict:
     return {**run.description(), "samples": n, "nfe": nfe, "seed": seed, **options}
 
 
-def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int = -1, guidance: float = 1.0, **options) -> list:
-    """The picture of samples and, for a table solver, of trajectories; returns the files."""
+def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, label: int = -1, **options) -> list:
+    """The picture of samples and, for a table solver, of trajectories; returns the files. options: of `sampler`."""
+    run = guide.run
     folder, data = run.workdir / "samples", run.dataset.images
     files = []
     is_image, is_plane = data.is_image, data.shape == (2,)
@@ -328,11 +332,9 @@ def pictures(run: runs.Run, values: np.ndarray, name: str, seed: int, label: int
         files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3, BRIDGE, NONE) and (is_image or is_plane):
         index = np.arange(8 * jax.device_count() if is_image else 256)
-        x_T = started(run.source, jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index), index)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
-        guide, rest = guided(run, guidance, **options)
-        den = modelled(run, guide, guidance, rest["solver"], score_of(run, rest))(guide.labels(len(rows), label))
-        path = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guidance, path=True, **rest)(den, rows, x_T)[2]
+        draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guide.omega, path=True, **options)
+        path = draw(modelled(guide, options["solver"])(guide.labels(len(rows), label)), rows, starts(run)(rows, index))[2]
         if is_image:
             path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
             if data is run.dataset:  # pixels, not latents: noise of any scale within the range shown
@@ -357,12 +359,13 @@ def main():
     values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, progress=print, **options)
     seconds = time.perf_counter() - clock
     images = plots.to_uint8(values, run.dataset.images.levels) if run.dataset.images.levels else values
-    labels = guided(run, **options)[0].labels(f.num, f.label)
+    guide, rest = guided(run, **options)
+    labels = guide.labels(f.num, f.label)
     savez(file, arr_0=images, **({"arr_1": labels} if isinstance(labels, np.ndarray) else {}))
     said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": sha256(file)}
     write_text(file.with_suffix(".json"), json.dumps(said, indent=1))
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")
-    for written in [file, *pictures(run, values, name, f.seed, f.label, **options)]:
+    for written in [file, *pictures(guide, values, name, f.seed, f.label, **rest)]:
         print(f"wrote {written}")
     kept.remove()
 

@@ -149,7 +149,7 @@ def test_training_and_sampling_of_two_data_sets(tmp_path):
     many, _ = sample.generate(run, 8, 8, 0, solver="heun", **options)
     np.testing.assert_allclose(few, many[:5], atol=1e-5)
     source = run.source.to_x(None, run.source.values["test"][:3])
-    np.testing.assert_allclose(sample.started(run.source, jax.random.split(jax.random.key(0), 3), np.arange(3)), source)
+    np.testing.assert_allclose(sample.starts(run)(jax.random.split(jax.random.key(0), 3), np.arange(3)), source)
     with pytest.raises(ValueError, match="a stochastic solver of a coupled model"):
         sample.generate(run, 4, 4, 0, solver="ancestral", **options)
 

@@ -107,6 +107,7 @@ def test_mistakes_are_named(folders, tmp_path):
     for bad, words in (
         (lambda: write(num=0), "--num=0"),
         (lambda: write(solver="reverse_sde", steps=3), "draws noise"),
+        (lambda: write(solver="bridge", steps=3), "draws noise"),
         (lambda: write(solver="ancestral", steps=3), "draws noise"),
         (lambda: write(solver="ddim", steps=3, option=("eta=1",)), "draws noise"),
         (lambda: write(solver="ddim", steps=3, corrector="langevin"), "draws noise"),
