@@ -1,13 +1,18 @@
 """Stochastic interpolants and Schroedinger bridges as runs."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
+from scipy import stats
+from small import small_config
 
 from configs import toy
-from experiments import network, objectives, runs, sample
+from experiments import data, guidance, network, objectives, runs, sample
 from experiments.train import train
 from sde_lib import Linear, Trig
 from sde_lib.interpolants import Interpolant
@@ -63,17 +68,17 @@ def test_runs(tmp_path):
     config.objective.kind = "noise"
     train(config, tmp_path / "noise")
     run = runs.load_run(tmp_path / "velocity")
-    given = {"n": 40, "batch": 16, "seed": 0, "grid": "log_snr", "tolerance": 1e-3}
+    given = {"n": 40, "batch": 16, "seed": 0, "grid": "uniform", "tolerance": 1e-3}
     draw = lambda **more: sample.generate(run, **{**given, **more})
     sde, nfe = draw(solver="bridge", steps=20, score=str(tmp_path / "noise"))
     assert nfe == 39 and np.all(np.isfinite(sde))
     np.testing.assert_array_equal(sde[:8], draw(solver="bridge", steps=20, score=str(tmp_path / "noise"), n=8, batch=8)[0])
-    ode, _ = draw(solver="euler", steps=20, grid="uniform")
+    ode, _ = draw(solver="euler", steps=20)
     still, _ = draw(solver="bridge", steps=20, score=str(tmp_path / "noise"), strength=0.0)
     assert np.abs(still - ode).mean() < 0.1 * np.abs(sde - ode).mean()
     for wrong, said in (
         ({"solver": "bridge", "steps": 20}, "--score=WORKDIR together"),
-        ({"solver": "bridge", "steps": 20, "score": str(tmp_path / "velocity")}, "kind noise"),
+        ({"solver": "bridge", "steps": 20, "score": str(tmp_path / "velocity")}, "and kind noise"),
         ({"solver": "euler_maruyama", "steps": 20}, "coupled"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -86,3 +91,102 @@ def test_gamma():
     with pytest.raises(ValueError, match="bridge = -1"):
         network.from_config(coupled_config(bridge=-1.0), 0)
     assert network.from_config(coupled_config(constant=0.1), 0).interpolant == Interpolant(Linear(), 0.1)
+
+
+@pytest.mark.parametrize("source", ["", "8gaussians"])
+def test_the_law_at_the_start(source):
+    """Of velocity 0, along which x stays: its source and N(0, constant^2), by variance (4 standard errors of 8000 numbers, seed 0) and by the test of
+    Kolmogorov and Smirnov (0.1 %); not without the constant. By bridges as by ODEs, whatever the batch."""
+
+    def drawn(constant):
+        config = coupled_config(constant=constant, bridge=1.0, source={"name": source})
+        dataset = data.load(config.data)
+        net = network.from_config(config, 0)
+        params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(lambda: net.init(jax.random.key(0), dataset.shape)))
+        run = runs.Run(Path("run"), config, dataset, net, params, "ema", 0)
+        x, _ = sample.generate(run, 4000, 4000, 0, solver="euler", steps=2, grid="uniform", tolerance=1e-3)
+        return run, np.asarray(dataset.to_x(None, x), np.float64)
+
+    def sigmas(x, variance):
+        return abs(x.var() / variance - 1) * np.sqrt(x.size / 2)
+
+    (run, x), (_, without) = drawn(0.5), drawn(0.0)
+    start = 0.0 if not source else run.source.to_x(None, run.source.values["test"][np.arange(4000) % len(run.source.values["test"])])
+    z, variance = (x - start).ravel(), 0.25 + (not source)
+    assert sigmas(z, variance) < 4 and stats.kstest(z / variance**0.5, "norm").pvalue > 1e-3
+    assert sigmas((without - start).ravel(), variance) > 10
+    index, draw = np.arange(8), sample.sampler(Linear(), (2,), ".", "bridge", 3, "uniform", 1e-3, strength=0.0)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), index)
+    np.testing.assert_allclose(draw(guidance.Guide(run, score=run).bridge(), keys, sample.starts(run)(keys, index))[0], x[:8], atol=1e-5)
+
+
+def test_evaluations_are_those_made():
+    """Of the noise none at strength 0."""
+    calls = []
+
+    def field(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return 0.0 * x
+
+    for strength, nfe in ((1.0, 5), (0.0, 3)):
+        draw = sample.sampler(Linear(), (2,), ".", "bridge", 3, "uniform", 1e-3, strength=strength)
+        found = draw((Interpolant(bridge=1.0), Partial(field), Partial(field)), jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 2)))[1]
+        jax.effects_barrier()
+        assert len(calls) == nfe and np.all(found == nfe)
+        calls.clear()
+
+
+def test_guidance_of_both():
+    """Velocity and noise are extrapolated from those without the label, 10; omega 1 is none."""
+
+    class Net:
+        none, interpolant = 10, Interpolant(bridge=1.0)
+
+        def __call__(self, params, x, t, label):
+            return params * (x + label)
+
+    run, noise = (SimpleNamespace(network=Net(), params=params) for params in (1.0, 2.0))
+    x, label = np.arange(3.0), np.array([1, 2, 3])
+    for omega in (1.0, 3.0):
+        interpolant, *fields = guidance.Guide(run, omega, score=noise).bridge(label)
+        assert interpolant == Net.interpolant
+        for params, field in zip((1.0, 2.0), fields):
+            np.testing.assert_allclose(field(x, None), params * (x + omega * label + (1 - omega) * 10))
+
+
+def test_another_score_is_refused():
+    """In a line that names what differs, and both values."""
+    config = small_config()
+    config.coupling.bridge = 1.0
+    config.model.num_classes = 10
+    config.objective.update(kind="velocity", label_dropout=0.1)
+
+    def of(**fields):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict(fields)
+        return SimpleNamespace(config=other, workdir="run")
+
+    guidance.check_score(of(), of(**{"objective.kind": "noise"}), 2.0)
+    for fields, words in (
+        ({"coupling.name": "ot"}, "config.coupling.name = 'ot': expected that of --workdir, 'independent'"),
+        ({"coupling.source.name": "fashion"}, "coupling.source.name = 'fashion'.*, ''"),
+        ({"coupling.bridge": 2.0}, "coupling.bridge = 2.0.*, 1.0"),
+        ({"data.flip": True}, "data.flip = True.*, False"),
+        ({"model.num_classes": 0}, "model.num_classes = 0.*, 10"),
+        ({"objective.label_dropout": 0.0}, "label_dropout = 0"),
+        ({"objective.kind": "velocity"}, "and kind noise"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            guidance.check_score(of(), of(**{"objective.kind": "noise"} | fields), 2.0)
+
+
+@pytest.mark.parametrize("options", [{"grid": "few"}, {"threshold": "static"}])
+def test_what_a_bridge_has_not(options):
+    with pytest.raises(ValueError, match="--{}={}".format(*next(iter(options.items())))):
+        sample.sampler(Linear(), (2,), ".", **{"solver": "bridge", "steps": 3, "grid": "uniform", "tolerance": 1e-3} | options)
+
+
+@pytest.mark.parametrize("options", [{"autoguidance": "x", "guidance": 2.0}, {"classifier": "x"}, {"guidance_interval": ["0", "1"], "guidance": 2.0}])
+def test_other_guidance_of_a_bridge(options):
+    with pytest.raises(ValueError, match="by --guidance alone"):
+        sample.guided(None, solver="bridge", steps=3, grid="uniform", score="noise", **options)
