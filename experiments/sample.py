@@ -148,7 +148,7 @@ def sampler(
         raise ValueError(f"--solver=jumps with --grid={grid} --threshold={threshold} {option}: expected another grid, and --option=gamma=VALUE alone")
     if solver == BRIDGE and (threshold != "none" or grid != "uniform"):
         raise ValueError(
-            f"--solver=bridge with --grid={grid} --threshold={threshold}: its steps are equal, and predict no data; expected --grid=uniform without --threshold"
+            f"--solver=bridge with --grid={grid} --threshold={threshold}: expected uniform and none, as its steps are equal and predict no data"
         )
     if solver == corrector == NONE:
         raise ValueError("--solver=none: a corrector alone; expected --corrector=langevin or annealed_langevin")
