@@ -48,7 +48,7 @@ def get_config(name: str = "ict"):
     elif data == "digits":
         config = digits.get_config()
         config.optim.learning_rate = 2e-3
-        config.training.steps = 1500
+        config.training.steps = 4000 if method == "trig" else 1000
     else:
         config = edm.get_config("imagenet64" if data else "cifar10_uncond_ncsnpp" if method in ("ct", "ict") else "cifar10_uncond")
         config.data.augment = 0.0

@@ -44,7 +44,7 @@ def get_config(name: str = "perflow"):
     elif data == "digits":
         config = digits.get_config()
         config.optim.update(learning_rate=2e-3)
-        config.training.steps = 1500
+        config.training.steps = 1000
     else:
         of = {
             "cd": "cifar10_uncond_ncsnpp",
@@ -68,13 +68,15 @@ def get_config(name: str = "perflow"):
         config.objective.consistency.update(CONSISTENCY[method])
         config.objective.time.name = "uniform" if CONSISTENCY[method].get("grid") == "uniform" else "karras"
         config.model.second_time = method not in ("cd", "lcm")
+        if name == "ctm_digits":
+            config.objective.consistency.chain = 2  # whose steps are most of the cost
         if data == "8gaussians":  # on whose path equal steps in time are none near the data
             config.objective.consistency.grid = config.objective.time.name = "karras"
     if method == "progressive":
         config.objective.loss = "progressive"
-        config.objective.progressive.update(start=8, steps=1)
+        config.objective.progressive.update(start=4 if data == "digits" else 8, steps=1)
         if data:
-            config.training.steps //= 2  # each of four rounds
+            config.training.steps //= 2  # each of the rounds
             config.optim.ema = 0.99  # which are short
     elif method == "add":
         config.objective.loss = "add"
