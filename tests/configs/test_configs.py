@@ -73,10 +73,8 @@ PARAMETERS |= {f"distill:{name}_8gaussians": 33_922 for name in ("ctm", "tcd", "
 PARAMETERS |= {"consistency:sct": 60_066_627, "consistency:sct_imagenet64": 295_900_099}
 PARAMETERS |= {"consistency:trig": 60_066_563, "consistency:trig_imagenet64": 295_900_035, "progressive": 60_004_099}
 PARAMETERS |= {"distill:scd": 60_066_627, "distill:scd_imagenet64": 295_900_099, "distill:scd_8gaussians": 33_794}
-PARAMETERS |= {f"consistency:{name}_digits": 767_297 for name in ("ct", "ict", "ect")} | {
-    "edm:8gaussians": 33_794,
-    "consistency:trig_8gaussians": 33_794,
-}
+PARAMETERS |= {f"consistency:{name}_digits": 767_297 for name in ("ct", "ict", "ect")}
+PARAMETERS |= {"edm:8gaussians": 33_794, "consistency:trig_8gaussians": 33_794}
 PARAMETERS |= {"consistency:trig_digits": 755_009, "consistency:sct_digits": 755_073, "distill:scd_digits": 755_073}
 PARAMETERS |= {"distill:add": 674_816_272, "distill:add_digits": 767_297, "distill:add_8gaussians": 133_122}
 PARAMETERS |= {"distill:progressive": 60_004_099, "distill:progressive_8gaussians": 133_122, "distill:progressive_digits": 767_297}
