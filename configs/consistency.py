@@ -9,13 +9,13 @@ from a diffusion model, a run of configs/edm.py:cifar10_uncond: --config.trainin
 TrigFlow (:trig_imagenet64), which teaches sCD (configs/distill.py). Not trained here; without LPIPS, which CT has in the place of l2. Theirs of
 ImageNet is EDM2, with magnitude-preserving layers and normalised weights that the U-Net here has not: of sCM it has the embedding of the angle and
 the double normalization, on ADM. Those of 8 gaussians are minutes on two CPU cores: :ct_8gaussians, :ict_8gaussians, :ect_8gaussians (from
-configs/toy.py:8gaussians on EDM's path), :sct_8gaussians. Those of _digits begin from a run of configs/digits.py,
---config.training.init=runs/digits; of sct, from one with --config.objective.loss=regression.
+configs/edm.py:8gaussians), :sct_8gaussians; those of _digits begin from a run of configs/digits.py,
+--config.training.init=runs/digits, and sct_digits from one of :trig_digits.
 """
 
 import numpy as np
 
-from configs import digits, edm, toy
+from configs import digits, edm
 
 TIMES = {
     "ct": {"times": "ct", "start": 2, "end": 150, "target": 0.9},
@@ -23,16 +23,7 @@ TIMES = {
     "ect": {"times": "ect", "stages": 8, "shrink": 2.0, "metric": "huber", "constant": 0.0, "weight": "gap"},
 }
 NAMES = (*TIMES, "sct", "trig", *(f"{name}_imagenet64" for name in ("ict", "sct", "trig")))
-NAMES += tuple(f"{name}_{data}" for data in ("8gaussians", "digits") for name in (*TIMES, "sct"))
-
-
-def on_edm(config):
-    """The config of a set of the plane, in EDM's preconditioning and on its path."""
-    config.sde.name = "EDM"
-    config.model.update(width=128)
-    config.objective.update(kind="edm", clock="edm")
-    config.training.update(steps=5000)
-    return config
+NAMES += tuple(f"{name}_{data}" for data in ("8gaussians", "digits") for name in (*TIMES, "sct", "trig"))
 
 
 def continuous(config, sigma_data: float):
@@ -53,11 +44,11 @@ def get_config(name: str = "ict"):
     method, _, data = name.partition("_")
     small = data in ("8gaussians", "digits")
     if data == "8gaussians":
-        config = on_edm(toy.get_config())
+        config = edm.get_config("8gaussians")
     elif data == "digits":
         config = digits.get_config()
         config.optim.learning_rate = 2e-3
-        config.training.steps = 1500
+        config.training.steps = 4000 if method == "trig" else 1000
     else:
         config = edm.get_config("imagenet64" if data else "cifar10_uncond_ncsnpp" if method in ("ct", "ict") else "cifar10_uncond")
         config.data.augment = 0.0
@@ -68,7 +59,7 @@ def get_config(name: str = "ict"):
         continuous(config, 1.0 if small else 0.5)
         if method == "trig":
             config.objective.loss = "regression"
-            config.objective.time.update(mean=-1.2, std=1.2)
+            config.objective.time.update(mean=-0.5 if small else -1.2, std=1.2)
         if not small:
             config.model.dropout = 0.0 if data else 0.2
             config.training.update(batch=2048 if data else 512, steps=400_000)

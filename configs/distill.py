@@ -14,10 +14,9 @@ python -m experiments.train --config=configs/distill.py:instaflow --config.data.
 :instaflow (Liu et al. 2024, 2309.06380), one step on the linear path by regression on pairs that experiments.reflow has drawn of a 2-rectified flow
 (configs/sit.py, trained on pairs of a model of any path), without LPIPS, which their last stage has.
 Not trained here, but for the small ones: those of _digits are of a run of configs/digits.py (of lcm with --config.model.num_classes=10
---config.objective.label_dropout=0.1), those of _8gaussians of configs/toy.py:8gaussians, on EDM's path (--config.sde.name=EDM
---config.objective.kind=edm --config.objective.clock=edm) but for those of perflow, progressive and add, on its own, and of scd, on TrigFlow's
-(--config.sde.name=Trig --config.objective.kind=edm). The optimization of :perflow and :instaflow is that of the teacher's config, as the papers' data
-are others.
+--config.objective.label_dropout=0.1), those of _8gaussians of configs/edm.py:8gaussians, but for those of perflow, progressive and add, of
+configs/toy.py:8gaussians, and of scd, of configs/consistency.py:trig_8gaussians and :trig_digits. The optimization of :perflow and :instaflow is that
+of the teacher's config, as the papers' data are others.
 """
 
 from configs import consistency, digits, dit, edm, progressive, sit, toy
@@ -40,12 +39,12 @@ def get_config(name: str = "perflow"):
         raise ValueError(f"configs/distill.py:{name}: expected {', '.join(NAMES)}")
     method, _, data = name.replace("lcm_lora", "lcm").partition("_")
     if data == "8gaussians":
-        config = toy.get_config() if method in ("perflow", "progressive", "add") else consistency.on_edm(toy.get_config())
+        config = toy.get_config() if method in ("perflow", "progressive", "add") else edm.get_config("8gaussians")
         config.training.steps = 5000
     elif data == "digits":
         config = digits.get_config()
         config.optim.update(learning_rate=2e-3)
-        config.training.steps = 1500
+        config.training.steps = 1000
     else:
         of = {
             "cd": "cifar10_uncond_ncsnpp",
@@ -69,13 +68,15 @@ def get_config(name: str = "perflow"):
         config.objective.consistency.update(CONSISTENCY[method])
         config.objective.time.name = "uniform" if CONSISTENCY[method].get("grid") == "uniform" else "karras"
         config.model.second_time = method not in ("cd", "lcm")
+        if name == "ctm_digits":
+            config.objective.consistency.chain = 2  # whose steps are most of the cost
         if data == "8gaussians":  # on whose path equal steps in time are none near the data
             config.objective.consistency.grid = config.objective.time.name = "karras"
     if method == "progressive":
         config.objective.loss = "progressive"
-        config.objective.progressive.update(start=8, steps=1)
+        config.objective.progressive.update(start=4 if data == "digits" else 8, steps=1)
         if data:
-            config.training.steps //= 2  # each of four rounds
+            config.training.steps //= 2  # each of the rounds
             config.optim.ema = 0.99  # which are short
     elif method == "add":
         config.objective.loss = "add"

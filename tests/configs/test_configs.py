@@ -21,7 +21,7 @@ VARIANTS = {
     "vdm": ("small", "digits", "cifar10", "imagenet32", "imagenet64"),
     "score_sde": ("ve", "subvp", "ve_deep", "vp_deep", "subvp_deep", "ve_discrete", "vp_discrete", "ve_digits", "vp_digits", "subvp_digits"),
     "score_matching": ("implicit",),
-    "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64"),
+    "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64", "8gaussians"),
     "flow_matching": ("ot", "lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified", "reflow"),
     "score_flow": tuple(f"{data}{rest}" for data in ("cifar10", "imagenet32") for rest in ("", "_deep", "_subvp", "_subvp_deep"))[1:],
     "sit": ("l", "b", "s", "fashion"),
@@ -73,6 +73,9 @@ PARAMETERS |= {f"distill:{name}_8gaussians": 33_922 for name in ("ctm", "tcd", "
 PARAMETERS |= {"consistency:sct": 60_066_627, "consistency:sct_imagenet64": 295_900_099}
 PARAMETERS |= {"consistency:trig": 60_066_563, "consistency:trig_imagenet64": 295_900_035, "progressive": 60_004_099}
 PARAMETERS |= {"distill:scd": 60_066_627, "distill:scd_imagenet64": 295_900_099, "distill:scd_8gaussians": 33_794}
+PARAMETERS |= {f"consistency:{name}_digits": 767_297 for name in ("ct", "ict", "ect")}
+PARAMETERS |= {"edm:8gaussians": 33_794, "consistency:trig_8gaussians": 33_794}
+PARAMETERS |= {"consistency:trig_digits": 755_009, "consistency:sct_digits": 755_073, "distill:scd_digits": 755_073}
 PARAMETERS |= {"distill:add": 674_816_272, "distill:add_digits": 767_297, "distill:add_8gaussians": 133_122}
 PARAMETERS |= {"distill:progressive": 60_004_099, "distill:progressive_8gaussians": 133_122, "distill:progressive_digits": 767_297}
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}

@@ -52,7 +52,7 @@ def gradient(sde, given, n: int, slopes, teacher=None):
     return jax.grad(loss)(slopes, slopes)[1:]  # no jump begins at eps
 
 
-@pytest.mark.parametrize("n, ratio", [(11, 0.767), (19, 0.863), (41, 0.936), (151, 0.982)])
+@pytest.mark.parametrize("n, ratio", [(11, 0.767), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((19, 0.863), (41, 0.936), (151, 0.982)))])
 def test_fixed_point_of_training(x64, n, ratio):
     """CT's is the product of (s^2 + t_i t_{i+1})/(s^2 + t_{i+1}^2), not the true map: the gradient is 0 at the first, not at the second."""
     sde, given = EDM(), options(count=n)

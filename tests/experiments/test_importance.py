@@ -102,6 +102,7 @@ def trained(folder, time="importance", **training):
     return train(config, folder)
 
 
+@pytest.mark.slow
 def test_training_resumes(tmp_path, monkeypatch):
     """4 steps and 2 are 6 to the last bit, history included; to leave importance, or to begin with it, on resume is refused."""
     monkeypatch.setattr(importance, "WARM", 0)

@@ -114,6 +114,7 @@ def teacher(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_told_its_guidance(teacher, tmp_path):
     config = lcm_config(told_omega=True)
     config.objective.consistency.omega = (1.0, 4.0)

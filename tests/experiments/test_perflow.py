@@ -76,6 +76,7 @@ def test_loss_vanishes_at_the_student():
     assert error(student(sde, "velocity")) < 1e-5 < 1e-3 < error(exact(sde))
 
 
+@pytest.mark.slow
 def test_distillation_as_a_run(tmp_path, monkeypatch):
     """A class-conditional student of a guided teacher begins from its weights, resumes without it, samples in windows, and has a likelihood."""
     teacher = config_of(num_classes=10)

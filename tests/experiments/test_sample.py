@@ -48,6 +48,7 @@ def test_interrupted_samples_go_on(tmp_path):
     assert not kept.folder.exists()
 
 
+@pytest.mark.slow
 def test_a_corrector_after_each_step(tmp_path):
     """Evaluations as made, the denoising one included; samples that do not depend on the batch; a predictor that cannot be one ends in a line."""
     train(small_config(steps=2), tmp_path)

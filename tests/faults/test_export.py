@@ -12,6 +12,7 @@ COMMANDS = {  # what they write, byte for byte
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sample", pytest.param("likelihood", marks=pytest.mark.slow)])
 def test_killed_exports_are_what_they_were(undisturbed, times, count, name):
     """SIGKILL at moments spread over a command's time, then the same command: the same bytes, and no temporary or partial files."""

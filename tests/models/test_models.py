@@ -73,6 +73,7 @@ def test_classifier():
         net.init(jax.random.key(0), IMAGE[:, :7], t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 1), *(pytest.param(s, marks=pytest.mark.slow) for s in ((2, 5), (2, 4, 6, 1)))])
 def test_dequantizer_is_a_density_on_the_unit_cube(shape):
     """log q(u | x) is minus the log-determinant of the Jacobian of u in uniform noise; with new parameters q is uniform."""

@@ -158,6 +158,7 @@ def test_threshold():
         threshold(den, bound=-1.0)
 
 
+@pytest.mark.slow
 def test_fits_of_conditional_models():
     """Each example keeps its own condition in the batches of a fit: a model whose mean is its label is followed to the label."""
     label = jnp.arange(16) % 4

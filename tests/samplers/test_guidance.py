@@ -179,6 +179,7 @@ def test_rescaled_predictions_have_the_conditional_standard_deviation():
     np.testing.assert_array_equal(classifier_free(flat, 0, 3.0, rescale=1.0).raw(x, t), 3.0 * flat.raw(x, t))
 
 
+@pytest.mark.slow
 def test_autoguidance_extrapolates_from_the_worse_model(x64):
     """D_weak + omega (D - D_weak) in every prediction, from a worse model of another kind and without a condition as well."""
     sde, omega = VP(), 2.5

@@ -62,6 +62,7 @@ def test_latents_are_identified_by_the_data(mixture, x64):
     assert np.abs(wrong - want).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_latents_are_gaussian(mixture):
     """Of 1000 draws of a mixture: each coordinate N(0, 1) by Kolmogorov-Smirnov at the level 1e-4 (0.07; seed 0). Data taken for latents, the
     control, are not."""

@@ -138,6 +138,7 @@ def test_every_path(sde, x64):
     assert np.all(result.stderr == 0) and np.all(result.success)
 
 
+@pytest.mark.slow
 def test_density_integrates_to_one():
     """The integral of exp(log p) over a 121 x 121 grid on [-2, 2]^2 is 1 +- 1e-4 (the trapezoid is exact to rounding for Gaussians this wide)."""
     side = np.linspace(-2, 2, 121)
@@ -175,6 +176,7 @@ def test_the_standard_error_of_probes_is_their_spread():
     assert said != pytest.approx(float(jnp.std(repeats[8].log_prob)), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["rademacher", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_variance_of_the_probes(noise):
     """For v = A x with A symmetric the log-density's variance over probes is 2(|A|_F^2 - sum a_ii^2) or 2|A|_F^2 (score_sde.md, check 6).

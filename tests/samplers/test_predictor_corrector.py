@@ -86,6 +86,7 @@ def test_recursions_tend_to_the_data(sde):
             assert excess == pytest.approx(0.16**2 if corrector == "langevin" else 0.0, abs=0.03), (name, corrector, excess)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("r, want", [pytest.param(0.16, 1.0256, marks=pytest.mark.slow), (0.3, 1.09)])
 def test_stationary_variance_of_langevin(r, want):
     """v (1 + r^2) on N(0, v I) in high dimension where alpha = 1 (score_sde.md, check 8): 2000 moves of 8 examples in 2048-D.

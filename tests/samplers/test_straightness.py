@@ -29,6 +29,7 @@ def test_check_7(x64):
     assert np.all(straight.straightness <= 1e-8) and abs(normalized_path_energy(float(straight.energy[0]), 1 - STD)) < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", [Linear(), Trig()], ids=["Linear", "Trig"])
 def test_straight_means_exact_in_one_step(x64, sde):
     """On any path: S = 0, and one step of DDIM ends where the flow does; of the flow before reflow neither holds."""

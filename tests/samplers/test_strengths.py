@@ -31,6 +31,7 @@ def distances(sde, solver, cases) -> dict:
     return {case: ks(sde, execute(den, table(case), x_T, keys)[0], times[-1]) for case in cases}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [Linear(), pytest.param(VP(), marks=pytest.mark.slow)], ids=["Linear", "VP"])
 def test_every_strength_has_the_marginals(path):
     """ODE = SDE for D of 0, 1/2, t, sin^2 pi t and score-SDE's own, by Euler-Maruyama (flows.md, check 5)."""
@@ -45,6 +46,7 @@ def test_every_strength_on_every_path(sde):
     assert max(found.values()) <= BOUND, found
 
 
+@pytest.mark.slow
 def test_a_drift_that_does_not_keep_the_marginals_is_seen():
     """Control of check 5, gnobitab/RectifiedFlow's: standard deviation 0.887 where the data have 1 (flows.md, peer defects; 4 standard errors), and
     far beyond the bound on the mixture, as the noise with the ODE's drift is."""

@@ -35,6 +35,7 @@ def test_a_wrong_diffusion_is_seen(x64):
     assert carried(VP(beta_max=3.0), 601, 500, times_g=1.05)[0] > 10 * 6e-4
 
 
+@pytest.mark.slow
 def test_two_dimensions(x64, mixture):
     """Three rotated Gaussians on VP: of second order in space and time together, mass and sign kept."""
     sde, gm, errors = VP(beta_max=3.0), jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), mixture), []
