@@ -158,7 +158,8 @@ def better(models: dict[str, Model], series: dict) -> bool:
     for label, model in models.items():
         if model.teacher:
             gain = series[model.teacher, 1] - series[label, min(model.draws)]
-            worse += [label] * (gain.mean() <= 3 * spread(gain))
+            if gain.mean() <= 3 * spread(gain):
+                worse.append(label)
     for label in worse:
         print(f"{label}: no better than one step of its teacher")
     return not worse
