@@ -29,6 +29,7 @@ from experiments.guidance import guide
 from experiments.progressive import rounds
 from experiments.tables import rectification
 from experiments.tables._training import trained
+from experiments.tables.rectification import spread
 from experiments.toy import eight_gaussians_mixture
 from samplers import grids, jumps, sample, sample_adaptive, solvers
 from sde_lib import EDM, SDE, Denoiser, FlowMap, GaussianMixture
@@ -91,11 +92,6 @@ class Judge(NamedTuple):
             found |= {name: float(np.mean(series)), f"± {name}": spread(series)} if series else {name: None, f"± {name}": None}
         told = published[steps - 1] if steps and steps <= len(published) else None
         return found | {"cost": cost, "FID published": told}, np.array([next(iter(a.values())) for a in of])
-
-
-def spread(of) -> float:
-    """The standard error of the mean."""
-    return float(np.std(of, ddof=1) / np.sqrt(len(of)))
 
 
 def of_the_plane(groups: int, n: int) -> tuple[Judge, GaussianMixture]:
@@ -237,7 +233,8 @@ def unguided(name: str, out: Path, quick: bool, given: runs.Run | None) -> dict[
     """The teachers and the students of one data set."""
     found, teachers = students(name, out, quick, given), {}
     title = lambda run: f"teacher, {type(run.network.sde).__name__}, {run.network.kind}"
-    exact = (lambda run: run.denoiser()) if given else (lambda run: of_the_plane(1, 1)[1].denoiser(run.network.sde))
+    mixture = None if given else of_the_plane(1, 1)[1]
+    exact = lambda run: run.denoiser() if given else mixture.denoiser(run.network.sde)
     for _, run in found.values():
         flow = lambda x_T, index, run=run: sample_adaptive(exact(run), x_T, 1e-4, 1e-4).x
         teachers[title(run)] = Model(run.network.sde, {n: draws(run, n) for n in (1, 2, 4, 16)}, flow=flow)

@@ -26,6 +26,11 @@ STEPS = {"8gaussians": 5000, "digits": 1500}
 WINDOWS = 4
 
 
+def spread(of) -> float:
+    """The standard error of the mean."""
+    return float(np.std(of, ddof=1) / np.sqrt(len(of)))
+
+
 def on_the_plane(folder: Path, quick: bool) -> runs.Run:
     """The teacher of 8 gaussians."""
     config = toy.get_config("8gaussians")
@@ -90,7 +95,6 @@ def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[li
     models, dataset = students(name, teacher, folder, quick), data.reference(teacher.dataset)
     measure = distance(dataset)
     x_T = np.asarray(teacher.network.sde.prior_sample(jax.random.key(1), (groups * n, *dataset.shape)))
-    spread = lambda a: float(a.std(ddof=1) / np.sqrt(len(a)))
     batches = lambda fn: np.concatenate([np.asarray(fn(part)) for part in np.array_split(x_T, max(1, len(x_T) // 2000))])
     truth = batches(lambda x: sample_adaptive(teacher.denoiser(), x, 1e-4, 1e-4).x)
     some = jnp.asarray(x_T[: 16 if quick else 1000 if name == "8gaussians" else 128])
