@@ -61,6 +61,7 @@ def get_config(name: str = "ict"):
             config.objective.loss = "regression"
             config.objective.time.update(mean=-0.5 if small else -1.2, std=1.2)
         if not small:
+            config.optim.update(name="adam", beta2=0.99)
             config.model.dropout = 0.0 if data else 0.2
             config.training.update(batch=2048 if data else 512, steps=400_000)
         return config

@@ -7,7 +7,8 @@ windows with eight DDIM steps of the teacher in each, in the epsilon form), LCM,
 (Wang et al. 2024, 2405.18407, with its adversary), all on 50 equal steps in time. Of configs/sit.py likewise :add (Sauer et al. 2023, 2311.17042; one
 to four steps; on features of the teacher, as LADD, 2403.12015). Of configs/edm.py on CIFAR-10: :cd (Song et al. 2023, 2303.01469; of
 :cifar10_uncond_ncsnpp; FID by one evaluation 3.55, by two 2.93 in the paper, with LPIPS in the place of l2) and :ctm (Kim et al. 2024, 2310.02279; of
-:cifar10; 1.73 by one, with a GAN on features of classifiers, here on the teacher's); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song
+:cifar10; 1.73 by one, with a GAN on features of classifiers, here on the teacher's) and :ctm_imagenet64 (of :imagenet64;
+1.92); :cd_imagenet64 of its :imagenet64 (6.20, 4.70); :scd (Lu & Song
 2025, 2410.11081; of configs/consistency.py:trig; 3.66, 2.52) and :scd_imagenet64 of its :trig_imagenet64; :progressive (Salimans & Ho 2022,
 2202.00512; of configs/progressive.py; from 8192 steps to 1 in 13 rounds; 9.12, 4.51, 3.00, 2.57 by 1, 2, 4, 8).
 python -m experiments.train --config=configs/distill.py:instaflow --config.data.path=PAIRS --config.training.init=runs/two --workdir=runs/instaflow
@@ -30,7 +31,7 @@ CONSISTENCY = {
 }
 METHODS = dict(perflow=dit, instaflow=sit, cd=edm, ctm=edm, lcm=dit, tcd=dit, pcm=dit, scd=edm, progressive=progressive, add=sit)
 SMALL = {"digits": tuple(METHODS), "8gaussians": ("perflow", "scd", "progressive", "cd", "ctm", "tcd", "pcm", "add")}
-NAMES = (*METHODS, "cd_imagenet64", "scd_imagenet64", "lcm_lora", "lcm_lora_digits")
+NAMES = (*METHODS, "cd_imagenet64", "ctm_imagenet64", "scd_imagenet64", "lcm_lora", "lcm_lora_digits")
 NAMES += tuple(f"{method}_{data}" for data, methods in SMALL.items() for method in methods)
 
 
@@ -52,6 +53,7 @@ def get_config(name: str = "perflow"):
             "ctm": "cifar10",
             "cd_imagenet64": "imagenet64",
             "scd_imagenet64": "imagenet64",
+            "ctm_imagenet64": "imagenet64",
         }
         config = METHODS[method].get_config(*([of[name]] if name in of else []))
     if method == "instaflow":
@@ -89,7 +91,7 @@ def get_config(name: str = "perflow"):
     elif method == "scd":
         consistency.continuous(config, 1.0 if data else 0.5)
         config.objective.scm.step = "teacher"
-    if name in ("pcm", "ctm"):
+    if name in ("pcm", "ctm", "ctm_imagenet64"):
         config.objective.adversarial.update(weight=0.1, real="target" if name == "pcm" else "data")
     if method == "lcm":
         config.model.told_omega = True
@@ -107,7 +109,7 @@ def get_config(name: str = "perflow"):
     if name in ("perflow", "instaflow"):
         config.training.steps = 100_000
     elif name in ("tcd", "pcm", "lcm", "lcm_lora"):
-        config.optim.update(learning_rate=8e-6, warmup=0)
+        config.optim.update(learning_rate=1e-4 if name == "lcm_lora" else 8e-6, warmup=0)  # of an adapter as in diffusers
         config.training.update(batch=72, steps=100_000)
     elif name == "add":
         config.optim.learning_rate = 1e-5
@@ -118,7 +120,7 @@ def get_config(name: str = "perflow"):
         config.model.dropout = 0.0
         config.optim.update(learning_rate=5e-5, schedule="linear", warmup=0, weight_decay=0.0, ema=0.0)
         config.training.steps = 50_000
-    elif name in ("cd", "ctm", "scd", "cd_imagenet64", "scd_imagenet64"):
+    elif name in ("cd", "ctm", "scd", "cd_imagenet64", "ctm_imagenet64", "scd_imagenet64"):
         config.data.augment = 0.0
         config.model.dropout = 0.0
         config.optim.update(name="radam", learning_rate=4e-4, warmup=0, ema=0.9999)
@@ -127,10 +129,14 @@ def get_config(name: str = "perflow"):
             config.objective.consistency.update(count=40, target=0.95)
             config.optim.update(learning_rate=8e-6, ema=0.99994)
             config.training.update(batch=2048, steps=600_000)
+        elif name == "ctm_imagenet64":
+            config.objective.consistency.update(count=40, chain=20)
+            config.optim.update(learning_rate=8e-6, ema=0.999)
+            config.training.update(batch=2048, steps=30_000)
         elif name != "scd_imagenet64":
             config.model.augment_dim = 0
         if method == "scd":
-            config.optim.update(name="adam", learning_rate=1e-4, warmup=1000)
+            config.optim.update(name="adam", beta2=0.99, learning_rate=1e-4, warmup=1000)
             config.training.update(batch=512 if name == "scd" else 2048, steps=400_000)
         elif name == "ctm":
             config.optim.ema = 0.999

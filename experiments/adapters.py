@@ -1,5 +1,6 @@
-"""Low-rank adapters (`models.lora`) in files: safetensors of names such as Conv_0/kernel/a, with rank, alpha, pattern and the SHA-256 of the base's
-weights as metadata. `experiments.export` writes them; --lora=FILE[:WEIGHT] merges them into a run's weights."""
+"""Low-rank adapters (`models.lora`) in files: safetensors of names such as Conv_0/kernel/a, with rank, alpha, pattern, the SHA-256 of the base's
+weights, and what its network predicts on which path, as metadata. `experiments.export` writes them; --lora=FILE[:WEIGHT] merges them into a run's
+weights."""
 
 import json
 import math
@@ -11,16 +12,23 @@ from ml_collections import ConfigDict
 
 from experiments import weights
 from experiments.kept import sha256
+from experiments.network import Network
 from experiments.untrusted import tensors
 from models import lora
 
 FILE = "lora.safetensors"
 
 
-def save(adapter: PyTree, options: ConfigDict, base: str, path: Path, final: bool = False) -> str:
-    """Write an adapter of `config.lora` for the base weights of SHA-256 `base`; returns the SHA-256 of the file. final: it makes a consistency
-    function of the base, an acceleration (LCM-LoRA, 2311.05556)."""
-    said = {"rank": options.rank, "alpha": options.alpha, "pattern": options.pattern, "base": base, "final": final}
+def of_network(network: Network) -> dict:
+    """What the network of an adapter is, beside its shapes."""
+    return {"sde": str(network.sde), "kind": network.kind, "sigma_data": network.sigma_data, "clock": network.clock}
+
+
+def save(adapter: PyTree, options: ConfigDict, base: str, path: Path, network: Network) -> str:
+    """Write an adapter of `config.lora` for the base weights of SHA-256 `base`; returns the SHA-256 of the file. One whose network is `final` makes a
+    consistency function of the base, an acceleration (LCM-LoRA, 2311.05556)."""
+    said = {"rank": options.rank, "alpha": options.alpha, "pattern": options.pattern, "base": base, "final": network.final}
+    said |= of_network(network)
     return weights.save(adapter, path, {name: json.dumps(value) for name, value in said.items()})
 
 
@@ -56,6 +64,14 @@ def digest(flag: str) -> str:
 def jumps(flag: str) -> bool:
     """Whether the adapter of `flag` makes a consistency function of what it is merged into."""
     return tensors(parts(flag)[0])[1].get("final") == "true"
+
+
+def check(flag: str, network: Network) -> None:
+    """Raise ValueError, by name, for an adapter of `flag` that was trained on another path, or for another prediction, than `network`'s."""
+    said = tensors(parts(flag)[0])[1]
+    for name, value in of_network(network).items():
+        if name in said and said[name] != json.dumps(value):
+            raise ValueError(f"--lora={flag} was trained with {name} = {json.loads(said[name])}, this run with {value}: expected the same")
 
 
 def merged(params: PyTree, flag: str) -> PyTree:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from sde_lib import SDE, Denoiser
+from sde_lib import EDM, SDE, Denoiser
 from sde_lib.numerics import expand
 
 steady = jax.lax.stop_gradient
@@ -39,7 +39,7 @@ def used(objective: ConfigDict) -> bool:
     return objective.adversarial.weight > 0
 
 
-def check(objective: ConfigDict, second_time: bool) -> None:
+def check(objective: ConfigDict, second_time: bool, sde: SDE) -> None:
     """Raise ValueError for settings of `config.objective.adversarial` that are none."""
     a, c, of = objective.adversarial, objective.consistency, "config.objective.adversarial"
     if a.real not in ("data", "target"):
@@ -47,11 +47,13 @@ def check(objective: ConfigDict, second_time: bool) -> None:
     if min(a.weight, a.penalty, a.distillation) < 0 or a.std <= 0:
         raise ValueError(f"{of}: weight {a.weight}, penalty {a.penalty}, distillation {a.distillation}, std {a.std}: expected 0 or above, std above")
     if objective.loss == "add":
-        if not used(objective) or a.real != "data" or second_time or objective.weighting != "own" or objective.time.name == "importance":
+        if not used(objective) or a.real != "data" or second_time or objective.weighting != "own" or objective.time.name != "grid":
             raise ValueError(
                 f"config.objective.loss = 'add', adversarial.weight = {a.weight}, real = '{a.real}', weighting = '{objective.weighting}', "
                 f"time.name = '{objective.time.name}', model.second_time = {second_time}: expected a weight above 0 (1), data, own, grid, False"
             )
+        if isinstance(sde, EDM):
+            raise ValueError("config.objective.loss = 'add' has equal steps in t, on EDM's path all noise: expected another config.sde.name")
     elif used(objective):
         if objective.loss != "consistency" or c.step == "data":
             raise ValueError(f"{of}.weight = {a.weight} of loss '{objective.loss}': expected add, or consistency with a teacher's step, or 0")

@@ -19,8 +19,10 @@ one, x_u of the same data and noise as x_t (training: E[x_u - x_t | x_t] is the 
 Times are neighbours t_{i+1}, t_i of N points of a grid from eps to T, i being where a time drawn by `config.objective.time` lies; N grows in training
 by ct (equal in N^2) and ict (doubled), and is `count` if fixed. ect has no grid: in r = sigma/alpha, r_u = r_t (1 - (1 + 8 sigmoid(-r_t))/q^(stage +
 1)), and the data where that is below 0. "data" is eps (ect: 0), "random" any point of the grid up to u, "phase" the lower edge of t's of `phases`
-parts of the grid. Distances are of whole examples: l2, the mean square; huber, sqrt(|.|^2 + c^2 d) - c d^(1/2), d being the dimension; LPIPS there is
-none. gap: 1/(r_t - r_u). LCM's c_skip and c_out are those of a jump to t = 0, to 1e-5 on its grid.
+parts of the grid. Of CTM the number of a teacher's steps is 1 to `chain`, each as likely, its inner jump from x_u is the student's own without a
+gradient, and the weights of its terms are fixed; in the paper they balance gradients. Distances are of whole examples: l2, the mean square; huber,
+sqrt(|.|^2 + c^2 d) - c d^(1/2), d being the dimension; LPIPS there is none. gap: 1/(r_t - r_u). LCM's c_skip and c_out are those of a jump to t = 0,
+to 1e-5 on its grid.
 """
 
 from collections.abc import Callable
@@ -53,6 +55,21 @@ def check(objective: ConfigDict, second_time: bool, told_omega: bool) -> None:
         raise ValueError(f"{of}.chain = {o.chain} of step '{o.step}': expected 1, or more of a teacher's steps")
     if o.to != "data" and (not second_time or o.times == "ect"):
         raise ValueError(f"{of}.to = '{o.to}': expected a network of two times (config.model.second_time = True), and times on a grid")
+    if o.phases < 1:
+        raise ValueError(f"{of}.phases = {o.phases}: expected at least 1")
+    if o.times in ("ct", "ict") and not 1 <= o.start <= o.end:
+        raise ValueError(f"{of}.start = {o.start}, end = {o.end}: expected numbers of intervals from 1, the first not above the last")
+    if o.times == "ct" and o.target == 0:
+        raise ValueError(f"{of}.target = 0 of times 'ct': expected CT's mu_0 (0.9), whose logarithm is taken; without theta^-, times ict")
+    if o.times == "ect" and (o.stages < 1 or o.shrink <= 1):
+        raise ValueError(f"{of}.stages = {o.stages}, shrink = {o.shrink}: expected at least 1 (8), and above 1 (2 or 4)")
+    if o.metric == "huber" and o.constant < 0:
+        raise ValueError(f"{of}.constant = {o.constant}: expected 0 or above")
+    if o.regression < 0 or ((o.regression or o.through) and not second_time):
+        raise ValueError(
+            f"{of}.regression = {o.regression}, through = {o.through}: expected 0 or above, and of either a network of two times "
+            "(config.model.second_time = True)"
+        )
     if o.times == "fixed" and (o.count < 2 or (o.to == "phase" and (o.count - 1) % o.phases)):
         raise ValueError(f"{of}.count = {o.count}: expected at least 2 points, and intervals that the {o.phases} phases divide")
     low, high = o.omega
@@ -203,7 +220,8 @@ def loss(
             times = getattr(grids, options.grid)(sde, options.count - 1)[::-1]
             x_u = steady(carried(teacher, options.step, times, x_t, index.astype(int), length.astype(int), options.chain))
     at_data = u == 0  # of kind "data" there is no jump from there
-    ours, theirs = student(x_t, t, s), steady(jnp.where(expand(at_data, x0), x_u, target(x_u, jnp.where(at_data, t, u), s)))
+    aim = student if options.through else target  # CTM's inner jump is the student's own, its outer ones are theta^-'s
+    ours, theirs = student(x_t, t, s), steady(jnp.where(expand(at_data, x0), x_u, aim(x_u, jnp.where(at_data, t, u), s)))
     if options.through:
         end = jnp.full_like(s, sde.sampling_eps)
         ours, theirs, s = target(ours, s, end), steady(target(theirs, s, end)), end

@@ -45,7 +45,7 @@ class Samples:
 
 def drawn(run: runs.Run, n: int, kept: Kept) -> Samples:
     """n samples of a run, as the flags say."""
-    f, options = flags.FLAGS, sampling.from_flags()
+    f, options = flags.FLAGS, sampling.from_flags(run)
     values, nfe = sampling.generate(run, n, f.batch, f.seed, kept=kept, progress=print, **options)
     images = statistics.images_of(run.dataset.images, values) if run.dataset.images.is_image else None
     labels = sampling.guided(run, **options)[0].labels(n)

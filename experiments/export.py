@@ -48,7 +48,7 @@ def write(workdir: str | Path, out: str | Path, step: int | None = None, which: 
     adapter = loaded["ema"].adapter
     if adapter is not None:
         base = read_json(Path(workdir) / runs.BASE / files.SAID)["sha256"]["ema"]
-        said["sha256"]["lora"] = adapters.save(adapter, loaded["ema"].config.lora, base, temporary / adapters.FILE, loaded["ema"].network.final)
+        said["sha256"]["lora"] = adapters.save(adapter, loaded["ema"].config.lora, base, temporary / adapters.FILE, loaded["ema"].network)
     (out / files.SAID).unlink(missing_ok=True)  # without it no export is read: not of some old and some new files
     for file in temporary.iterdir():
         file.rename(out / file.name)

@@ -86,7 +86,8 @@ class Network:
         if s is None and self.windows:
             s = perflow.window(self.sde, self.windows, t)[0]
         if s is not None and self.module.second_time:
-            training["s"] = CLOCKS[self.clock](self.sde, s)
+            # where the path begins, no further: losses train no s below it, and on EDM's path clocks run on beyond
+            training["s"] = CLOCKS[self.clock](self.sde, jnp.maximum(s, jnp.minimum(t, self.sde.sampling_eps)))
         return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
 
     def between(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], s: Float[Array, " b"], cond=None, **training):
@@ -106,11 +107,14 @@ class Network:
 
     def init(self, key, shape: tuple[int, ...]):
         """Parameters for examples of `shape`."""
-        x, t = jnp.zeros((1, *shape)), jnp.ones(1)
+        x, t, label = jnp.zeros((1, *shape)), jnp.ones(1), None
         params = self.module.init(key, x, t, None)["params"]
+        if embeddings := getattr(self.module, "embeddings", ()):
+            length, each, pooled = embeddings
+            label = jnp.zeros((1, length, each)), jnp.zeros((1, pooled))
         for name in BESIDE:
             if (module := getattr(self, name)) is not None:
-                told = (self.features(params, x, t), t) if name == "discriminator" else (t,)
+                told = (self.features(params, x, t), t, label) if name == "discriminator" else (t,)
                 params = {**params, name: module.init(jax.random.fold_in(key, 1), *told)["params"]}
         return params
 
@@ -226,13 +230,13 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     elif objective.loss == "consistency":
         consistency.check(objective, module.second_time, module.told_omega)
     elif objective.loss == "progressive":
-        progressive.check(objective)
+        progressive.check(objective, sde)
     elif objective.loss == "scm":
         scm.check(objective, module.second_time)
     elif objective.loss not in ("regression", "perflow", "add", *LOSSES):
         known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, add, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
-    adversarial.check(objective, module.second_time)
+    adversarial.check(objective, module.second_time, sde)
     windows = perflow.check(config) if objective.loss == "perflow" else 0
     coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None  # no score
     final = objective.loss in ("consistency", "scm", "add") and not module.second_time

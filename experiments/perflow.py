@@ -19,7 +19,7 @@ from samplers.table import by_example, execute
 from sde_lib import SDE, Denoiser
 from sde_lib.numerics import expand
 
-NEAR = 1e-4  # of a window: within it of an edge, t is the edge
+NEAR = 1e-2  # of a window: within it of an edge, t is the edge; a grid that ends at eps has times beside them
 
 
 def check(config: ConfigDict) -> int:

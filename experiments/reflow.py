@@ -96,7 +96,8 @@ def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, s
 
 def main():
     f = flags.FLAGS
-    about = write(runs.from_flags(), f.out, f.num, f.held_out, f.batch, f.seed, f.label, **sampling.from_flags())
+    run = runs.from_flags()
+    about = write(run, f.out, f.num, f.held_out, f.batch, f.seed, f.label, **sampling.from_flags(run))
     print(f"{f.num} pairs and {f.held_out} held out, {about['nfe']:.1f} evaluations each ({f.solver}): wrote {f.out}")
 
 

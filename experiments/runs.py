@@ -130,8 +130,11 @@ def from_flags(sources: bool = False) -> Run:
 
 
 def adapted(run: Run, lora: list[str]) -> Run:
-    """A run with the adapters of the flags --lora; a consistency function if one of them makes it one. Raises what `adapters.merged` raises."""
+    """A run with the adapters of the flags --lora; a consistency function if one of them makes it one. Raises what `adapters.merged` and
+    `adapters.check` raise."""
     params = functools.reduce(adapters.merged, lora, run.params)
+    for flag in lora:
+        adapters.check(flag, run.network)
     if any(adapters.jumps(flag) for flag in lora):
         run = replace(run, network=replace(run.network, final=True))
     return replace(run, params=params, lora=tuple(f"{flag} {adapters.digest(flag)}" for flag in lora))

@@ -28,7 +28,7 @@ from samplers.bridge import sample_bridge
 from samplers.predictor_corrector import evaluations
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
-from sde_lib import SDE, VP, Denoiser, FlowMap
+from sde_lib import EDM, SDE, VP, Denoiser, FlowMap
 from sde_lib.interpolants import NEAR
 from sde_lib.noise import normal
 
@@ -53,14 +53,15 @@ def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
     flags.DEFINE_enum("diffusion", NONE, diffusions, "D(t) of the noise, of a --solver that has eta and of reverse_sde (samplers/strengths.py).")
     flags.DEFINE_float("strength", 1.0, "Of --diffusion, or of a bridge's own noise: how often it counts; 0 is the ODE.")
     flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises; or jumps.")
-    flags.DEFINE_enum("grid", "log_snr", GRIDS, "Times of a fixed-step solver (of jumps and bridge: uniform); gits is fitted by experiments.fit.")
+    times = "Times of a fixed-step solver (of bridge and jumps: uniform, on EDM's path of jumps karras); gits is fitted by experiments.fit."
+    flags.DEFINE_enum("grid", "log_snr", GRIDS, times)
     flags.DEFINE_float("tolerance", 1e-5, "rtol and atol of --solver=adaptive.")
     guiding.define_flags()
     flags.DEFINE_enum("threshold", "none", ["none", "static", "dynamic"], "Keep the data prediction in [-1, 1]: clipped, or by its 0.995 quantile.")
 
 
-def from_flags() -> dict:
-    """The options of `generate` that the flags choose."""
+def from_flags(run: runs.Run) -> dict:
+    """The options of `generate` that the flags choose, of this run."""
     f = flags.FLAGS
     if f["grid"].present and f.solver in (ADAPTIVE, *fit.BASES):
         raise ValueError(f"--grid={f.grid}: --solver={f.solver} has {'no grid' if f.solver == ADAPTIVE else 'the grid that it was fitted on'}")
@@ -69,7 +70,9 @@ def from_flags() -> dict:
             raise ValueError(f"--{name}={f[name].value}: of a corrector; expected --corrector=langevin or annealed_langevin with it")
     if f["strength"].present and f.diffusion == NONE and f.solver != BRIDGE:
         raise ValueError(f"--strength={f.strength}: of a diffusion; expected --diffusion={' or '.join(samplers.strengths.ETAS)} with it")
-    grid = "uniform" if f.solver in (JUMPS, BRIDGE) and not f["grid"].present else f.grid
+    grid = f.grid
+    if f.solver in (JUMPS, BRIDGE) and not f["grid"].present:
+        grid = "karras" if f.solver == JUMPS and isinstance(run.network.sde, EDM) else "uniform"  # equal steps of its t are all noise
     return {
         "solver": f.solver, "steps": f.steps, "grid": grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
         "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps, "diffusion": f.diffusion,
@@ -350,7 +353,7 @@ def main():
     if f.num < 1:
         raise ValueError(f"--num={f.num}: expected at least 1")
     run = runs.from_flags(sources=True)
-    options = from_flags()
+    options = from_flags(run)
     named = ("corrector", "snr", "corrector_steps", "diffusion", "strength", *guiding.NAMES, "seed", "weights", "checkpoint", "label")
     other = [(name, f[name].value) for name in named if f[name].value != f[name].default]
     name = "_".join([f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}", *(f"{name}{fit.short(value)}" for name, value in other)])

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
-from experiments import consistency, importance, objectives
+from experiments import adversarial, consistency, importance, objectives
 from experiments.data import Dataset
 from experiments.network import BESIDE, Network
 from models import lora
@@ -53,7 +53,11 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     # a schedule's ends are no weights, nor is what learns the weight of a loss
     own = (lambda params: {name: name not in BESIDE for name in params}) if config.objective.loss in ("variational", "scm") else None
     decay = [optax.add_decayed_weights(o.weight_decay, own)] if o.weight_decay else []
-    return optax.chain(optax.clip_by_global_norm(o.clip), scale(o.beta1, o.beta2, o.epsilon), *decay, optax.scale_by_learning_rate(rate))
+    clip = optax.clip_by_global_norm(o.clip)
+    if adversarial.used(config.objective):  # two players, neither of whom shortens the other's steps
+        whose = lambda params: {name: "discriminator" if name == "discriminator" else "student" for name in params}
+        clip = optax.multi_transform({"discriminator": clip, "student": clip}, whose)
+    return optax.chain(clip, scale(o.beta1, o.beta2, o.epsilon), *decay, optax.scale_by_learning_rate(rate))
 
 
 def init(config: ConfigDict, network: Network, shape: tuple[int, ...], divided: Callable | None = None) -> TrainState:

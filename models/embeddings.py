@@ -25,7 +25,8 @@ class Conditioning(nn.Module):
     frequency; "fourier", sin and cos of t times `features` fixed Gaussian frequencies of standard deviation scale (2011.13456, appendix H).
     augment_dim: numbers that say how x was augmented, added to the embedded time by a matrix (EDM, 2206.00364, appendix F.2); 0 for none.
     told_omega: of a model that is told its guidance: 256 sines and cosines of 1000 omega are added by a matrix, 0 at first (LCM, 2310.04378).
-    second_time: of a flow map from t to s: t - s is embedded likewise, by an MLP of its own, and added (MeanFlow, 2505.13447, table 1c).
+    second_time: of a flow map from t to s: t - s is embedded likewise, by an MLP of its own, and added (MeanFlow, 2505.13447, table 1c); its last
+    layer is 0 at first, so that a network begun from the weights of one of one time is that one.
     """
 
     dim: int
@@ -70,7 +71,7 @@ class Conditioning(nn.Module):
         h = nn.Dense(self.dim)(nn.silu(h))
         if self.second_time:
             gap = nn.Dense(self.dim, name="gap_in")(embed(jnp.zeros_like(t) if s is None else t - s))
-            h = h + nn.Dense(self.dim, name="gap_out")(nn.silu(gap))
+            h = h + nn.Dense(self.dim, kernel_init=nn.initializers.zeros, name="gap_out")(nn.silu(gap))
         if self.num_classes:
             label = jnp.full(t.shape, self.num_classes) if label is None else label
             h = h + nn.Embed(self.num_classes + 1, self.dim)(label)

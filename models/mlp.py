@@ -11,8 +11,8 @@ from models.embeddings import Conditioning, fourier_features
 class MLP(nn.Module):
     """A plain MLP on [x, t]: `depth` hidden layers of `width`. torchcfm's is width 64, depth 3, selu.
 
-    num_classes: as in `Conditioning`; a label is appended one-hot. frequencies: of `fourier_features` of x. second_time: t - s is appended;
-    told_omega: log omega.
+    num_classes: as in `Conditioning`; a label is appended one-hot. frequencies: of `fourier_features` of x. second_time: t - s is added to the
+    first layer by a matrix, 0 at first; told_omega: log omega likewise.
     x: [B, ...] -> [B, ...]; t: [B], about 0 to 1; label: [B]; s: [B], None for t; omega: [B], None for 1. The output layer starts at zero.
     """
 
@@ -32,15 +32,16 @@ class MLP(nn.Module):
             raise ValueError(f"activation '{self.activation}': expected relu, gelu, selu, silu or tanh")
         h = fourier_features(x.reshape(x.shape[0], -1), self.frequencies)
         h = jnp.concatenate([h, t[:, None]], -1)
-        if self.second_time:
-            h = jnp.concatenate([h, (jnp.zeros_like(t) if s is None else t - s)[:, None]], -1)
-        if self.told_omega:
-            h = jnp.concatenate([h, jnp.log(jnp.ones_like(t) if omega is None else omega)[:, None]], -1)
         if self.num_classes:
             label = jnp.full(t.shape, self.num_classes) if label is None else label
             h = jnp.concatenate([h, jnp.eye(self.num_classes + 1, dtype=h.dtype)[label]], -1)
-        for _ in range(self.depth):
-            h = getattr(nn, self.activation)(nn.Dense(self.width)(h))
+        told = [jnp.zeros_like(t) if s is None else t - s] if self.second_time else []
+        told += [jnp.zeros_like(t) if omega is None else jnp.log(omega)] if self.told_omega else []
+        for layer in range(self.depth):
+            h = nn.Dense(self.width)(h)
+            if told and layer == 0:
+                h = h + jnp.stack(told, -1) @ self.param("told", nn.initializers.zeros, (len(told), self.width))
+            h = getattr(nn, self.activation)(h)
         return nn.Dense(x[0].size, kernel_init=nn.initializers.zeros)(h).reshape(x.shape)
 
 

@@ -174,24 +174,30 @@ def test_patches_of_a_unet():
     assert jax.jit(net.apply)(params, IMAGE, jnp.ones(4)).shape == IMAGE.shape
 
 
-TOLD = {"second_time": ("s", "gap", lambda t: t, lambda t: t - 0.05), "told_omega": ("omega", "omega", jnp.ones_like, lambda t: 1 + t)}
+TOLD = {
+    "second_time": ("s", ("gap", "told"), lambda t: t, lambda t: t - 0.05),
+    "told_omega": ("omega", ("omega", "told"), jnp.ones_like, lambda t: 1 + t),
+}
 
 
 @pytest.mark.parametrize("option", TOLD)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("UNet", "MMDiT") else n for n in models.__all__])
 def test_what_else_it_is_told(name, option):
     """A network of two times depends on the second, which is the first where it is not given, and one that is told its guidance on that, which is 1;
-    its other parameters are those without, bit for bit."""
-    argument, part, default, other = TOLD[option]
+    its other parameters are those without, bit for bit, and with those of such a network, trained, it is that network at first."""
+    argument, parts, default, other = TOLD[option]
     make = lambda **more: getattr(models, name)(**SMALL[name] | more)
     net, t = make(**{option: True}), jnp.linspace(0.1, 0.9, 4)
     first, params = (jax.jit(n.init)(jax.random.key(1), IMAGE, t) for n in (make(), net))
     one, two = dict(jax.tree.leaves_with_path(first)), dict(jax.tree.leaves_with_path(params))
-    if name != "MLP":  # it appends what it is told to its input
-        assert set(one) < set(two) and all(part in jax.tree_util.keystr(path) for path in set(two) - set(one))
-        assert all(np.array_equal(one[path], two[path]) for path in one)
-    params = lively(params)
+    assert set(one) < set(two) and all(any(part in jax.tree_util.keystr(path) for part in parts) for path in set(two) - set(one))
+    assert all(np.array_equal(one[path], two[path]) for path in one)
     call = jax.jit(lambda params, x, t, told: net.apply(params, x, t, **{argument: told}))
+    trained = lively(first)
+    found = dict(jax.tree.leaves_with_path(trained))
+    begun = jax.tree_util.tree_map_with_path(lambda path, a: found.get(path, a), params)
+    np.testing.assert_allclose(call(begun, IMAGE, t, other(t)), jax.jit(make().apply)(trained, IMAGE, t), atol=1e-6)
+    params = lively(params)
     y = call(params, IMAGE, t, None)
     np.testing.assert_allclose(call(params, IMAGE, t, default(t)), y, atol=1e-6)
     assert np.all(jnp.abs(call(params, IMAGE, t, other(t)) - y).max((1, 2, 3)) > 1e-4)
