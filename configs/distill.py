@@ -70,8 +70,6 @@ def get_config(name: str = "perflow"):
         config.objective.consistency.update(CONSISTENCY[method])
         config.objective.time.name = "uniform" if CONSISTENCY[method].get("grid") == "uniform" else "karras"
         config.model.second_time = method not in ("cd", "lcm")
-        if data and method in ("tcd", "pcm"):
-            config.objective.consistency.target = 0.0  # in few iterations theta^- lags behind
         if name == "ctm_digits":
             config.objective.consistency.chain = 2  # whose steps are most of the cost
         if data == "8gaussians":  # on whose path equal steps in time are none near the data
