@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN ?= runs/digits
 BIN := .venv/bin
 
-.PHONY: demo test slow faults clean
+.PHONY: demo test slow tables faults clean
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,10 @@ test: .venv/installed
 slow: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[test,peers]'
 	$(BIN)/pytest -m slow
+
+# every table that fits two cores, one after another, and the list of them in README.md: about TIME
+tables: .venv/installed demo
+	$(BIN)/python -m experiments.tables --all --workdir=$(RUN)
 
 # stop, kill, starve and corrupt runs, thousands of times
 faults: .venv/installed

@@ -45,7 +45,7 @@ def get_config(name: str = "perflow"):
     elif data == "digits":
         config = digits.get_config()
         config.optim.update(learning_rate=2e-3)
-        config.training.steps = 1000
+        config.training.steps = 700
     else:
         of = {
             "cd": "cifar10_uncond_ncsnpp",

@@ -50,7 +50,7 @@ def from_config(config: ConfigDict) -> Autoencoder:
         raise ValueError(f"config.data.augment = {config.data.augment}: an autoencoder is not told of augmentations; expected 0")
     if config.objective.reconstruction not in ERRORS:
         raise ValueError(f"config.objective.reconstruction = '{config.objective.reconstruction}': expected {' or '.join(ERRORS)}")
-    return Autoencoder(build(models, config.model, "model", ["KLAutoencoder"]))
+    return Autoencoder(build({"KLAutoencoder": models.KLAutoencoder}, config.model, "model"))
 
 
 ERRORS = {"l1": jnp.abs, "l2": jnp.square}

@@ -129,16 +129,16 @@ def check_import() -> None:
             raise ValueError(f"the folder {theirs} hides this project's package `{name}`: run from another folder")
 
 
-def build(module, options: Mapping, what: str, names):
-    """The object that options["name"] names in `module`, called with the other options but those that are None.
+def build(classes: Mapping[str, type], options: Mapping, what: str):
+    """The one of `classes` that options["name"] names, called with the other options but those that are None.
 
     Raises ValueError naming the valid names, or the valid options, for unknown ones.
     """
     options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in dict(options).items() if v is not None}
     name = options.pop("name")
-    if name not in names:
-        raise ValueError(f"config.{what}.name = '{name}': expected one of {', '.join(sorted(names))}")
-    cls = getattr(module, name)
+    if name not in classes:
+        raise ValueError(f"config.{what}.name = '{name}': expected one of {', '.join(sorted(classes))}")
+    cls = classes[name]
     valid = [p for p in inspect.signature(cls).parameters if p not in ("parent", "name")]
     for option in options:
         if option not in valid:

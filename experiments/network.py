@@ -10,15 +10,14 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 import models
-import sde_lib
 from experiments import adversarial, autoencoder, classifier, consistency, couplings, perflow, progressive, scm
 from experiments.augmentation import LABELS
 from experiments.cli import build
-from experiments.score_matching import LOSSES
+from experiments.objectives import LOSSES
 from models.discriminator import Discriminator
 from models.schedule import Schedule
 from models.uncertainty import Uncertainty
-from sde_lib import SDE, Denoiser, FlowMap
+from sde_lib import PLANE, SDE, Denoiser, FlowMap
 from sde_lib.denoiser import MIN_ALPHA
 from sde_lib.interpolants import Interpolant
 from sde_lib.numerics import expand
@@ -85,7 +84,7 @@ class Network:
         own = {"params": {name: value for name, value in params.items() if name not in BESIDE}}
         if s is None and self.windows:
             s = perflow.window(self.sde, self.windows, t)[0]
-        if s is not None and self.module.second_time:
+        if s is not None and getattr(self.module, "second_time", False):
             # where the path begins, no further: losses train no s below it, and on EDM's path clocks run on beyond
             training["s"] = CLOCKS[self.clock](self.sde, jnp.maximum(s, jnp.minimum(t, self.sde.sampling_eps)))
         return self.module.apply(own, x / expand(jnp.sqrt(variance), x), CLOCKS[self.clock](self.sde, t), label, example, rngs=rngs, **training)
@@ -120,7 +119,10 @@ class Network:
 
     def features(self, params, x: Float[Array, "b ..."], t: Float[Array, " b"], label=None) -> tuple[Float[Array, "b ..."], ...]:
         """The outputs of the module's `FEATURES`, [B, ...] each, in the order of their names."""
-        layer = FEATURES[type(self.module).__name__]
+        if (layer := FEATURES.get(type(self.module).__name__)) is None:
+            raise ValueError(
+                f"features of {type(self.module).__name__} are not known: expected one of {', '.join(FEATURES)} (experiments/network.py)"
+            )
         chosen = lambda module, method: type(module).__name__ == layer and method == "__call__"
         _, found = self(params, x, t, label, capture_intermediates=chosen, mutable=["intermediates"])
         outputs = (jax.tree.leaves(outputs)[0] for _, outputs in sorted(found["intermediates"].items()))  # of two streams the images'
@@ -174,7 +176,8 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     if config.objective.loss == "autoencoder":
         return autoencoder.from_config(config)
     classifies = config.objective.loss == "classifier"
-    module = build(models, config.model, "model", ["NoisyClassifier"] if classifies else models.__all__)
+    module = build({"NoisyClassifier": models.NoisyClassifier} if classifies else models.NETWORKS, config.model, "model")
+    second_time, told_omega = (getattr(module, option, False) for option in ("second_time", "told_omega"))
     if module.num_classes not in (0, num_classes):
         raise ValueError(f"config.model.num_classes = {module.num_classes}: the data set has {num_classes} classes (0 ignores labels)")
     if classifies and not (module.num_classes and not config.data.augment):
@@ -187,15 +190,15 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         raise ValueError(f"config.model.embeddings = {asked}: the data set has {embeddings or 'none'}; expected its own, and no classes")
     if config.data.augment and getattr(module, "augment_dim", 0) != LABELS:
         raise ValueError(f"config.data.augment = {config.data.augment}: the network is told; expected a UNet with model.augment_dim = {LABELS}")
-    if getattr(module, "told_omega", False) and (config.objective.loss != "consistency" or not (asked or module.num_classes)):
+    if told_omega and (config.objective.loss != "consistency" or not (asked or module.num_classes)):
         raise ValueError(
             f"config.model.told_omega = True, objective.loss = '{config.objective.loss}', model.num_classes = {module.num_classes}: "
             "the guidance that a model is told is of a consistency loss, and of labels; expected both, or told_omega = False"
         )
-    sde = build(sde_lib, config.sde, "sde", [cls.__name__ for cls in SDE.__subclasses__()])
+    sde = build({cls.__name__: cls for cls in SDE.__subclasses__()}, config.sde, "sde")
     objective = config.objective
-    if objective.kind not in sde_lib.PLANE:
-        raise ValueError(f"config.objective.kind = '{objective.kind}': expected one of {', '.join(sde_lib.PLANE)}")
+    if objective.kind not in PLANE:
+        raise ValueError(f"config.objective.kind = '{objective.kind}': expected one of {', '.join(PLANE)}")
     coupled = couplings.coupled(config.coupling) or config.data.name == "pairs"
     if coupled and objective.loss != "regression":
         raise ValueError(f"config.objective.loss = '{objective.loss}' of a coupling, or of pairs, draws its own noise: expected regression")
@@ -222,24 +225,24 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     elif classifies:
         return classifier.Classifier(Network(module, sde, objective.kind, objective.sigma_data, objective.clock))
     elif objective.loss == "meanflow":
-        if not module.second_time or objective.weighting != "own" or objective.time.name == "importance":
+        if not second_time or objective.weighting != "own" or objective.time.name == "importance":
             raise ValueError(
-                f"config.objective.loss = 'meanflow', model.second_time = {module.second_time}, objective.weighting = '{objective.weighting}', "
+                f"config.objective.loss = 'meanflow', model.second_time = {second_time}, objective.weighting = '{objective.weighting}', "
                 f"time.name = '{objective.time.name}': expected a network of two times (second_time = True), the loss's own weighting, no importance"
             )
     elif objective.loss == "consistency":
-        consistency.check(objective, module.second_time, module.told_omega)
+        consistency.check(objective, second_time, told_omega)
     elif objective.loss == "progressive":
         progressive.check(objective, sde)
     elif objective.loss == "scm":
-        scm.check(objective, module.second_time)
-    elif objective.loss not in ("regression", "perflow", "add", *LOSSES):
-        known = f"regression, {', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, add, variational, autoencoder or classifier"
+        scm.check(objective, second_time)
+    elif objective.loss not in ("perflow", "add", *LOSSES):
+        known = f"{', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, add, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
-    adversarial.check(objective, module.second_time, sde)
+    adversarial.check(objective, second_time, sde)
     windows = perflow.check(config) if objective.loss == "perflow" else 0
     coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None  # no score
-    final = objective.loss in ("consistency", "scm", "add") and not module.second_time
+    final = objective.loss in ("consistency", "scm", "add") and not second_time
     beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.loss == "scm" and objective.scm.adaptive else None}
     beside["discriminator"] = Discriminator(module.num_classes) if adversarial.used(objective) else None
     of = {"coupled": coupled, "windows": windows, "interpolant": interpolant, "final": final}

@@ -127,6 +127,31 @@ def low_discrepancy(position: Float[Array, " b"], offset) -> Float[Array, " b"]:
     return ((bits >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)  # 23 bits and a half: exact, hence below 1, in float32
 
 
+# --- losses of a Denoiser at noised examples, by `objective.loss`: those of jumps, bounds and teachers have modules of their own -------------
+
+
+def regression(den: Denoiser, x0: Float[Array, "b ..."], x_t, noise, t: Float[Array, " b"], keys, objective: ConfigDict) -> Float[Array, " b"]:
+    """w(t) mean (F(x_t, t) - c x_0 - d eps)^2, [B]. x0, x_t, noise: [B, ...]; keys [B]: of what else is random."""
+    c, d = plane_point(den.sde, den.kind, t, den.sigma_data)
+    error = den.raw(x_t, t) - expand(c, x0) * x0 - expand(d, x0) * noise
+    return weighting(objective.weighting, den, x0, t) * jnp.mean(error**2, range(1, error.ndim))
+
+
+def of_the_score(den: Denoiser, x0: Float[Array, "b ..."], x_t, noise, t: Float[Array, " b"], keys, objective: ConfigDict) -> Float[Array, " b"]:
+    """`score_matching.implicit` in the weighting that is asked for, [B]."""
+    of_score = score_matching.implicit(den, x_t, t, objective.loss, keys)
+    return weighting(objective.weighting, den, x0, t) / weighting("score", den, x0, t) * of_score
+
+
+LOSSES = {"regression": regression} | dict.fromkeys(score_matching.LOSSES, of_the_score)
+
+# what else is random, each folded into the key by a number of its own, which stays: runs resume
+STREAMS = {
+    "labels": 4, "last noise": 5, "mirror": 6, "augment": 7, "loss": 8, "draw": 9, "second draw": 10, "interpolant": 11, "omega": 12,
+    "discriminator's time": 13, "discriminator's noise": 14, "teacher's time": 15, "teacher's noise": 16,
+}  # fmt: skip
+
+
 # --- the loss -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -204,19 +229,20 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         raise ValueError(f"config.objective.time.name = '{objective.time.name}': expected one of {', '.join(TIME_SAMPLERS)}")
     data_key, noise_key, dropout_key, _ = jax.random.split(key, 4)
     each = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
+    stream = lambda name: each(jax.random.fold_in(key, STREAMS[name]))
+    draw = lambda name: jax.vmap(jax.random.uniform)(stream(name))
     data_keys, noise_keys = each(data_key), each(noise_key)
     u = uniforms(key, batch["position"]) if given.u is None else given.u
     label = hidden = None
     if network.none is not None:
-        label_keys = each(jax.random.fold_in(key, 4))
-        hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(label_keys)
+        hidden = jax.vmap(lambda k: jax.random.bernoulli(k, objective.label_dropout))(stream("labels"))
         label = jax.tree.map(lambda a, none: jnp.where(expand(hidden, a), none, a), batch["label"], network.none)
     source = batch.get("source")
-    values = dataset.mirror(each(jax.random.fold_in(key, 6)), batch["value"]) if source is None else batch["value"]
+    values = dataset.mirror(stream("mirror"), batch["value"]) if source is None else batch["value"]
     x0 = dataset.to_x(data_keys, values)
     training = {"example": batch["position"], "dropout_key": dropout_key}
     if dataset.augment:
-        x0, training["augmented"] = augment(each(jax.random.fold_in(key, 7)), x0, dataset.augment)
+        x0, training["augmented"] = augment(stream("augment"), x0, dataset.augment)
     if isinstance(network, classifier.Classifier):
         x_t, t, _ = noised(network.sde, objective.time, u, noise_keys, x0)
         return -network(params, x_t, t, batch["label"], **training)
@@ -224,11 +250,11 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
 
     if network.schedule is not None:
         x0 = dataset.middles(values) if dataset.levels else x0
-        noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, each(jax.random.fold_in(key, 5))))
+        noise, last_noise = (normal(keys, x0.shape, x0.dtype) for keys in (noise_keys, stream("last noise")))
         return vdm.bound(network.schedule, params["schedule"], den, dataset, x0, u, noise, last_noise)
 
     if objective.loss == "meanflow":
-        second, draw = (jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
+        second = draw("draw")
         times = jnp.stack([landing(network.sde, objective.time, a) for a in (u, second)])
         u = jnp.where(times[0] < times[1], second, u)  # t is the later one
     teacher = None if given.teacher is None else replace(given.teacher, cond=label)
@@ -239,20 +265,19 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         return scm.loss(network.flow_map(params, label, **training), teacher, network.weight(params, t), x0, noise, t, given.progress, objective.scm)
     adversary = None
     if given.features is not None:
-        draw = jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, 13)))
-        renoise = normal(each(jax.random.fold_in(key, 14)), x0.shape, x0.dtype)
-        adversary = lambda ours, theirs, s: opposed(network, params, given.features, objective, x0, label, ours, theirs, s, draw, renoise)
+        other = draw("discriminator's time"), normal(stream("discriminator's noise"), x0.shape, x0.dtype)
+        adversary = lambda ours, theirs, s: opposed(network, params, given.features, objective, x0, label, ours, theirs, s, *other)
     if objective.loss == "add":
-        at = uniform(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, 15))), network.sde, objective.time).astype(t.dtype)
+        at = uniform(draw("teacher's time"), network.sde, objective.time).astype(t.dtype)
         ours = network.flow_map(params, label, **training)(x_t, t, 0.0)
-        again = normal(each(jax.random.fold_in(key, 16)), x0.shape, x0.dtype)
+        again = normal(stream("teacher's noise"), x0.shape, x0.dtype)
         taught = adversarial.distillation(teacher, ours, at, again, objective.adversarial)
         return taught + adversary(ours, None, jnp.full_like(t, network.sde.sampling_eps))
     if objective.loss == "consistency":
-        draws = tuple(jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, n))) for n in (9, 10))
+        draws = draw("draw"), draw("second draw")
         omega, (low, high) = 1.0, objective.consistency.omega
         if high:
-            omega = low + (high - low) * jax.vmap(jax.random.uniform)(each(jax.random.fold_in(key, 12)))
+            omega = low + (high - low) * draw("omega")
             teacher = classifier_free(teacher, network.none, omega)
         student, target = (network.flow_map(p, label, omega, **training) for p in (params, params if given.target is None else given.target))
         return consistency.loss(student, target, teacher, x0, noise, t, draws, given.progress, objective.consistency, adversary)
@@ -260,15 +285,11 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         x0, noise = perflow.ends(teacher, objective.perflow, x0, noise, t)
         x_t = expand(network.sde.alpha(t), x0) * x0 + expand(network.sde.sigma(t), x0) * noise
     if objective.loss == "meanflow":
-        s = meanflow.second_times(t, jnp.minimum(times.min(0).astype(t.dtype), t), draw, objective.meanflow.apart)
+        s = meanflow.second_times(t, jnp.minimum(times.min(0).astype(t.dtype), t), draw("second draw"), objective.meanflow.apart)
         v = sum(expand(c, x0) * a for c, a in zip(plane_point(network.sde, "velocity", t), (x0, noise)))
         v = meanflow.guided(network.flow_map(params, label), network.none, x_t, t, v, hidden, objective.meanflow)
         return meanflow.loss(network.flow_map(params, label, **training), x_t, t, s, v, objective.meanflow)
-    if objective.loss in score_matching.LOSSES:
-        of_score = score_matching.implicit(den, x_t, t, objective.loss, each(jax.random.fold_in(key, 8)))
-        return weighting(objective.weighting, den, x0, t) / weighting("score", den, x0, t) * of_score
     if network.interpolant is not None:
-        return interpolated(network, params, x0, noise, normal(each(jax.random.fold_in(key, 11)), x0.shape, x0.dtype), t, label, training)
-    c, d = plane_point(network.sde, network.kind, t, network.sigma_data)
-    error = den.raw(x_t, t) - expand(c, x0) * x0 - expand(d, x0) * noise
-    return weighting(objective.weighting, den, x0, t) * jnp.mean(error**2, range(1, error.ndim))
+        return interpolated(network, params, x0, noise, normal(stream("interpolant"), x0.shape, x0.dtype), t, label, training)
+    chosen = LOSSES["regression" if objective.loss == "perflow" else objective.loss]  # PeRFlow's is one, on other ends
+    return chosen(den, x0, x_t, noise, t, stream("loss"), objective)

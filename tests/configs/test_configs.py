@@ -70,6 +70,7 @@ PARAMETERS |= {"distill:lcm": 674_881_808, "distill:lcm_digits": 801_473, "disti
 PARAMETERS |= {"distill:tcd": 676_440_592, "distill:pcm": 676_440_592, "distill:cd_digits": 767_297}
 PARAMETERS |= {f"distill:{name}_digits": 800_321 for name in ("ctm", "tcd", "pcm")}
 PARAMETERS |= {f"distill:{name}_8gaussians": 33_922 for name in ("ctm", "tcd", "pcm")}
+PARAMETERS |= {"distill:ctm_imagenet64": 296_638_851}
 PARAMETERS |= {"consistency:sct": 60_066_627, "consistency:sct_imagenet64": 295_900_099}
 PARAMETERS |= {"consistency:trig": 60_066_563, "consistency:trig_imagenet64": 295_900_035, "progressive": 60_004_099}
 PARAMETERS |= {"distill:scd": 60_066_627, "distill:scd_imagenet64": 295_900_099, "distill:scd_8gaussians": 33_794}
@@ -154,7 +155,9 @@ def teacher_of(config):
 LOWER = """
 import importlib, sys
 import jax, jax.numpy as jnp
-from experiments import data, network, parallel, state
+from experiments import data, network, state
+from experiments.train import distils
+from test_configs import teacher_of
 name, *variant = sys.argv[1].split(":")
 config = importlib.import_module(f"configs.{name}").get_config(*variant)
 shape, classes = eval(sys.argv[2])
@@ -162,23 +165,37 @@ assert jax.device_count() == 8
 net = network.from_config(config, classes)
 dataset = data.Dataset("stand-in", {"train": jnp.zeros((1, *shape))}, {}, 1.0, 1.0, 256, classes)
 full = jax.eval_shape(lambda: state.init(config, net, shape))
-step = jax.pmap(state.make_step(config, net, dataset), axis_name=state.AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=(0,))
+step = jax.pmap(state.make_step(config, net, dataset), axis_name=state.AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,))
 each = config.training.batch // 8
 of = lambda s, dtype: jax.ShapeDtypeStruct((8, each, *s), dtype)
 batch = {"value": of(shape, jnp.uint8), "label": of((), jnp.int32), "position": of((), jnp.uint32)}
-text = step.lower(full, batch).as_text()
+
+
+def given():
+    base = net.init(jax.random.key(0), shape) if config.lora.rank else None
+    if not distils(config.objective):
+        return state.Frozen(base)
+    taught = network.from_config(teacher_of(config), classes)
+    params = taught.init(jax.random.key(0), shape)
+    return state.Frozen(base, taught.denoiser(params), jax.tree_util.Partial(taught.features, params) if net.discriminator else None)
+
+
+text = step.lower(full, batch, jax.eval_shape(given)).as_text()
 assert "all_reduce" in text and '"devices"=8' in text, text[:500]
 """
 
 
-LARGE = [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents") and not distils(get_config(n).objective)]
+LARGE = [n for n in NAMES if get_config(n).data.name in ("cifar10", "folder", "latents")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in LARGE if n != "fashion:latents"])
 def test_step_lowers_on_eight_devices(name):
     """The full-scale training step, at its own batch, over eight simulated devices with one all-reduce."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(FOLDER.parent)}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join(map(str, (FOLDER.parent, FOLDER.parent / "tests", Path(__file__).parent))),
+    }
     shape = shape_of(name)
     subprocess.run([sys.executable, "-c", LOWER, name, repr(shape)], env=environment, check=True, timeout=600)
 

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from configs import default
 from experiments import adapters, cli, export, network, runs, state
 from experiments.train import train
 from models import lora
+from sde_lib import VP
 
 
 def config_of(**adapter):
@@ -122,10 +124,15 @@ def test_files_that_are_no_adapters_are_refused(tmp_path):
         adapters.merged(params, str(file))
     options = config_of(rank=2).lora
     adapter = lora.init(jax.random.key(0), params, "kernel", 2)
-    adapters.save(adapter, options, "0" * 64, file)
+    net = network.from_config(config_of(), 0)
+    adapters.save(adapter, options, "0" * 64, file, net)
     same(adapters.merged(params, str(file)), params)  # with a colon in its name
     with pytest.raises(ValueError, match=r"b.safetensors:2: the LoRA's factors of Dense_0/kernel"):
         adapters.merged({"Dense_0": {"kernel": np.zeros((4, 5), np.float32)}}, f"{file}:2")
+    adapters.check(f"{file}:2", net)
+    for change, said in (({"kind": "noise"}, "kind = velocity, this run with noise"), ({"sde": VP()}, "sde = Linear")):
+        with pytest.raises(ValueError, match=said):
+            adapters.check(f"{file}:2", replace(net, **change))
     export.files.save(params, file)
     with pytest.raises(ValueError, match="is no adapter .*KeyError"):
         adapters.merged(params, str(file))

@@ -98,7 +98,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", [n if "MLP" in n else pytest.param(n, marks=pytest.mark.slow) for n in models.__all__])
+@pytest.mark.parametrize("name", [n if "MLP" in n else pytest.param(n, marks=pytest.mark.slow) for n in models.NETWORKS])
 def test_features(name):
     """One for each block, of the blocks' shapes, whatever the network predicts; of an example alone."""
     chosen, count, shape = SMALL[name]
@@ -177,6 +177,18 @@ def test_times_of_the_features(monkeypatch):
     np.testing.assert_allclose(np.quantile(logits, [0.1587, 0.5, 0.8413]), [0, 1, 2], atol=0.01)
 
 
+def test_a_discriminator_of_embeddings():
+    """Of a network that is told pairs of embeddings its heads are told the pooled ones."""
+    module = models.MMDiT(width=16, depth=1, num_heads=2, embeddings=(3, 4, 5))
+    net = network.Network(module, Linear(), "velocity", 1.0, "time", final=True, discriminator=Discriminator())
+    params = net.init(jax.random.key(0), (8, 8, 1))
+    params["discriminator"] = jax.tree.map(lambda a: a + 0.1, params["discriminator"])
+    x, t = jnp.ones((2, 8, 8, 1)), jnp.full(2, 0.5)
+    told = [jax.random.normal(jax.random.key(i), (2, 5)) for i in range(2)]
+    one, other = (net.discriminate(params["discriminator"], net.features(params, x, t), t, (jnp.ones((2, 3, 4)), pooled)) for pooled in told)
+    assert [a.shape for a in one] == [(2, 16)] and np.all(np.abs(one[0] - other[0]).max(1) > 1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ADD", "PCM", "CTM"])
 def test_a_run(tmp_path, name):
@@ -226,13 +238,20 @@ def test_mistakes():
         ("add", False, {"weight": 0.0}, "expected a weight above 0"),
         ("add", True, {}, "second_time = True"),
         ("add", False, {"real": "target"}, "real = 'target'"),
+        ("add uniform", False, {}, "time.name = 'uniform'"),
+        ("add on EDM", False, {}, "on EDM's path all noise"),
         ("add", False, {"real": "noise"}, "expected data or target"),
         ("add", False, {"penalty": -1.0}, "penalty -1.0"),
         ("regression", False, {}, "expected add, or consistency"),
         ("consistency", True, {}, "expected samples at the data"),
     ):
+        loss, _, wrong = loss.partition(" ")
         config = small(loss, second, **(dict(step="ddim", to="random") if loss == "consistency" else {}))
         config.objective.adversarial.update(change)
+        if wrong == "uniform":
+            config.objective.time.name = wrong
+        elif wrong:
+            config.sde.name, config.objective.kind = "EDM", "edm"
         with pytest.raises(ValueError, match=said):
             network.from_config(config, 10)
     config = small("consistency", True, step="ddim", to="random")

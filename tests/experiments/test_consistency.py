@@ -213,6 +213,15 @@ def test_mistakes():
         ({"step": "heun", "times": "ict"}, "expected fixed"),
         ({"chain": 2}, "chain = 2"),
         ({"target": 1.0}, "target = 1.0"),
+        ({"times": "ct"}, "target = 0 of times 'ct'"),
+        ({"times": "ict", "start": 0}, "start = 0"),
+        ({"times": "ict", "start": 20, "end": 10}, "end = 10"),
+        ({"times": "ect", "stages": 0}, "stages = 0"),
+        ({"times": "ect", "shrink": 1.0}, "shrink = 1.0"),
+        ({"metric": "huber", "constant": -1.0}, "constant = -1.0"),
+        ({"regression": 1.0}, "second_time = True"),
+        ({"through": True}, "through = True"),
+        ({"phases": 0}, "phases = 0"),
     ):
         wrong = config.copy_and_resolve_references()
         wrong.objective.consistency.update(change)

@@ -10,7 +10,7 @@ from scipy import integrate, stats
 
 from experiments import objectives
 from experiments.data import Dataset
-from sde_lib import EDM, OU, SDE, VE, VP, GaussianMixture, Linear, SubVP
+from sde_lib import EDM, OU, SDE, VE, VP, Denoiser, GaussianMixture, Linear, SubVP
 
 NORMAL = Dataset("normal", {}, {}, 0.0, 1.0)  # values are x themselves
 GM = GaussianMixture(np.zeros((1, 1)), np.array([0.5]))
@@ -63,6 +63,28 @@ def test_one_regression(kind):
     """Whatever the network predicts, an error measured in the noise is the same error: one loss for all objectives."""
     loss = lambda kind: objectives.loss(Exact(VP(), kind), None, NORMAL, objective("noise"), jax.random.PRNGKey(0), batch(512))
     np.testing.assert_allclose(loss(kind), loss("noise"), rtol=2e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", objectives.LOSSES)
+def test_the_exact_prediction_is_a_fixed_point(name, x64):
+    """Of each loss of a Denoiser, of N(0.3, 0.8^2): in a slope and a shift of the noise the mean gradient is 0 at the exact one and not beside it.
+    Means are exact, by three points for the data and three for the noise."""
+    sde, root = VP(), np.sqrt(3.0)
+    exact = GaussianMixture([[0.3]], [0.8]).denoiser(sde)
+    a, b = (jnp.asarray(c.ravel())[:, None] for c in np.meshgrid([-root, 0, root], [-root, 0, root]))
+    weight = jnp.asarray(np.outer([1 / 6, 2 / 3, 1 / 6], [1 / 6, 2 / 3, 1 / 6]).ravel())
+    x0, t, keys = 0.3 + 0.8 * a, jnp.full(9, 0.4), jax.random.split(jax.random.key(0), 9)
+    x_t = sde.alpha(0.4) * x0 + sde.sigma(0.4) * b
+    options = ConfigDict({"loss": name, "weighting": "own"})
+
+    @jax.jit
+    @jax.grad
+    def slope(bend):
+        den = Denoiser(lambda x, t: exact.noise(x, t) + bend[0] * x + bend[1], sde, "noise")
+        return weight @ objectives.LOSSES[name](den, x0, x_t, b, t, keys, options)
+
+    assert np.abs(slope(jnp.zeros(2))).max() < 1e-12
+    assert all(np.abs(slope(jnp.asarray(bend))).max() > 1e-3 for bend in ((0.1, 0.0), (0.0, 0.1)))
 
 
 def test_flow_matching_regresses_on_noise_minus_data():

@@ -131,6 +131,10 @@ def test_rounds_of_the_command(tmp_path):
 def test_mistakes():
     config = config_of()
     config.objective.loss = "progressive"
+    config.sde.name = "EDM"
+    with pytest.raises(ValueError, match="on EDM's path all noise"):
+        network.from_config(config, 10)
+    config.sde.name = "Linear"
     for start, steps in ((6, 1), (4, 8), (8, 3), (8, 0)):
         config.objective.progressive.update(start=start, steps=steps)
         with pytest.raises(ValueError, match=f"start = {start}, steps = {steps}"):

@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.tables import convergence, zoo
+from experiments.tables import convergence, few_step, zoo
 from experiments.tables.__main__ import markdown
+from sde_lib import Linear
 
 
 def test_readme_has_the_generated_table_of_solvers(tmp_path):
@@ -25,3 +27,24 @@ def test_convergence_table(tmp_path):
         if row["published"]:
             assert row["RMSE at 10 evaluations"] == pytest.approx(row["published"], rel=0.2), row
     assert (tmp_path / "convergence.png").exists() and json.dumps(rows)
+
+
+def test_better_than_its_teacher_by_as_many_steps(capsys):
+    """By three standard errors of the groups' differences, which share their noise; a model of four steps is held against its teacher's four."""
+    model = lambda *steps, teacher="": few_step.Model(Linear(), dict.fromkeys(steps), teacher)
+    models = {"teacher": model(1, 4), "one": model(1, 2, teacher="teacher"), "four": model(4, teacher="teacher")}
+    wide, shift = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.3, 0.4, 0.5, 0.4])
+    series = {("teacher", 1): wide, ("teacher", 4): wide - 0.9, ("one", 1): wide - shift, ("four", 4): wide - 0.9 - shift}
+    assert few_step.better(models, series)
+    assert not few_step.better(models, series | {("four", 4): wide - 0.8})
+    assert not few_step.better(models, series | {("one", 1): wide - np.array([0.6, -0.1, 0.6, -0.1])})
+    assert capsys.readouterr().out.splitlines() == [f"{label}: no better than its teacher by as many steps" for label in ("four", "one")]
+
+
+@pytest.mark.slow
+def test_few_steps(tmp_path):
+    """The table's half on the plane runs, with a row for each model and number of steps, and figures in range."""
+    rows, _ = few_step.on_the_plane(tmp_path, True)
+    found = {(row["model"], row["steps"]) for row in rows}
+    assert {(label, 1) for label in few_step.METHODS if label != "PCM"} | {("PCM", 4), ("PeRFlow", 4), ("MeanFlow", 2)} <= found
+    assert all(row["W2"] > 0 and row["energy distance"] > -1 for row in rows[:-1]) and (tmp_path / "8gaussians.png").exists()

@@ -40,11 +40,10 @@ def test_double_normalization():
     assert moved("double") < 1e-4 < 1e-2 < moved("scale_shift")
 
 
-@pytest.mark.parametrize("name", models.__all__)
+@pytest.mark.parametrize("name", models.NETWORKS)
 def test_network(name):
     """Zero output at the start; depends on x, t and label; an example does not depend on its batch-mates."""
-    assert name in SMALL, "a new network needs a small instance here"
-    net = getattr(models, name)(**SMALL[name], num_classes=3)
+    net = models.NETWORKS[name](**SMALL.get(name, {}), num_classes=3)
     t, label = jnp.linspace(0.1, 0.9, 4), jnp.array([0, 1, 2, 0])
     params = jax.jit(net.init)(jax.random.key(1), IMAGE, t, label)
     call = jax.jit(net.apply)
@@ -180,13 +179,15 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("option", TOLD)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("UNet", "MMDiT") else n for n in models.__all__])
+CASES = [(name, option) for name, cls in models.NETWORKS.items() for option in TOLD if option in cls.__dataclass_fields__]
+
+
+@pytest.mark.parametrize("name, option", [pytest.param(*c, marks=[pytest.mark.slow] * (c[0] in ("UNet", "MMDiT"))) for c in CASES])
 def test_what_else_it_is_told(name, option):
     """A network of two times depends on the second, which is the first where it is not given, and one that is told its guidance on that, which is 1;
     its other parameters are those without, bit for bit, and with those of such a network, trained, it is that network at first."""
     argument, parts, default, other = TOLD[option]
-    make = lambda **more: getattr(models, name)(**SMALL[name] | more)
+    make = lambda **more: models.NETWORKS[name](**SMALL.get(name, {}) | more)
     net, t = make(**{option: True}), jnp.linspace(0.1, 0.9, 4)
     first, params = (jax.jit(n.init)(jax.random.key(1), IMAGE, t) for n in (make(), net))
     one, two = dict(jax.tree.leaves_with_path(first)), dict(jax.tree.leaves_with_path(params))
