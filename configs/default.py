@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.data.augment = 0.0  # probability of each of EDM's augmentations, of which a network with model.augment_dim = 9 is told
 
     config.sde = options("Linear", SDE.__subclasses__())
-    config.model = options("MLP", [*(getattr(models, name) for name in models.__all__), models.KLAutoencoder, models.NoisyClassifier])
+    config.model = options("MLP", [*models.NETWORKS.values(), models.KLAutoencoder, models.NoisyClassifier])
 
     config.objective = ConfigDict()
     # or sliced, implicit (experiments.score_matching); or meanflow, perflow, progressive, consistency, scm, add (modules here, some with a teacher);
