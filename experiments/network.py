@@ -240,6 +240,10 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         known = f"{', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, add, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
     adversarial.check(objective, second_time, sde)
+    if adversarial.used(objective) and config.lora.rank:
+        raise ValueError(
+            f"config.lora.rank = {config.lora.rank} with a discriminator, which no adapter trains: expected 0, or adversarial.weight = 0"
+        )
     windows = perflow.check(config) if objective.loss == "perflow" else 0
     coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None  # no score
     final = objective.loss in ("consistency", "scm", "add") and not second_time

@@ -254,6 +254,10 @@ def test_mistakes():
             config.sde.name, config.objective.kind = "EDM", "edm"
         with pytest.raises(ValueError, match=said):
             network.from_config(config, 10)
+    config = small()
+    config.lora.rank = 2
+    with pytest.raises(ValueError, match="lora.rank = 2 with a discriminator"):
+        network.from_config(config, 10)
     config = small("consistency", True, step="ddim", to="random")
     config.objective.adversarial.real = "target"
     with pytest.raises(ValueError, match="expected phase"):
