@@ -61,7 +61,7 @@ def transported(u: float, mean: float, std: float) -> float:
     return optimize.brentq(lambda x: cdf(x) - u, -3 * mean, 3 * mean, xtol=1e-14)
 
 
-def carried(p, x, model: GaussianMixture, sigma: float, corrected: bool, start: float = 1.0, steps: int = 1000) -> np.ndarray:
+def carried(p, x, model: GaussianMixture, sigma: float, corrected: bool, start: float = 1.0, steps: int = 400) -> np.ndarray:
     """The density on cells x that p at t = start comes to at t = 0 by the SDE of `with_noise`, or of `as_printed`, on the linear path."""
     den = model.denoiser(Linear())
 
@@ -108,7 +108,7 @@ def continuity_residual(model: GaussianMixture, den: Denoiser, x, t):
 
 def densities() -> Iterator[dict]:
     """The Fokker-Planck equation of SDEs and of their reversals, against the exact marginals."""
-    where, x = "002, appendix C; 004, PDEs", np.linspace(-5, 5, 1601)
+    where, x = "002, appendix C; 004, PDEs", np.linspace(-5, 5, 801)
     h, sde, model = x[1] - x[0], OU(theta=1.0, noise=np.sqrt(2.0), T=2.0), line(CENTRE, STD)
     exact = lambda t: np.exp(np.asarray(model.marginal_log_prob(sde, x[:, None], t)))
     apart = lambda p, t: np.abs(np.asarray(p) - exact(t)).sum() * h
@@ -116,16 +116,16 @@ def densities() -> Iterator[dict]:
     for name, residual in (("Fokker-Planck (27)", fokker_planck_residual), ("continuity (30)", continuity_residual)):
         found = jax.vmap(lambda x, residual=residual: residual(model, den, x, 0.3))(jnp.linspace(-3, 3, 61))
         yield number(f"two Gaussians on OU at t = 0.3, equation of {name}: largest residual", where, jnp.abs(found).max(), 0)
-    forward = fokker_planck(exact(0.0), [x], np.linspace(0, sde.T, 501), sde=sde)
+    forward = fokker_planck(exact(0.0), [x], np.linspace(0, sde.T, 251), sde=sde)
     yield number("two Gaussians on OU, forward to T = 2: L1 distance of Fokker-Planck to p_T", where, apart(forward, sde.T), 0, digits=3)
     yield number("its mass", where, np.asarray(forward).sum() * h, exact(0.0).sum() * h, "1")
     for eta, name in ((1.0, "the reverse SDE"), (0.5, "a process of half its noise")):
         drift = lambda x, s, eta=eta: -sde.reverse_drift(x, sde.T - s, den.score(x, sde.T - s), eta)
         diffusion = lambda s, eta=eta: eta * sde.diffusion(sde.T - s)
-        back = fokker_planck(exact(sde.T), [x], np.linspace(0, sde.T, 1001), drift, diffusion)
+        back = fokker_planck(exact(sde.T), [x], np.linspace(0, sde.T, 501), drift, diffusion)
         yield number(f"back to t = 0 by {name}: L1 distance to p_0", "002, eq. (5) and (20); 004, ODEs", apart(back, 0.0), 0, digits=3)
     first = norm.pdf(x, 3.0, 0.2)
-    last = np.asarray(fokker_planck(first, [x], np.linspace(0, 4, 1001), sde=OU(theta=2.0, noise=1.0, T=4.0)))
+    last = np.asarray(fokker_planck(first, [x], np.linspace(0, 4, 501), sde=OU(theta=2.0, noise=1.0, T=4.0)))
     gap, where = np.abs(last - norm.pdf(x, 3 * np.exp(-8), np.sqrt(0.25 - 0.21 * np.exp(-16)))).sum() * h, "001, Convergence of the OU process"
     yield number("OU, theta = 2, from N(3, 0.04) to t = 4: L1 distance to its law", where, gap, 0, "N(0, 0.25)", "yes", digits=3)
 
@@ -183,13 +183,13 @@ def two_modes(n: int) -> Iterator[dict]:
     end = sample_adaptive(den, np.array([[x_T]]), rtol=1e-9, atol=1e-9, eps=1e-7).x[0, 0]
     says = {"text": "+5", "agrees": "yes: always in the mode at +5"}
     yield number("modes +-5 of 0.5, ODE from 0.1: x", where, end, transported(norm.cdf(x_T), 5.0, 0.5), digits=5, **says)
-    start, x = np.full((n, 1), x_T), np.linspace(-8, 8, 2001)
+    start, x = np.full((n, 1), x_T), np.linspace(-8, 8, 1001)
     below = lambda solver, times, key: np.asarray(sample(den, start, times, solver, jax.random.key(key)))[:, 0] < 0
     says = {"text": "either", "agrees": "yes: with the reverse SDE of this path, which forgets x_T, evenly"}
     found = below(solvers.euler_maruyama(), grids.uniform(Linear(), 200), 7)
     yield drawn("reverse SDE from 0.1, 200 steps: share in the mode at -5", where, found, 0.5, **says)
     for sigma in (0.5, 1.0):
-        density = carried(norm.pdf(x, x_T, 0.02), x, model, sigma, True, LAST)
+        density = carried(norm.pdf(x, x_T, 0.04), x, model, sigma, True, LAST)
         share = density[x < 0].sum() / density.sum()
         found = below(with_noise(sigma), np.linspace(LAST, 0, 501), 8)
         what = f"SDE of sigma = {sigma:g} from 0.1, 500 steps: share in the mode at -5, against Fokker-Planck"
@@ -205,7 +205,7 @@ def showcase(n: int, steps: int) -> Iterator[dict]:
         x, name = draw(with_noise(sigma)), f"SDE of sigma = {sigma:g}" if sigma else "ODE"
         yield drawn(f"{name}, {n} samples in {steps} steps: share in the first quadrant", where, (x > 0).all(1), 0.25)
         yield drawn(f"{name}: variance about the nearest centre", where, spread(x), about_centre(CENTRE, STD))
-    where, x = "001, sample_sde", np.linspace(-5, 5, 1601)
+    where, x = "001, sample_sde", np.linspace(-5, 5, 801)
     kept = about_centre(CENTRE, STD)
     says = {"text": f"{kept:.4f}", "agrees": "no: that takes the drift u + sigma^2/2 score (003, 4.1)"}
     for sigma in (0.5, 1.0):

@@ -101,7 +101,7 @@ def rocket_car(path) -> None:
 
 def band(axis, t, mean, std, runs) -> None:
     """Runs [n, k] with their mean and bands of one and two standard deviations."""
-    axis.plot(t, runs.T, color=RANDOM, linewidth=0.5, alpha=0.5 if len(runs) < 30 else 0.25)
+    axis.plot(t[::2], runs[:, ::2].T, color=RANDOM, linewidth=0.5, alpha=0.5 if len(runs) < 30 else 0.25)
     for k, style in ((1, "--"), (2, ":")):
         axis.plot(t, mean + k * std, style, color=EXACT, linewidth=1.2, label=f"± {k} standard deviation{'s' * (k > 1)}")
         axis.plot(t, mean - k * std, style, color=EXACT, linewidth=1.2)
@@ -153,12 +153,12 @@ def maps(path) -> None:
     save(figure, path)
 
 
-def showcase(path, steps: int) -> None:
+def showcase(path) -> None:
     """Four Gaussians by one exact model: eight paths and 400 ends (black) over the density of the data, and the first coordinate over p_t."""
     den, line = densities.four_gaussians().denoiser(Linear()), densities.line(densities.CENTRE, densities.STD)
     panels = {"ODE": densities.with_noise(0.0)} | {f"SDE, sigma = {s:g}": densities.with_noise(s) for s in densities.NOISES[1:]}
     panels["as printed: sigma = 1, no score"] = densities.as_printed(1.0)
-    times, grid = np.linspace(densities.LAST, 0, steps + 1), np.linspace(-3, 3, 121)
+    times, grid = np.linspace(densities.LAST, 0, 401), np.linspace(-3, 3, 121)
     x_T = Linear().prior_sample(jax.random.key(20), (400, 2))
     cells = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
     density = np.exp(np.asarray(densities.four_gaussians().log_prob(cells))).reshape(121, 121)

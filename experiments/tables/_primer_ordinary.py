@@ -53,19 +53,18 @@ def matrix(a, t, x):
     return jnp.asarray(a) @ x
 
 
-def decay(t, x):
-    """dx/dt = -2 x."""
-    return -THETA * x
+def line(c, t, x):
+    """The field c0 + c1 t + c2 x + c3/(t + 1); one function, so that its solutions are compiled once."""
+    return c[0] + c[1] * t + c[2] * x + c[3] / (t + 1)
 
 
-def burst(t, x):
-    """The car whose rocket fizzles out."""
-    return 1 / (t + 1) + 0 * x
+def of_line(*c: float) -> Partial:
+    return Partial(line, np.array(c))
 
 
-def car(t, x):
-    """The same against the wind."""
-    return 1 / (t + 1) - x / 10
+decay = of_line(0, 0, -THETA, 0)
+burst = of_line(0, 0, 0, 1)  # the car whose rocket fizzles out
+car = of_line(0, 0, -0.1, 1)  # the same against the wind
 
 
 def car_position(t):
@@ -123,18 +122,18 @@ def flows() -> Iterator[dict]:
         yield number(f"dx/dt = -2 x from 4: velocity at t = {t:g}", where, decay(t, x), -THETA * exact, said[1])
     back = "002, eq. (3)"
     yield number("x(1) = 4 e^-2 back to t = 0 with dx/dt = f, dt < 0", back, solve(decay, positions[-1], [1.0, 0.0])[-1], 4)
-    twice = solve(lambda t, x: -decay(t, x), positions[-1], [1.0, 0.0])[-1]
+    twice = solve(of_line(0, 0, THETA, 0), positions[-1], [1.0, 0.0])[-1]
     says = {"text": "4", "agrees": "no: -f runs forwards in s = T - t; with dt < 0 too it is reversed twice"}
     yield number("the same with dx/dt = -f 'solved backwards'", back, twice, 4 * np.exp(-2 * THETA), **says)
     where = "000, Differential Equation Basics"
-    yield number("dx/dt = x from 1: x(1)", where, solve(lambda t, x: x, 1.0, [0, 1])[-1], np.e)
+    yield number("dx/dt = x from 1: x(1)", where, solve(of_line(0, 0, 1, 0), 1.0, [0, 1])[-1], np.e)
     bell = solve(lambda t, x: jnp.exp(-(t**2)) + 0 * x, 0.0, [0, 1])[-1]
     yield number("dx/dt = exp(-t^2) from 0: x(1)", where, bell, np.sqrt(np.pi) / 2 * erf(1), "no elementary function", "yes: by erf")
 
 
 def steps() -> Iterator[dict]:
     """Euler and Heun on dx/dt = 2, 2 t and -2 x."""
-    where, constant, ramp = "000, Intuition", lambda t, x: 2 + 0 * x, lambda t, x: 2 * t + 0 * x
+    where, constant, ramp = "000, Intuition", of_line(2, 0, 0, 0), of_line(0, 2, 0, 0)
     yield number("dx/dt = 2 from x(3) = 9: x(4), one step of Euler", where, solve(constant, 9.0, [3, 4], EULER, 1.0)[-1], 11, "11")
     for name, how, said in (("Euler", (EULER, 1.0), ("15", "23")), ("exact", (), ("16", "25")), ("Heun", (HEUN, 1.0), ("16", "25"))):
         found = solve(ramp, 9.0, [3, 4, 5], *how)
@@ -173,7 +172,7 @@ def rocket_car() -> Iterator[dict]:
     by_steps = lambda field, solver, h: solve(field, 0.0, SECONDS, solver, h)[1:]
     in_sums = lambda h, heun=False, drag=0.1: np.array([car_by_steps(t, h, heun, drag) for t in SECONDS[1:]])
     worst = lambda found, exact: float(np.max(np.abs(found - exact(SECONDS[1:]))))
-    still = solve(lambda t, x: 1 + 0 * x, 0.0, [0, 10], EULER, 10.0)[-1]
+    still = solve(of_line(1, 0, 0, 0), 0.0, [0, 10], EULER, 10.0)[-1]
     yield number("constant speed: x(10), one step of Euler", "000, Case 1", still, 10, "10")
     where = "000, Case 2"
     yield number("burst: x(10) = log 11", where, solve(burst, 0.0, SECONDS)[-1], np.log(11))

@@ -10,10 +10,11 @@ import numpy as np
 from scipy import integrate
 
 from experiments.tables._primer import drawn, number
-from experiments.tables._primer_ordinary import THETA, car, car_position, decay
+from experiments.tables._primer_ordinary import THETA, car, car_position, decay, of_line
 from sde_lib import DDPM, NCSN, OU, VE, VP, SubVP, linear_betas
 
 SIGMA, START = 1.0, 3.0  # of the Ornstein-Uhlenbeck process, whose drift is -THETA x
+still = of_line(0, 0, 0, 0)
 
 
 @eqx.filter_jit
@@ -44,11 +45,6 @@ def walk(drift, noise: float, x0: float, ts, dt: float, source, times=None) -> n
     arrays = (jnp.asarray(a, float) for a in (noise, x0, ts, dt))
     source, times = (source, None) if times is None else (jnp.asarray(source, float), jnp.asarray(times, float))
     return np.asarray(_walk(drift, *arrays, source, times))
-
-
-def still(t, x):
-    """No drift."""
-    return 0.0 * x
 
 
 def ou_moments(t: float) -> tuple[float, float]:

@@ -31,7 +31,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
         figures.rocket_car(out / "car.png")
         figures.traces(out / "traces.png")
         figures.maps(out / "maps.png")
-        figures.showcase(out / "showcase.png", steps)
+        figures.showcase(out / "showcase.png")
     return rows, passed(rows)
 
 
