@@ -52,7 +52,7 @@ def learned(shown: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], extent:
     return _save(figure, path)
 
 
-def animation(x: Float[np.ndarray, " n"], legs: list[tuple], path: str | Path, frames_a_second: int = 12) -> Path:
+def animation(x: Float[np.ndarray, " n"], legs: list[tuple], path: str | Path, frames_a_second: int = 10) -> Path:
     """One after another, each leg (title, times [f], PDE [f, n], ODE [f, n], particles [f, k], paths of the ODE [f, m]): on the left the PDE's
     density over time, each scaled to its greatest, with paths of particles and of the ODE; on the right the three densities of the moment."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2), width_ratios=(1.7, 1), layout="constrained", sharey=True)
@@ -75,6 +75,6 @@ def animation(x: Float[np.ndarray, " n"], legs: list[tuple], path: str | Path, f
         right.legend(fontsize=7, loc="upper right")
 
     made = FuncAnimation(figure, draw, frames, init_func=lambda: None)
-    made.save(path, PillowWriter(fps=frames_a_second), dpi=80)
+    made.save(path, PillowWriter(fps=frames_a_second), dpi=72)
     plt.close(figure)
     return Path(path)

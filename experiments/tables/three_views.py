@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import toy
+from experiments import runs
 from experiments.tables import _three_views_figures as figures
 from experiments.tables._three_views import Process, agreement, flow, forward, girsanov, kl, l1, particles, reverse
 from experiments.tables._training import trained
@@ -149,26 +150,31 @@ def refined(cells: int, steps: int, counts: tuple[int, ...], sides: tuple[int, .
     return rows, bool(passed and RATIO[0] <= ratio <= RATIO[1])
 
 
-def learned(out, quick: bool, side: int, steps: int, n: int) -> tuple[list[dict], bool]:
-    """8 gaussians from the prior by the exact and by learned scores."""
-    sde, eps, rows, models = VP(), 0.01, [], {}
+def models(out, quick: bool) -> dict[str, runs.Run]:
+    """8 gaussians on VP, in float32 as every run: to be trained before 64-bit types are in force."""
+    found = {}
     for training in (500, 4000):
         config = toy.get_config("8gaussians")
         config.sde.name = "VP"
         config.model.width = 128
         config.optim.ema = 0.99
         config.training.steps = training
-        model = trained(config, out / f"8gaussians_{training}", quick)
-        models[f"after {training} steps"] = model.denoiser()
+        found[f"after {training} steps"] = trained(config, out / f"8gaussians_{training}", quick)
+    return found
+
+
+def learned(out, of: dict[str, runs.Run], side: int, steps: int, n: int) -> tuple[list[dict], bool]:
+    """8 gaussians from the prior by the exact and by learned scores."""
+    sde, eps, rows, dataset = VP(), 0.01, [], next(iter(of.values())).dataset
     radius, std = EIGHT_GAUSSIANS["ffjord"]
-    gm = GaussianMixture((ring(radius) - model.dataset.shift) / model.dataset.scale, np.full(8, std / model.dataset.scale))
+    gm = GaussianMixture((ring(radius) - dataset.shift) / dataset.scale, np.full(8, std / dataset.scale))
     x = np.linspace(-4.25, 4.25, side)
     plane, area = np.stack(np.meshgrid(x, x, indexing="ij"), -1), [x[1] - x[0]] * 2
     prior = jnp.exp(sde.prior_log_prob(jnp.asarray(plane.reshape(-1, 2)))).reshape(side, side)
     true, x_T = exact(gm, sde, plane, eps), sde.prior_sample(jax.random.key(0), (n, 2), jnp.float64)
     draws = gm.sample(jax.random.key(3), 100 * n // 40).reshape(100, -1, 2)
     times = grids.quadratic(sde, steps, eps)
-    for name, den in {"exact score": gm.denoiser(sde), **models}.items():
+    for name, den in {"exact score": gm.denoiser(sde), **{name: run.denoiser() for name, run in of.items()}}.items():
         dtype = jax.tree.leaves(den.fn)[0].dtype
         p, found, shown = prior, x_T, []
         for i, part in enumerate(np.split(np.arange(steps), 5)):
@@ -224,7 +230,7 @@ def pictures(out, quick: bool) -> None:
         for name, (x, t, pde, ode, found, _) in views(sde, cells, 5, 4 if quick else 100, n).items():
             rows[f"{type(sde).__name__}, {name}"] = [(f"t = {t[i]:.2f}", x, found[i], pde[i], ode[i]) for i in range(len(t))]
     figures.densities(rows, out / "densities.png")
-    seen = views(VP(), cells, 3 if quick else 30, 4 if quick else 20, 500 if quick else 4000)
+    seen = views(VP(), cells, 3 if quick else 25, 4 if quick else 20, 500 if quick else 4000)
     inner = np.abs(line(VP(), cells)) <= 3.2
     legs = [
         (f"VP, {name}: PDE (blue), SDE (grey), ODE (red)", t, pde[:, inner], ode[:, inner], found, paths)
@@ -235,6 +241,7 @@ def pictures(out, quick: bool) -> None:
 
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     """Rows, and whether every gate of the module docstring holds."""
+    of = models(out, quick)
     with jax.enable_x64(True):
         paths = (VP(),) if quick else tuple(c() for c in SDE.__subclasses__())
         rows = list(itertools.chain.from_iterable(of_a_path(sde, *((80, 80, 500) if quick else (1200, 1000, 40_000))) for sde in paths))
@@ -242,6 +249,6 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
         for r in rows:
             close = r["PDE"] <= 6e-4 and r["mass"] <= 1e-8 and r["ODE"] <= 1e-6
             passed &= close and RATIO[0] <= min(r["ratio"], r["before"]) and max(r["ratio"], r["before"]) <= RATIO[1] and abs(r["z"]) <= Z
-        of_models, well = learned(out, quick, *((20, 10, 400) if quick else (160, 200, 40_000)))
+        of_models, well = learned(out, of, *((20, 10, 400) if quick else (160, 200, 40_000)))
         pictures(out, quick)
     return rows + more + of_models, quick or bool(passed and well)
