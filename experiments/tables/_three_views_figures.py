@@ -39,7 +39,7 @@ def learned(shown: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], extent:
     image = lambda axis, values, **options: axis.imshow(values.T, origin="lower", extent=square, **options)
     for column, (title, pde, drawn, ode) in zip(axes.T, shown):
         top = float(pde.max())
-        histogram = np.histogram2d(*drawn.T, bins=pde.shape[0] // 2, range=[[-extent, extent]] * 2, density=True)[0]
+        histogram = np.histogram2d(*drawn.T, bins=pde.shape[0], range=[[-extent, extent]] * 2, density=True)[0]
         for axis, values in zip(column, (pde, histogram, ode)):
             image(axis, values, vmin=0, vmax=top, cmap="magma")
         difference = image(column[3], (ode - pde) / top, vmin=-0.5, vmax=0.5, cmap="RdBu_r")
