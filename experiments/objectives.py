@@ -163,7 +163,7 @@ def landing(sde: SDE, options: ConfigDict, u: Float[Array, " b"]) -> Float[Array
 
 def uniforms(key, position: Float[Array, " b"]) -> Float[Array, " b"]:
     """The u from which the times of examples are made, [B]."""
-    return low_discrepancy(position, jax.random.bits(jax.random.split(key, 4)[3]))
+    return low_discrepancy(position, jax.random.bits(jax.random.split(key, 4)[3], dtype=jnp.uint32))
 
 
 def noised(sde: SDE, options: ConfigDict, u: Float[Array, " b"], noise_keys, x0: Float[Array, "b ..."], source=None):

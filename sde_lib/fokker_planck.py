@@ -19,6 +19,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from sde_lib.sde import SDE
@@ -43,7 +44,7 @@ def _step(p, b, d, h: float, dt, theta: float):
     return jax.lax.linalg.tridiagonal_solve(-k * lower, 1 - k * diagonal, -k * upper, right[..., None])[..., 0]
 
 
-@partial(jax.jit, static_argnames=("drift", "diffusion", "widths", "theta"))
+@partial(jax.jit, static_argnames=("widths", "theta"))
 def _run(p, faces, steps, drift, diffusion, widths, theta):
     n = p.ndim
     order = [(axis, 0.5) for axis in range(n - 1)] + [(n - 1, 1.0)] + [(axis, 0.5) for axis in reversed(range(n - 1))]
@@ -71,8 +72,10 @@ def fokker_planck(
     """The density at times[-1] that is p [n_1, ..., n_d] at times[0], in the precision of p (float64 for a mass kept to 1e-8).
 
     centres: of the cells along each axis, evenly apart. times: increasing; a step between each two. The SDE: `sde`, forward, or drift(x [N, d], t)
-    -> [N, d] and diffusion(t) -> g of any other; of a reverse SDE or a probability flow, in the time in which it runs. theta: 1/2 or 1 of the
-    module docstring. One compiled scan. Raises ValueError for a grid that is not even or not that of p, times that do not increase, and other thetas.
+    -> [N, d] and diffusion(t) -> g of any other; of a reverse SDE or a probability flow, in the time in which it runs. A learned drift is a
+    `jax.tree_util.Partial(function, denoiser)`, so that its parameters are an argument of compiled code, as a `Denoiser`'s are. theta: 1/2 or 1 of
+    the module docstring. One compiled scan. Raises ValueError for a grid that is not even or not that of p, times that do not increase, and other
+    thetas.
     """
     p, times = jnp.asarray(p), np.asarray(times, np.float64)
     if (sde is None) == (drift is None or diffusion is None):
@@ -93,4 +96,5 @@ def fokker_planck(
     steps = jnp.asarray(0.5 * (times[1:] + times[:-1]), p.dtype), jnp.asarray(np.diff(times), p.dtype)
     widths = tuple(float(c[1] - c[0]) for c in centres)
     drift, diffusion = (drift, diffusion) if sde is None else (sde.drift, sde.diffusion)
+    drift, diffusion = (fn if isinstance(fn, Partial) else Partial(fn) for fn in (drift, diffusion))
     return _run(p, faces, steps, drift, diffusion, widths, theta)

@@ -159,3 +159,12 @@ def test_unknown_names_are_refused():
     for bad, words in ((objective("snr"), "expected own, likelihood"), (objective(name="unifrom"), "expected one of uniform")):
         with pytest.raises(ValueError, match=words):
             objectives.loss(Exact(VP(), "noise"), None, NORMAL, bad, jax.random.PRNGKey(0), batch(2))
+
+
+def test_times_do_not_depend_on_the_precision():
+    """With 64-bit types in force the bits of a key are 64 too, and a u made of them is not in (0, 1)."""
+    u = lambda: np.asarray(objectives.uniforms(jax.random.key(0), jnp.arange(100, dtype=jnp.uint32)))
+    usual = u()
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(u(), usual)
+    assert 0 < usual.min() and usual.max() < 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sde_lib import EDM, NCSN, SDE, VE, VP, GaussianMixture
-from sde_lib.fokker_planck import fokker_planck
+from sde_lib.fokker_planck import _run, fokker_planck
 
 MIXTURE = GaussianMixture(np.array([[-0.8], [0.5]]), np.array([0.3, 0.2]), np.array([1.0, 2.0]))
 ENDS = {EDM: 0.02, VE: 0.6, NCSN: 0.6}  # of T: later their noise is wider than the grid
@@ -58,6 +58,15 @@ def test_any_drift(x64):
     p = fokker_planck(normal([1.5, 0.0]), [x, x], np.linspace(0, end, 101), drift, lambda t: np.sqrt(2.0))
     mean = 1.5 * np.exp(-end) * np.array([np.cos(end), np.sin(end)])
     assert float(jnp.abs(p - normal(mean)).sum() * 0.1**2) <= 2e-3  # 1.3e-3, of second order in the 0.1 between cells
+
+
+def test_another_drift_of_one_kind_is_not_compiled_anew():
+    """The parameters of a Partial are an argument: the same code, and another result."""
+    x = np.linspace(-3, 3, 31)
+    p, still, g = jnp.asarray(np.exp(-(x**2))), lambda rate, x, t: -rate * x, jax.tree_util.Partial(jnp.sqrt)
+    run = lambda rate: fokker_planck(p, [x], np.linspace(0, 1, 4), jax.tree_util.Partial(still, jnp.float32(rate)), g)
+    first, compiled = run(1.0), _run._cache_size()
+    assert not np.allclose(first, run(2.0)) and _run._cache_size() == compiled
 
 
 def test_positive_without_diffusion(x64):
