@@ -344,7 +344,9 @@ def quality(curves: dict[str, dict[int, np.ndarray]], floor: float, unit: str, p
         axis.errorbar(list(series), means, errors, marker="osv^D"[i % 5], markersize=4, linewidth=1, capsize=3, label=name)
     axis.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="test data")
     positive = min(floor, *(v.mean() for series in curves.values() for v in series.values())) > 0
-    ticks = sorted({n for series in curves.values() for n in series})
+    ticks = []
+    for n in sorted({n for series in curves.values() for n in series}):
+        ticks += [n] if not ticks or n > 1.15 * ticks[-1] else []
     axis.set(xscale="log", yscale="log" if positive else "linear", xlabel="network evaluations", ylabel=unit)
     axis.set_xticks(ticks, ticks)
     axis.minorticks_off()

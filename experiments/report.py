@@ -20,7 +20,6 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, data, evaluate, explorer, metrics, parallel, plots, runs
-from experiments import guidance as guiding
 from experiments import sample as sampling
 from experiments.kept import Kept, write_text
 from experiments.untrusted import read_json
@@ -31,7 +30,7 @@ PAGE = Path(__file__).parent / "report_page"
 STEPS, SHOWN = (1, 2, 4, 8, 16, 32), 6  # of "samples by steps": images of each
 SOLVERS = ("ddim", "dpm_solver_pp", "heun")  # of the curve
 LIMIT = 2000  # training examples that samples without classes are compared with, as `evaluate` does
-PATHS = ("dpm_solver_pp", "euler_maruyama")  # of the trajectories: the ODE, the reverse SDE
+PATHS = ("dpm_solver_pp", "sde_dpm_solver_pp")  # of the trajectories: the ODE, the reverse SDE
 PICTURE, PICTURES = 300_000, 6  # bytes of a picture of another command that is shown, and how many
 OPTIONS = {"tolerance": 1e-5, "option": (), "threshold": "none"}
 
@@ -107,7 +106,7 @@ def jumping(run: runs.Run) -> bool:
 def options(run: runs.Run, solver: str, steps: int) -> dict:
     """Of `sample.generate`, for a flow map its jumps in the place of `solver`."""
     if not jumping(run):
-        return {**OPTIONS, "solver": solver, "steps": steps, "grid": "log_snr" if steps > 1 else "few"}
+        return {**OPTIONS, "solver": solver, "steps": steps, "grid": flags.FLAGS.grid if steps > 1 else "few"}
     low, high = run.config.objective.consistency.omega
     told = {"guidance": float(np.clip(1.0, low, high))} if high else {}
     return {**OPTIONS, "solver": sampling.JUMPS, "steps": steps, "grid": "karras" if isinstance(run.network.sde, EDM) else "uniform", **told}
@@ -139,21 +138,24 @@ def trajectories(run: runs.Run) -> str:
     devices = jax.device_count()
     index = np.arange(-(-(SHOWN if kind.is_image else 256) // devices) * devices)
     keys = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(f.seed), index))
-    guide, found = guiding.guide(run, 1.0), []
-    den = guide.denoiser(guide.labels(len(index), -1))
+    den, found = run.denoiser(run.labels(len(index))), {}
     for solver in PATHS[: 1 if den.coupled else 2]:
         path = sampling.sampler(run.network.sde, run.dataset.shape, run.workdir, path=True, **options(run, solver, 40))(
             den, keys, sampling.starts(run)(keys, index)
         )[2]
-        caption = f"{solver}, 40 steps on the grid log_snr, seed {f.seed}: from the prior to the data."
-        if kind.is_image:
-            path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :SHOWN]
-            if kind is run.dataset:  # pixels, not latents: noise of any scale within the range shown
-                path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))
-            found.append(drawn(plots.trajectory, plots.to_uint8(run.dataset.from_x(path), kind.levels), caption=caption, pixels=True))
-        else:
-            found.append(drawn(plots.paths, run.dataset.from_x(path), caption=caption))
-    return "".join(found)
+        found[solver] = np.asarray(path)
+    about = f"40 steps on the grid {f.grid}, seed {f.seed}"
+    if kind.shape == (2,):
+        panels = {solver: run.dataset.from_x(path) for solver, path in found.items()}
+        return drawn(plots.trajectories, panels, caption=f"{len(index)} paths from the prior (grey) to the data (blue), {about}.")
+    pictures = []
+    for solver, path in found.items():
+        path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :SHOWN]
+        if kind is run.dataset:  # pixels, not latents: noise of any scale within the range shown
+            path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))
+        caption = f"{solver}, {about}: from the prior (left) to the data."
+        pictures.append(drawn(plots.trajectory, plots.to_uint8(run.dataset.from_x(path), kind.levels), caption=caption, pixels=True))
+    return "".join(pictures)
 
 
 def loss(run: runs.Run) -> str:
@@ -164,7 +166,7 @@ def loss(run: runs.Run) -> str:
 
 def within(run: runs.Run, solver: str, nfe: int) -> int:
     """The most steps of a solver with at most `nfe` evaluations, the denoising one included; 0 if there are none."""
-    cost = lambda steps: sampling.make_solver(solver)(run.network.sde, grids.log_snr(run.network.sde, steps - 1)).nfe + 1
+    cost = lambda steps: sampling.make_solver(solver)(run.network.sde, getattr(grids, flags.FLAGS.grid)(run.network.sde, steps - 1)).nfe + 1
     return next((steps for steps in range(nfe, 1, -1) if cost(steps) <= nfe), 0)
 
 
@@ -266,8 +268,8 @@ def explored(run: runs.Run) -> tuple[str, str]:
     note = (
         f"{shown}, {ways}. The density is the histogram of {explorer.CLOUD} particles of the ODE, smoothed by one of {explorer.CELLS} cells a side, "
         f"each time over its own maximum. {score} A dropped particle follows the ODE's velocity, known on {explorer.FIELD} x {explorer.FIELD} points "
-        "at each time and interpolated between them, bilinearly in space and linearly in time; so does its past. Axes are x = (u - "
-        f"{run.dataset.shift:.4g}) / {run.dataset.scale:.4g} of data u. Seed {flags.FLAGS.seed}.{told}"
+        "at each time and interpolated between them, bilinearly in space and linearly in time; so does its past. Axes are x = "
+        f"(u {-run.dataset.shift:+.4g}) / {run.dataset.scale:.4g} of data u. Seed {flags.FLAGS.seed}.{told}"
     )
     packed = json.dumps(numbers).replace("<", "\\u003c")
     script = f'<script type="application/json" id="explorer-data">{packed}</script>\n<script>\n{(PAGE / "explorer.js").read_text()}</script>'
@@ -322,6 +324,7 @@ def main():
 if __name__ == "__main__":
     runs.define_flags()
     flags.DEFINE_string("out", "", "The page; report.html of the run by default.")
+    flags.DEFINE_enum("grid", "log_snr", [grid for grid in sampling.GRIDS if grid != sampling.GITS], "Times of all samples but jumps.")
     flags.DEFINE_list("nfe", ["4", "6", "10", "20", "40"], "Evaluations at which quality is measured; empty leaves the curve out.")
     flags.DEFINE_integer("num", 1000, "Samples a group of the curve, at most as many as there are test examples.")
     flags.DEFINE_integer("groups", 4, "Groups of samples of the curve; the standard error is over them.")

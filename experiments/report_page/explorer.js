@@ -111,18 +111,21 @@ function disc(x, y, radius, colour) {
 }
 
 function drawAxes(e) {
-  const size = canvas.width / 45, step = 10 ** Math.floor(Math.log10(e)), ticks = e / step > 5 ? 2 * step : e / step > 2 ? step : step / 2;
-  pen.fillStyle = pen.strokeStyle = "#57606a";
+  const size = Math.max(canvas.width / 50, 11 * canvas.width / canvas.clientWidth), step = 10 ** Math.floor(Math.log10(e)), ticks = e / step > 5 ? 2 * step : e / step > 2 ? step : step / 2;
   pen.font = `${size}px system-ui, sans-serif`;
+  pen.strokeStyle = "#ffffff";
+  pen.lineWidth = size / 4;
   for (let n = Math.ceil(-e / ticks); n * ticks < e; n++) {
     const [px] = pixel(n * ticks, 0, e), text = String(Number((n * ticks).toPrecision(3)));
     if (px < 2 * size || px > canvas.width - 2 * size) continue;
+    pen.fillStyle = "#1b1f24";
     pen.fillRect(px, canvas.height - size / 2, 1, size / 2);
     pen.fillRect(0, canvas.height - px, size / 2, 1);
-    pen.textAlign = "center";
-    pen.fillText(text, px, canvas.height - 0.7 * size);
-    pen.textAlign = "left";
-    pen.fillText(text, 0.7 * size, canvas.height - px + size / 3);
+    for (const [align, x, y] of [["center", px, canvas.height - 0.8 * size], ["left", 0.8 * size, canvas.height - px + size / 3]]) {
+      pen.textAlign = align;
+      pen.strokeText(text, x, y); // a white rim: it is read on arrows, too
+      pen.fillText(text, x, y);
+    }
   }
 }
 
