@@ -2,8 +2,8 @@
 
 Writes report.html (--out), a single file that opens offline: samples by steps, trajectories, the loss, quality against evaluations, likelihoods,
 metrics, the run's own samples, the config, and of a 2-D model an explorer of its density, score and particles (`experiments.explorer`). What other
-commands have written (log.jsonl, eval/, samples/) is shown as they say it; samples of the first two and the curve are drawn here, of --num a group,
-and kept while they are drawn. Of the same run and flags the page is the same, byte for byte.
+commands have written (log.jsonl, eval/, samples/) is shown as they say it; the samples of the first two and of the curve are drawn here, and those of
+the curve kept while they are drawn, so that the same command goes on where it was interrupted. The same run and flags give the same bytes.
 """
 
 import base64
@@ -61,8 +61,8 @@ def number(value) -> str:
 
 
 def table(head: list[str], rows: list[list]) -> str:
-    """All columns after the first are numbers."""
-    kind = lambda i: ' class="number"' if i else ""
+    """Columns in which there are numbers are flush right."""
+    kind = lambda i: ' class="number"' if any(isinstance(row[i], int | float) for row in rows) else ""
     line = lambda tag, row: "".join(f"<{tag}{kind(i)}>{text('' if cell is None else number(cell))}</{tag}>" for i, cell in enumerate(row))
     body = "".join(f"<tr>{line('td', row)}</tr>\n" for row in rows)
     return f'<div class="wide"><table><thead><tr>{line("th", head)}</tr></thead><tbody>\n{body}</tbody></table></div>'
@@ -234,8 +234,9 @@ def measured(run: runs.Run) -> str:
     figures = summary.pop("metrics", {})
     columns = ["value", "stderr", "floor", "n", "groups", "reference_n"]
     rows = [[name, *(row.get(column) for column in columns)] for name, row in figures.items() if isinstance(row, dict)]
+    beside = "Samples on the left, data on the right." if run.dataset.images.is_image else "Data and samples."
     head = ["figure", "samples", "± standard error", "test data (floor)", "n", "groups", "reference n"]
-    return table(head, rows) + said(summary) + picture(run.workdir / "eval" / "samples_and_data.png", "Samples (left or red) beside data.")
+    return table(head, rows) + said(summary) + picture(run.workdir / "eval" / "samples_and_data.png", beside)
 
 
 def own_samples(run: runs.Run) -> str:
