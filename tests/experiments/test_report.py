@@ -24,6 +24,15 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 )
 
+DROPPED_ON_PARTICLES = """
+const ends = (path, n, i) => at(path, n, i, last);
+const errors = Array.from({length: data.particles}, (_, i) => {
+  const [a, b] = [ends(flow(20.5, ...at(paths.ode, data.particles, i, 20.5)), 1, 0), ends(paths.ode, data.particles, i)];
+  return Math.hypot(a[0] - b[0], a[1] - b[1]);
+});
+return errors.sort((a, b) => a - b)[Math.floor(data.particles / 2)];
+"""
+
 
 class Page(HTMLParser):
     """Tags with their attributes, the text outside of scripts and styles, rows of tables, and what scripts hold."""
@@ -229,6 +238,8 @@ def test_in_a_browser(browser, content, workdir):
     assert np.abs(np.subtract(place(), start)).max() < 2e-2, "its path is one function of time"
     canvas.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ENTER)
     assert "Dropped: 2" in get("dropped").text and place()[0] > start[0] + 0.1
+    error = browser.execute_script(DROPPED_ON_PARTICLES)
+    assert error < 0.1, "dropped on a particle of the ODE, it ends where that does"
     get("clear").click()
     assert "Dropped" not in get("dropped").text
     get("ode").click()
