@@ -268,6 +268,7 @@ def explored(run: runs.Run) -> tuple[str, str]:
     ways = "by the probability-flow ODE (DPM-Solver++(2M)) and the reverse SDE (its SDE form)" if numbers["sde"] else "by the ODE"
     score = "The arrows are sigma(t) times the score." if numbers["score"] else "The model is coupled: it has no score and no reverse SDE."
     told = " The model is told class 0." if run.conditional else ""
+    told += " The view grows and shrinks with the path." if len(set(numbers["extent"])) > 1 else ""
     note = (
         f"{shown}, {ways}. The density is the histogram of {explorer.CLOUD} particles of the ODE, smoothed by one of {explorer.CELLS} cells a side, "
         f"each time over its own maximum. {score} A dropped particle follows the ODE's velocity, known on {explorer.FIELD} x {explorer.FIELD} points "
