@@ -162,7 +162,8 @@ def test_the_view_moves_only_where_the_scale_does():
     assert np.ptp(explorer.extents(points)) == 0 < np.ptp(explorer.extents(points * np.array([80.0, 5.0, 1.0])[:, None, None]))
 
 
-def test_same_bytes_twice_and_no_others_of_another_seed(start, content, workdir):
+@pytest.mark.slow
+def test_same_bytes_twice(start, content, workdir):
     assert made(start, workdir, workdir.parent / "again.html") == content
     assert not [*workdir.glob("report.*.partial")]
 
