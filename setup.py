@@ -7,6 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["sde_lib*", "models*", "samplers*", "experiments*", "configs*"]),
+    package_data={"experiments": ["report_page/*"]},
     install_requires=[
         "absl-py>=2.1",
         "diffrax>=0.7.2",

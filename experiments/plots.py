@@ -319,3 +319,37 @@ def clouds(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Pat
     for axis in axes.ravel()[len(panels) :]:
         axis.set_visible(False)
     return _save(figure, path)
+
+
+def by_steps(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Path:
+    """Points of the plane, a panel each, four a row, on the axes of the last, the data (grey)."""
+    last = list(panels.values())[-1]
+    centre, margin = last.mean(0), 0.65 * np.ptp(last, axis=0).max()
+    rows = -(-len(panels) // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(10, 2.7 * rows), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    for axis, (title, points) in zip(axes.ravel(), panels.items()):
+        axis.scatter(*points.T, s=3, color="tab:gray" if points is last else "tab:blue", linewidths=0)
+        axis.set(aspect="equal", title=title, xlim=centre[0] + margin * np.array([-1, 1]), ylim=centre[1] + margin * np.array([-1, 1]))
+    for axis in axes.ravel()[len(panels) :]:
+        axis.set_visible(False)
+    return _save(figure, path)
+
+
+def quality(curves: dict[str, dict[int, np.ndarray]], floor: float, unit: str, path: str | Path) -> Path:
+    """{method: {evaluations: values of groups}}: mean and standard error, log-log where all is positive; the floor dashed."""
+    figure, axis = plt.subplots(figsize=(7, 4))
+    for i, (name, series) in enumerate(curves.items()):
+        means = [v.mean() for v in series.values()]
+        errors = [v.std(ddof=1) / np.sqrt(len(v)) for v in series.values()]
+        axis.errorbar(list(series), means, errors, marker="osv^D"[i % 5], markersize=4, linewidth=1, capsize=3, label=name)
+    axis.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="test data")
+    positive = min(floor, *(v.mean() for series in curves.values() for v in series.values())) > 0
+    ticks = []
+    for n in sorted({n for series in curves.values() for n in series}):
+        ticks += [n] if not ticks or n > 1.15 * ticks[-1] else []
+    axis.set(xscale="log", yscale="log" if positive else "linear", xlabel="network evaluations", ylabel=unit)
+    axis.set_xticks(ticks, ticks)
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return _save(figure, path)
