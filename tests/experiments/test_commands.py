@@ -37,6 +37,7 @@ SHORT = {
     "experiments.latent": ["--num=3", "--tolerance=0.1", "--batch=8", "--pairs=1", "--frames=3"],
     "experiments.likelihood": ["--num=3", "--rtol=0.1", "--atol=0.1", "--batch=8"],
     "experiments.evaluate": ["--groups=2", "--limit=20", "--steps=3", "--batch=8"],
+    "experiments.report": ["--num=20", "--groups=2", "--nfe=3,4", "--batch=64"],
     "experiments.tables": ["--quick"],
     "experiments.benchmarks.sampling": ["--quick"],
     "experiments.benchmarks.training": ["--quick"],
