@@ -71,10 +71,10 @@ class Exact(nn.Module):
 @pytest.mark.few_paths
 def test_the_guided_map_is_the_fixed_point(sde, x64):
     """Of Gaussians of one deviation the guided flow is that of another Gaussian: the loss, which draws omega and tells the student, and its slopes
-    vanish at its map, of 2000 steps; not at a bent one, nor at one that is deaf to omega."""
+    vanish at its map, of 8000 steps; not at a bent one, nor at one that is deaf to omega."""
     config = lcm_config(told_omega=True)
     config.objective.update(kind="data", sigma_data=STD)
-    config.objective.consistency.update(omega=(1.0, 4.0), count=2001, metric="l2")
+    config.objective.consistency.update(omega=(1.0, 4.0), count=8001, metric="l2")
     net = network.Network(Exact(sde), sde, "data", STD, "time", final=True)
     means = [GaussianMixture([m], [STD]).denoiser(sde) for m in MEANS]
     fn = lambda x, t, label: jnp.stack([d.predict("velocity", x, t) for d in means])[label, jnp.arange(len(x))]
@@ -91,7 +91,8 @@ def test_the_guided_map_is_the_fixed_point(sde, x64):
 
     at = lambda bend, share: loss({"bend": jnp.asarray(bend), "share": jnp.asarray(share)})
     (exact, slopes), (bent, bent_slopes), (deaf, deaf_slopes) = at(0.0, 1.0), at(0.1, 1.0), at(0.0, 0.0)
-    assert exact < 1e-12 and bent > 10 * exact and deaf > 10 * exact
+    # what is left is the square of one step's error, of fourth order in its length, that of the others of second
+    assert bent > 100 * exact and deaf > 100 * exact
     assert abs(bent_slopes["bend"]) > 10 * abs(slopes["bend"]) and abs(deaf_slopes["share"]) > 10 * abs(slopes["share"])
 
 
