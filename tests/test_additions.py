@@ -39,12 +39,10 @@ from samplers.table import Solver
 
 
 def halves(scale: float = 1.0) -> Solver:
-    """DDIM through the middle of each step in log-SNR."""
+    """DDIM through the middle of each step."""
 
     def solver(sde, times):
-        last = times[-1:] if times[-1] > 0 else []
-        middles = sde.time(0.5 * (sde.log_snr(times[: len(times) - 2 + len(last)]) + sde.log_snr(times[1 : len(times) - 1 + len(last)])))
-        table = ddim()(sde, np.sort(np.append(times, middles))[::-1])
+        table = ddim()(sde, np.sort(np.append(times, 0.5 * (times[:-1] + times[1:])))[::-1])
         return dataclasses.replace(table, p=scale * table.p)
 
     return solver
@@ -89,7 +87,14 @@ TOYS["cross"] = (cross, ("plain",))
 # the file, what is added to it, its name in tests, those that should find it and how many at least, and what is wrong in the control
 ADDED = {
     "path": ("sde_lib/paths.py", PATH, "Parabola", ("sde_lib", "test_contract.py"), 30, ("return 2.0 / (", "return 2.1 / (")),
-    "solver": ("samplers/solvers/halves.py", SOLVER, "halves", ("samplers/test_table.py",), 1, ("scale: float = 1.0", "scale: float = 1.1")),
+    "solver": (
+        "samplers/solvers/halves.py",
+        SOLVER,
+        "halves or marginals_of_every_solver",
+        ("samplers/test_table.py",),
+        10,
+        ("scale: float = 1.0", "scale: float = 1.1"),
+    ),
     "loss": ("experiments/objectives.py", LOSS, "quartic", ("experiments/test_objectives.py",), 1, ("- noise", "- noise - 0.1")),
     "network": ("models/affine.py", NETWORK, "Affine", ("models/test_models.py",), 1, ("nn.silu(h)", "nn.silu(h - h.mean(0))")),
     "data": (
