@@ -102,7 +102,7 @@ def measures(dataset: data.Dataset, limit: int) -> Callable:
     """(raw values [n, ...], labels [n] or None) -> figures by name, against the first `limit` training examples, and in a classifier against all."""
     train = flat(dataset.values["train"][:limit])
     judge = classifier(dataset) if dataset.num_classes else None
-    reference = metrics.moments(judge.features(flat(dataset.values["train"][:TRAINING]))) if judge else None
+    distance = metrics.frechet_to(judge.features, flat(dataset.values["train"][:TRAINING])) if judge else None
 
     def measure(values, labels):
         values = flat(values)
@@ -115,7 +115,7 @@ def measures(dataset: data.Dataset, limit: int) -> Callable:
         if dataset.dim == 2:
             found["W2"] = metrics.wasserstein2(values, train[: len(values)])
         if judge:
-            found[f"FD-clf ({judge.hash})"] = metrics.frechet_of(*metrics.moments(judge.features(values)), *reference)
+            found[f"FD-clf ({judge.hash})"] = distance(values)
             found["classifier confidence"] = judge.confidence(values)
         if judge and labels is not None:
             found["label agreement"] = judge.agreement(values, labels)

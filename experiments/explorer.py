@@ -69,9 +69,7 @@ def explore(run: runs.Run, seed: int) -> dict:
         return np.stack([at(jnp.asarray(e * mesh(side), jnp.float32), jnp.float32(t)) for e, t in zip(extent, times)])
 
     scored = not run.denoiser(labels(1)).coupled
-    noisy = lambda: sample(
-        run.denoiser(labels(PARTICLES)), x_T[:PARTICLES], times, solvers.SOLVERS["sde_dpm_solver_pp"](), key=keys[:PARTICLES], path=True
-    )
+    noisy = lambda: sample(run.denoiser(labels(PARTICLES)), x_T[:PARTICLES], times, solvers.sde_dpm_solver_pp(), key=keys[:PARTICLES], path=True)
     return {
         "times": [float(f"{t:.6g}") for t in times],
         **numbers(sde, times),

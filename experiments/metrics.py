@@ -3,6 +3,7 @@ between two sets of real data of the same sizes. None needs a download; FID, IS 
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,12 @@ def frechet_of(mu_a: Float[np.ndarray, " d"], sigma_a: Float[np.ndarray, "d d"],
     root = vectors * np.sqrt(np.clip(values, 0.0, None))  # root root' = A: A B has the eigenvalues of root' B root
     cross = np.sum(np.sqrt(np.clip(np.linalg.eigvalsh(root.T @ sigma_b @ root), 0.0, None)))
     return float(np.sum((mu_a - mu_b) ** 2) + np.trace(sigma_a) + np.trace(sigma_b) - 2 * cross)
+
+
+def frechet_to(features: Callable, train: Points) -> Callable:
+    """values [n, d] -> the Frechet distance of their features to those of `train`, whose moments are taken once; in a classifier, FD-clf."""
+    reference = moments(features(train))
+    return lambda values: frechet_of(*moments(features(values)), *reference)
 
 
 def frechet(a: Points, b: Points) -> float:

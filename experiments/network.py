@@ -98,6 +98,11 @@ class Network:
         return self(params, x, t, label, s=None if self.final else s, **training)
 
     @property
+    def jumps(self) -> bool:
+        """Whether its samples are drawn by jumps of its flow map. A model of windows, of two times or not, follows a flow as a Denoiser."""
+        return self.final or (getattr(self.module, "second_time", False) and not self.windows)
+
+    @property
     def none(self):
         """What stands for "no label": a number beyond the classes, or zeros for both of a pair of embeddings; None of an unconditional model."""
         if getattr(self.module, "embeddings", ()):

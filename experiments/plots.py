@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 from scipy import stats
 
 
-def _save(figure, path: str | Path) -> Path:
+def save(figure, path: str | Path) -> Path:
+    """Write a figure, close it, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, bbox_inches="tight")
@@ -75,7 +76,7 @@ def columns(panels: dict[str, dict[str, UInt8[np.ndarray, "n h w c"]]], path: st
         axis.set_ylabel(name, fontsize=8)
         axis.tick_params(length=0, labelbottom=False, labeltop=True)
         axis.spines[:].set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def panels(panels: dict[str, UInt8[np.ndarray, "r k h w c"]], rows: list[str], columns: list[str], path: str | Path) -> Path:
@@ -91,7 +92,7 @@ def panels(panels: dict[str, UInt8[np.ndarray, "r k h w c"]], rows: list[str], c
         axis.set_title(title, fontsize=9)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def latents(z: Float[np.ndarray, "n d"], path: str | Path) -> Path:
@@ -105,7 +106,7 @@ def latents(z: Float[np.ndarray, "n d"], path: str | Path) -> Path:
         axis.plot(at, law.pdf(at), color="k", linewidth=1, label="N(0, I)")
         axis.set(xlabel=name, ylim=(0, 1.35 * axis.get_ylim()[1]))
         axis.legend(fontsize=7)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def identifiability(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"], path: str | Path) -> Path:
@@ -124,7 +125,7 @@ def identifiability(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"], pa
         axes[2].hist(difference, np.linspace(0, 4, 41), density=True, alpha=0.6, label=f"{name}: mean {difference.mean():.3f}")
     axes[2].legend(fontsize=7)
     axes[2].set(xlabel="|A - B|", ylabel="density")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def scatter(samples: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, "n 2"], path: str | Path) -> Path:
@@ -136,7 +137,7 @@ def scatter(samples: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, "n 2
     low, high = reference.min(0), reference.max(0)
     margin = 0.25 * (high - low)
     axes[0].set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def paths(points: Float[np.ndarray, "s n 2"], path: str | Path) -> Path:
@@ -147,7 +148,7 @@ def paths(points: Float[np.ndarray, "s n 2"], path: str | Path) -> Path:
     axis.scatter(*points[-1].T, s=6, color="tab:blue", label="t = 0", zorder=3)
     axis.set(aspect="equal")
     axis.legend()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def trajectories(panels: dict[str, Float[np.ndarray, "s n 2"]], path: str | Path) -> Path:
@@ -158,7 +159,7 @@ def trajectories(panels: dict[str, Float[np.ndarray, "s n 2"]], path: str | Path
         axis.scatter(*points[0].T, s=5, color="0.5", zorder=2)
         axis.scatter(*points[-1].T, s=5, color="tab:blue", zorder=3)
         axis.set(title=title, aspect="equal")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def against_steps(panels: dict[str, tuple[float, dict[str, dict[int, float]]]], path: str | Path) -> Path:
@@ -171,7 +172,7 @@ def against_steps(panels: dict[str, tuple[float, dict[str, dict[int, float]]]], 
         axis.set(title=title, xlabel="steps")
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def loss_curve(workdir: str | Path) -> Path | None:
@@ -186,7 +187,7 @@ def loss_curve(workdir: str | Path) -> Path | None:
     axis.plot(steps, losses)
     axis.set(xlabel="step", ylabel="training loss", yscale="log" if min(losses) > 0 else "linear")  # score matching's is negative
     axis.grid(alpha=0.3, which="both")
-    return _save(figure, Path(workdir) / "loss.png")
+    return save(figure, Path(workdir) / "loss.png")
 
 
 def histogram(values: dict[str, np.ndarray], unit: str, path: str | Path) -> Path:
@@ -197,7 +198,7 @@ def histogram(values: dict[str, np.ndarray], unit: str, path: str | Path) -> Pat
         axis.hist(v, bins, alpha=0.6, density=True, label=f"{name}: {v.mean():.3f} ± {v.std(ddof=1) / np.sqrt(len(v)):.3f}")
     axis.set(xlabel=unit, ylabel="density")
     axis.legend()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def solver_errors(panels: dict[str, dict[str, dict[int, float]]], path: str | Path) -> Path:
@@ -219,7 +220,7 @@ def solver_errors(panels: dict[str, dict[str, dict[int, float]]], path: str | Pa
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def scores(panels: dict[tuple[str, str], dict[str, np.ndarray]], floor: float, unit: str, path: str | Path) -> Path:
@@ -237,7 +238,7 @@ def scores(panels: dict[tuple[str, str], dict[str, np.ndarray]], floor: float, u
         axis.grid(alpha=0.3, which="both")
     axes[0, 0].set(ylabel=unit)
     axes[0, -1].legend(fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def discretization(curves: dict[tuple[str, str], dict[int, float]], variances: dict[float, float], path: str | Path) -> Path:
@@ -257,7 +258,7 @@ def discretization(curves: dict[tuple[str, str], dict[int, float]], variances: d
     axes[-1].set(title="Langevin corrector", xlabel="r", ylabel="stationary variance / v")
     axes[-1].grid(alpha=0.3)
     axes[-1].legend(fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def guidance(panels: dict[str, np.ndarray], data: Float[np.ndarray, "n d"], curves: dict[str, list[dict]], path: str | Path) -> Path:
@@ -276,7 +277,7 @@ def guidance(panels: dict[str, np.ndarray], data: Float[np.ndarray, "n d"], curv
         axis.set(xlabel="omega", title=title)
         axis.grid(alpha=0.3)
     axes[1, 2].legend(fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def strengths(times: np.ndarray, curves: dict[str, np.ndarray], samples: dict[str, dict[str, np.ndarray]], path: str | Path) -> Path:
@@ -293,7 +294,7 @@ def strengths(times: np.ndarray, curves: dict[str, np.ndarray], samples: dict[st
             axis.plot(x, stats.gaussian_kde(values[:, 0], 0.1)(x), ":" if wrong else "-", color=f"C{i}", linewidth=1.8 if wrong else 1, label=name)
         axis.set(title=f"samples by each D, {title}", xlabel="first coordinate", ylabel="density", ylim=(0, 1.5 * axis.get_ylim()[1]))
         axis.legend(fontsize=7, ncols=2, loc="upper center")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def flows(panels: dict[str, np.ndarray], data: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Path:
@@ -305,7 +306,7 @@ def flows(panels: dict[str, np.ndarray], data: dict[str, Float[np.ndarray, "n 2"
         for points, colour in ((lines[0], "k"), (lines[-1], "tab:red")):
             axis.scatter(*points.T, s=4, color=colour, linewidths=0)
         axis.set(title=title, aspect="equal", xticks=[], yticks=[])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def clouds(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Path:
@@ -318,7 +319,7 @@ def clouds(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Pat
         axis.set_title(title, fontsize=8)
     for axis in axes.ravel()[len(panels) :]:
         axis.set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def by_steps(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Path:
@@ -332,7 +333,7 @@ def by_steps(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> P
         axis.set(aspect="equal", title=title, xlim=centre[0] + margin * np.array([-1, 1]), ylim=centre[1] + margin * np.array([-1, 1]))
     for axis in axes.ravel()[len(panels) :]:
         axis.set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def quality(curves: dict[str, dict[int, np.ndarray]], floor: float, unit: str, path: str | Path) -> Path:
@@ -352,4 +353,4 @@ def quality(curves: dict[str, dict[int, np.ndarray]], floor: float, unit: str, p
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)

@@ -24,7 +24,6 @@ from experiments import sample as sampling
 from experiments.kept import Kept, write_text
 from experiments.untrusted import read_json
 from samplers import grids
-from sde_lib import EDM
 
 PAGE = Path(__file__).parent / "report_page"
 STEPS, SHOWN = (1, 2, 4, 8, 16, 32), 6  # of "samples by steps": images of each
@@ -99,18 +98,13 @@ def read(file: Path) -> dict | None:
     return found
 
 
-def jumping(run: runs.Run) -> bool:
-    """Whether samples are drawn by jumps of a flow map."""
-    return run.network.final or getattr(run.network.module, "second_time", False)
-
-
 def options(run: runs.Run, solver: str, steps: int) -> dict:
     """Of `sample.generate`, for a flow map its jumps in the place of `solver`."""
-    if not jumping(run):
+    if not run.network.jumps:
         return {**OPTIONS, "solver": solver, "steps": steps, "grid": flags.FLAGS.grid if steps > 1 else "few"}
     low, high = run.config.objective.consistency.omega
     told = {"guidance": float(np.clip(1.0, low, high))} if high else {}
-    return {**OPTIONS, "solver": sampling.JUMPS, "steps": steps, "grid": "karras" if isinstance(run.network.sde, EDM) else "uniform", **told}
+    return {**OPTIONS, "solver": sampling.JUMPS, "steps": steps, "grid": sampling.grid_of_jumps(run.network.sde), **told}
 
 
 def samples_by_steps(run: runs.Run) -> str:
@@ -121,9 +115,9 @@ def samples_by_steps(run: runs.Run) -> str:
     n = SHOWN if kind.is_image else 1000
     panels = {steps: sampling.generate(run, n, f.batch, f.seed, **options(run, "dpm_solver_pp", steps))[0] for steps in STEPS}
     how = options(run, "dpm_solver_pp", 2)
-    what = f"{how['solver']} on the grid {how['grid']}" + ("" if jumping(run) else ", the last step of which denoises; one step is E[x_0 | x_T]")
-    caption = f"The same {n} starts by {', '.join(map(str, STEPS))} {'jumps' if jumping(run) else 'steps'}: {what}; seed {f.seed}."
-    names = {f"{steps} {'jump' if jumping(run) else 'step'}{'s' * (steps > 1)}": values for steps, values in panels.items()}
+    what = f"{how['solver']} on the grid {how['grid']}" + ("" if run.network.jumps else ", the last step of which denoises; one step is E[x_0 | x_T]")
+    caption = f"The same {n} starts by {', '.join(map(str, STEPS))} {'jumps' if run.network.jumps else 'steps'}: {what}; seed {f.seed}."
+    names = {f"{steps} {'jump' if run.network.jumps else 'step'}{'s' * (steps > 1)}": values for steps, values in panels.items()}
     if kind.is_image:
         return drawn(plots.columns, {"": {name: plots.to_uint8(v, kind.levels) for name, v in names.items()}}, caption=caption)
     return drawn(plots.by_steps, names | {"test data": kind.values["test"][:n]}, caption=caption)
@@ -132,7 +126,7 @@ def samples_by_steps(run: runs.Run) -> str:
 def trajectories(run: runs.Run) -> str:
     """Of the probability-flow ODE, and of the reverse SDE where there is a score, from the same starts."""
     f, kind = flags.FLAGS, run.dataset.images
-    if jumping(run):
+    if run.network.jumps:
         return "<p>A flow map jumps: it has no trajectories. Its samples by jumps are above.</p>"
     if not (kind.is_image or kind.shape == (2,)):
         return "<p>Neither images nor points of the plane.</p>"
@@ -188,23 +182,21 @@ def curve(run: runs.Run, keeps: list[Kept]) -> str:
     train = evaluate.flat(dataset.values["train"][: evaluate.TRAINING if dataset.num_classes else LIMIT])
     if dataset.num_classes:
         judge = evaluate.classifier(dataset)
-        reference, name = metrics.moments(judge.features(train)), f"FD-clf ({judge.hash})"
-        distance = lambda values: metrics.frechet_of(*metrics.moments(judge.features(evaluate.flat(values))), *reference)
+        name, distance = f"FD-clf ({judge.hash})", metrics.frechet_to(judge.features, train)
     else:
-        name = f"sliced W2, {DIRECTIONS} directions"
-        distance = lambda values: metrics.sliced_wasserstein2(evaluate.flat(values), train, DIRECTIONS)
-    floor = distance(dataset.values["test"][:n])
+        name, distance = f"sliced W2, {DIRECTIONS} directions", lambda values: metrics.sliced_wasserstein2(values, train, DIRECTIONS)
+    floor = distance(evaluate.flat(dataset.values["test"][:n]))
     lines, rows = {}, []
-    for solver in (sampling.JUMPS,) if jumping(run) else SOLVERS:
+    for solver in (sampling.JUMPS,) if run.network.jumps else SOLVERS:
         lines[solver] = {}
         for budget in budgets:
-            steps = budget if jumping(run) else within(run, solver, budget)
+            steps = budget if run.network.jumps else within(run, solver, budget)
             if not steps:
                 continue
             keeps.append(Kept(run.workdir / "report"))
             print(f"{solver}, {budget} evaluations", flush=True)
             values, nfe = sampling.generate(run, n * f.groups, f.batch, f.seed, kept=keeps[-1], **options(run, solver, steps))
-            series = np.array([distance(group) for group in np.split(values, f.groups)])
+            series = np.array([distance(evaluate.flat(group)) for group in np.split(values, f.groups)])
             lines[solver][int(nfe)] = series
             rows.append([solver, steps, int(nfe), float(series.mean()), float(series.std(ddof=1) / np.sqrt(f.groups)), floor])
     grid = options(run, SOLVERS[0], 2)["grid"]

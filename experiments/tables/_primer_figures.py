@@ -6,7 +6,7 @@ import numpy as np
 from jax.tree_util import Partial
 from scipy.stats import norm
 
-from experiments.plots import _save as save
+from experiments.plots import save
 from experiments.tables import _primer_densities as densities
 from experiments.tables import _primer_ordinary as ordinary
 from experiments.tables import _primer_stochastic as stochastic

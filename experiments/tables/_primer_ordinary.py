@@ -160,7 +160,7 @@ def steps() -> Iterator[dict]:
         exact = np.log2((by_polynomial(n) - true) / (by_polynomial(2 * n) - true))
         yield number(f"{name}: global order, n = {n} to {2 * n}", "001, Summary of solvers", ours, exact, text, digits=5)
     local = lambda h: abs(solve(decay, 4.0, [0, h], EULER, h)[-1] - 4 * np.exp(-THETA * h))
-    exact = np.log2((1 - 0.002 - np.exp(-0.002)) / (1 - 0.001 - np.exp(-0.001)))
+    exact = np.log2((np.expm1(-0.002) + 0.002) / (np.expm1(-0.001) + 0.001))
     yield number("Euler: local order, h = 0.001 to 0.0005", where, np.log2(local(0.001) / local(0.0005)), exact, "2", digits=6)
     outputs = jnp.array([-3.2, -1.8, 0.5, 0.9])
     found = solve(lambda t, x: outputs[jnp.int32(4 * t)] + 0 * x, 1.5, QUARTERS, EULER, 0.25)

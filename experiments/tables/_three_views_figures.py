@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.animation import FuncAnimation, PillowWriter
 
-from experiments.plots import _save, plt
+from experiments.plots import plt, save
 
 SDE_COLOUR, PDE_COLOUR, ODE_COLOUR = "0.75", "k", "tab:red"
 
@@ -28,7 +28,7 @@ def densities(rows: dict[str, list[tuple]], path: str | Path) -> Path:
             axis.set(yticks=[], ylim=(0, None), xlim=(-3.5, 3.5))
         line[0].set_ylabel(name, fontsize=9)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def learned(shown: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], extent: float, path: str | Path) -> Path:
@@ -49,7 +49,7 @@ def learned(shown: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], extent:
     for axis in axes.ravel():
         axis.set(xticks=[], yticks=[], xlim=(-3, 3), ylim=(-3, 3))
     figure.colorbar(difference, ax=axes[3], shrink=0.9, label="of the PDE's greatest")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def animation(x: Float[np.ndarray, " n"], legs: list[tuple], path: str | Path, frames_a_second: int = 10) -> Path:

@@ -107,17 +107,13 @@ def of_the_plane(groups: int, n: int) -> tuple[Judge, GaussianMixture]:
 
 def of_images(dataset: data.Dataset, name: str, groups: int, n: int) -> Judge:
     """By FD-clf, precision and recall to the training data."""
-    judge, train = evaluate.classifier(dataset), evaluate.flat(dataset.values["train"])
-    reference = metrics.moments(judge.features(train))
+    train = evaluate.flat(dataset.values["train"])
+    distance = metrics.frechet_to(evaluate.classifier(dataset).features, train)
 
     def measure(group, x):
         values = evaluate.flat(dataset.from_x(x))
         near = metrics.prdc(values, train)
-        return {
-            "FD-clf": metrics.frechet_of(*metrics.moments(judge.features(values)), *reference),
-            "precision": near.precision,
-            "recall": near.recall,
-        }
+        return {"FD-clf": distance(values), "precision": near.precision, "recall": near.recall}
 
     return Judge(name, groups, n, dataset.shape, float(train.std() / dataset.scale), measure)
 
@@ -181,7 +177,7 @@ def few(sde: SDE, n: int) -> np.ndarray:
 
 def draws(run: runs.Run, n: int) -> Draw:
     """Of a model without labels."""
-    if run.network.final or run.config.objective.loss in ("consistency", "meanflow"):
+    if run.network.jumps:
         return lambda x_T, index: by_jumps(run.flow_map(), n, x_T, index)
     return lambda x_T, index: by_ddim(run.denoiser(), n, x_T)
 

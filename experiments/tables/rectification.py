@@ -85,9 +85,8 @@ def distance(dataset: data.Dataset):
     train = evaluate.flat(dataset.values["train"][:10_000])
     if not dataset.num_classes:
         return lambda values: metrics.sliced_wasserstein2(evaluate.flat(values), train, 200)
-    judge = evaluate.classifier(dataset)
-    reference = metrics.moments(judge.features(train))
-    return lambda values: metrics.frechet_of(*metrics.moments(judge.features(evaluate.flat(values))), *reference)
+    found = metrics.frechet_to(evaluate.classifier(dataset).features, train)
+    return lambda values: found(evaluate.flat(values))
 
 
 def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[list[dict], bool, dict]:

@@ -69,15 +69,14 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
         model = trained(score_sde.get_config(f"{name}_digits"), out / name, quick)
         den, sde, dataset, label = model.denoiser(), model.network.sde, model.dataset, type(model.network.sde).__name__
         judge = evaluate.classifier(dataset)
-        features = lambda values, judge=judge: metrics.moments(judge.features(evaluate.flat(values)))
-        reference = features(dataset.values["train"])
+        distance = metrics.frechet_to(judge.features, evaluate.flat(dataset.values["train"]))
         x_T = sde.prior_sample(jax.random.key(0), (GROUPS * n, *dataset.shape))
 
         def distances(predictor, corrector, count):
             times = grids.uniform(sde, count)  # noqa: B023
             x = predictor_corrector(den, x_T, times, predictor, corrector, jax.random.key(1))  # noqa: B023
             values = dataset.from_x(np.asarray(jax.jit(Denoiser.data)(den, x, times[-1])))  # noqa: B023
-            return np.array([metrics.frechet_of(*features(group), *reference) for group in np.split(values, GROUPS)])  # noqa: B023
+            return np.array([distance(evaluate.flat(group)) for group in np.split(values, GROUPS)])  # noqa: B023
 
         corrected = distances(None, langevin(), 2 * steps)
         for sampler, factory in SAMPLERS.items():
@@ -89,7 +88,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
             row |= {column: f"{found[column].mean():.2f} ± {found[column].std(ddof=1) / np.sqrt(GROUPS):.2f}" for column in columns}
             row |= {f"{both} - {many}": f"{gap:+.2f} ± {error:.2f}"}
             rows.append(row | dict(zip(("published P1000", "P2000", "C2000", "PC1000"), PUBLISHED.get((label, sampler), (None,) * 4))))
-    floor = metrics.frechet_of(*features(dataset.values["test"][:n]), *reference)
+    floor = distance(evaluate.flat(dataset.values["test"][:n]))
     statement = "\n".join([f"FD-clf ({judge.hash}), floor {floor:.2f} of {n} test images", *orderings(scores, columns)])
     (out / "orderings.txt").write_text(statement + "\n")
     print(statement)
