@@ -2,7 +2,7 @@
 
 8 gaussians of FFJORD by the configs _8gaussians, on EDM's, TrigFlow's and the linear path, whose exact flows end alike from the same noise; the
 digits of --workdir by the configs _digits; and the digits by class, at guidance 2, of a teacher that knows them: LCM, and LCM-LoRA, whose adapter is
-then added to a fine-tune of that teacher to inverted digits. Models, teachers too, are trained here if OUT has none yet; those of reflow, PeRFlow and
+then added to a fine-tune of that teacher to mirrored digits. Models, teachers too, are trained here if OUT has none yet; those of reflow, PeRFlow and
 MeanFlow are those of --table=rectification, in OUT/rectification. A teacher takes steps of DDIM, equal in t (Karras's on EDM's path); consistency
 functions jump to the data and restart, other flow maps go on without noise. ADD is trained on 8 gaussians alone: on the digits it is worse than its
 teacher by one step after the four minutes that each method has here (FD-clf 131, and 111).
@@ -295,14 +295,13 @@ def by_class(out: Path, quick: bool) -> tuple[list[dict], bool]:
     config = digits.get_config()
     config.model.num_classes, config.objective.label_dropout = 10, 0.1
     teacher = trained(config, folder / "teacher", quick)
-    inverted = folder / "inverted.npz"
-    if not inverted.exists():
-        values, labels = teacher.dataset.values, teacher.dataset.labels
-        opposite = {split: ((16 - a) * 15).astype(np.uint8) for split, a in values.items()}
-        np.savez(inverted, x=opposite["train"], y=labels["train"], x_test=opposite["test"], y_test=labels["test"])
-    config.data.update(name="npz", path=str(inverted))
+    mirrored = folder / "mirrored.npz"
+    if not mirrored.exists():
+        values, labels = {split: a[:, :, ::-1] for split, a in teacher.dataset.values.items()}, teacher.dataset.labels
+        np.savez(mirrored, x=15 * values["train"], y=labels["train"], x_test=15 * values["test"], y_test=labels["test"])
+    config.data.update(name="npz", path=str(mirrored))
     config.training.update(steps=1000, init=str(teacher.workdir))
-    tuned = trained(config, folder / "fine_tune", quick)
+    tuned = trained(config, folder / "mirrored", quick)
     found = {}
     for name in ("lcm", "lcm_lora"):
         config = distill.get_config(f"{name}_digits")
@@ -332,7 +331,7 @@ def by_class(out: Path, quick: bool) -> tuple[list[dict], bool]:
             "teacher",
             {"LCM": (found["lcm"], GUIDANCE, seconds["lcm"]), "LCM-LoRA": (found["lcm_lora"], 1.0, seconds["lcm_lora"])},
         ),
-        ("inverted digits by class", tuned, "fine-tune", {"LCM-LoRA of the teacher": (moved, 1.0)}),
+        ("mirrored digits by class", tuned, "fine-tune", {"LCM-LoRA of the teacher": (moved, 1.0)}),
     ):
         models = {title: base(run)} | {label: student(given[0], title, *given[1:]) for label, given in of.items()}
         more, series, ends = compare(of_images(run.dataset, name, groups, n), models, *in_x(run.dataset))
