@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from sde_lib import EDM, SDE, Denoiser
+from sde_lib import SDE, Denoiser
 from sde_lib.numerics import expand
 
 steady = jax.lax.stop_gradient
@@ -52,8 +52,9 @@ def check(objective: ConfigDict, second_time: bool, sde: SDE) -> None:
                 f"config.objective.loss = 'add', adversarial.weight = {a.weight}, real = '{a.real}', weighting = '{objective.weighting}', "
                 f"time.name = '{objective.time.name}', model.second_time = {second_time}: expected a weight above 0 (1), data, own, grid, False"
             )
-        if isinstance(sde, EDM):
-            raise ValueError("config.objective.loss = 'add' has equal steps in t, on EDM's path all noise: expected another config.sde.name")
+        if sde.few_grid != "uniform":
+            path = type(sde).__name__
+            raise ValueError(f"config.objective.loss = 'add' has equal steps in t, on {path}'s path all noise: expected another config.sde.name")
     elif used(objective):
         if objective.loss != "consistency" or c.step == "data":
             raise ValueError(f"{of}.weight = {a.weight} of loss '{objective.loss}': expected add, or consistency with a teacher's step, or 0")

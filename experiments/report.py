@@ -104,7 +104,7 @@ def options(run: runs.Run, solver: str, steps: int) -> dict:
         return {**OPTIONS, "solver": solver, "steps": steps, "grid": flags.FLAGS.grid if steps > 1 else "few"}
     low, high = run.config.objective.consistency.omega
     told = {"guidance": float(np.clip(1.0, low, high))} if high else {}
-    return {**OPTIONS, "solver": sampling.JUMPS, "steps": steps, "grid": sampling.grid_of_jumps(run.network.sde), **told}
+    return {**OPTIONS, "solver": sampling.JUMPS, "steps": steps, "grid": run.network.sde.few_grid, **told}
 
 
 def samples_by_steps(run: runs.Run) -> str:

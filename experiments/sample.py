@@ -28,7 +28,7 @@ from samplers.bridge import sample_bridge
 from samplers.predictor_corrector import evaluations
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
-from sde_lib import EDM, SDE, VP, Denoiser, FlowMap
+from sde_lib import SDE, VP, Denoiser, FlowMap
 from sde_lib.interpolants import NEAR
 from sde_lib.noise import normal
 
@@ -60,11 +60,6 @@ def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
     flags.DEFINE_enum("threshold", "none", ["none", "static", "dynamic"], "Keep the data prediction in [-1, 1]: clipped, or by its 0.995 quantile.")
 
 
-def grid_of_jumps(sde: SDE) -> str:
-    """The name of the grid of jumps by default: equal steps of EDM's t are all noise."""
-    return "karras" if isinstance(sde, EDM) else "uniform"
-
-
 def from_flags(run: runs.Run) -> dict:
     """The options of `generate` that the flags choose, of this run."""
     f = flags.FLAGS
@@ -77,7 +72,7 @@ def from_flags(run: runs.Run) -> dict:
         raise ValueError(f"--strength={f.strength}: of a diffusion; expected --diffusion={' or '.join(samplers.strengths.ETAS)} with it")
     grid = f.grid
     if f.solver in (JUMPS, BRIDGE) and not f["grid"].present:
-        grid = grid_of_jumps(run.network.sde) if f.solver == JUMPS else "uniform"
+        grid = run.network.sde.few_grid if f.solver == JUMPS else "uniform"
     return {
         "solver": f.solver, "steps": f.steps, "grid": grid, "tolerance": f.tolerance, "option": tuple(f.option), "threshold": f.threshold,
         "corrector": f.corrector, "snr": f.snr, "corrector_steps": f.corrector_steps, "diffusion": f.diffusion,

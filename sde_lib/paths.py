@@ -120,6 +120,7 @@ class EDM(SDE):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     eps = 1e-3
+    few_grid = "karras"
 
     def __post_init__(self):
         require(0 < self.sigma_min < self.sigma_max, self, "0 < sigma_min < sigma_max")

@@ -31,11 +31,13 @@ class SDE:
     through `jax.jit`, `vmap` or `scan`, and compared and hashed by value.
 
     T: final time. eps: smallest time at which training and likelihood work. sampling_eps: smallest time of sampling grids.
+    few_grid: the grid (`samplers.grids`) of few steps, equal ones in t, but on a path most of whose t is noise.
     """
 
     T: float = 1.0
     eps: float = 1e-5
     sampling_eps: float = 1e-3
+    few_grid: str = "uniform"
 
     def alpha(self, t: Time):
         """Signal coefficient alpha(t), shaped as t."""

@@ -1,8 +1,8 @@
 """Table 2 of [SF]2M (Tong et al. 2023, 2307.03672): flows between sets of the plane, by how their ends are joined.
 
 MLP 3x64 (selu) by AdamW at 1e-3 (weight decay 1e-5) on 10,000 points of each set; constant noise of 0.1 in I-CFM and OT-CFM, of FM at the data alone;
-RF is trained again on the pairs of I-CFM's flow; SB is [SF]2M-exact, a bridge of scale 0.1, the default of their code, between OT's pairs, by its ODE,
-and by its SDE.
+RF is trained again on the pairs of I-CFM's flow; SB is [SF]2M-exact, a bridge of scale 0.1, the default of their code, between OT's pairs, by its
+ODE, and by its SDE.
 100 Euler steps from test points of the source. W2: exact, to as many test points of the data; floor: of these to others. NPE: |energy of the paths -
 W2^2(source, data)| / W2^2(source, data). Means over seeds, with standard errors; published: mean and standard deviation over five seeds.
 Short: 3 seeds, 2500 steps of batch 128, 2000 test points, so that W2 is above the published. --paper: theirs, 5 seeds (42 to 46), 20,000 steps of

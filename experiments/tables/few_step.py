@@ -34,7 +34,7 @@ from experiments.tables._training import trained
 from experiments.tables.rectification import spread
 from experiments.toy import eight_gaussians_mixture
 from samplers import grids, jumps, sample, sample_adaptive, solvers
-from sde_lib import EDM, SDE, Denoiser, FlowMap, GaussianMixture
+from sde_lib import SDE, Denoiser, FlowMap, GaussianMixture
 
 PHASED, PROGRESSIVE = ("PCM", "PeRFlow"), "progressive distillation"  # of four steps alone; of one model for each number of steps
 # config without the data, and FID of CIFAR-10 by one and two steps
@@ -172,7 +172,7 @@ def by_jumps(flow_map: FlowMap, n: int, x_T, index):
 
 def few(sde: SDE, n: int) -> np.ndarray:
     """The times of n steps from T to 0."""
-    return np.append(grids.karras(sde, n)[:-1] if isinstance(sde, EDM) else grids.few(sde, n - 1), 0.0)
+    return np.append(grids.karras(sde, n)[:-1] if sde.few_grid == "karras" else grids.few(sde, n - 1), 0.0)
 
 
 def draws(run: runs.Run, n: int) -> Draw:
