@@ -4,11 +4,11 @@ sCT (Lu & Song 2025, 2410.11081).
 python -m experiments.train --config=configs/consistency.py:ict_8gaussians --workdir=runs/ict
 python -m experiments.sample --workdir=runs/ict --solver=jumps --steps=1 --num=1000
 :ct, :ict, :ect, :sct of CIFAR-10 (FID by one evaluation 8.70, 2.83, 3.60, 2.85 in the papers; by two 5.83, 2.46, 2.11, 2.06), :ict_imagenet64 (4.02;
-3.20) and :sct_imagenet64 of a folder of ImageNet: --config.data.path=FOLDER. NCSN++ of 56 M parameters, of EDM's depth, ADM of 296 M. :ect begins
-from a diffusion model, a run of configs/edm.py:cifar10_uncond: --config.training.init=runs/edm, and so does :sct, from a run of :trig, of the same on
-TrigFlow (:trig_imagenet64), which teaches sCD (configs/distill.py). Not trained here; without LPIPS, which CT has in the place of l2. Theirs of
-ImageNet is EDM2, with magnitude-preserving layers and normalised weights that the U-Net here has not: of sCM it has the embedding of the angle and
-the double normalization, on ADM. Those of 8 gaussians are minutes on two CPU cores: :ct_8gaussians, :ict_8gaussians, :ect_8gaussians (from
+3.20), :ect_imagenet64 (5.51; 3.18) and :sct_imagenet64 of a folder of ImageNet: --config.data.path=FOLDER. NCSN++ of 56 M parameters, of EDM's depth,
+ADM of 296 M. :ect begins from a diffusion model, a run of configs/edm.py:cifar10_uncond (:imagenet64): --config.training.init=runs/edm, and so does
+:sct, from a run of :trig, of the same on TrigFlow (:trig_imagenet64), which teaches sCD (configs/distill.py). Not trained here;
+without LPIPS, which CT has in the place of l2. Theirs of ImageNet is EDM2, with magnitude-preserving layers and normalised weights that the U-Net
+here has not: of sCM it has the embedding of the angle and the double normalization, on ADM. Those of 8 gaussians are minutes on two CPU cores: :ct_8gaussians, :ict_8gaussians, :ect_8gaussians (from
 configs/edm.py:8gaussians), :sct_8gaussians; those of _digits begin from a run of configs/digits.py,
 --config.training.init=runs/digits, and sct_digits from one of :trig_digits.
 """
@@ -22,7 +22,7 @@ TIMES = {
     "ict": {"times": "ict", "start": 10, "end": 1280, "metric": "huber", "constant": 0.00054, "weight": "gap"},
     "ect": {"times": "ect", "stages": 8, "shrink": 2.0, "metric": "huber", "constant": 0.0, "weight": "gap"},
 }
-NAMES = (*TIMES, "sct", "trig", *(f"{name}_imagenet64" for name in ("ict", "sct", "trig")))
+NAMES = (*TIMES, "sct", "trig", *(f"{name}_imagenet64" for name in ("ict", "ect", "sct", "trig")))
 NAMES += tuple(f"{name}_{data}" for data in ("8gaussians", "digits") for name in (*TIMES, "sct", "trig"))
 
 
@@ -87,6 +87,10 @@ def get_config(name: str = "ict"):
         config.model.dropout = 0.2
         config.optim.ema = 0.9999
         config.training.update(batch=128, steps=400_000)
+    elif name == "ect_imagenet64":
+        config.objective.consistency.shrink = 4.0
+        config.optim.ema = 0.9999
+        config.training.update(batch=128, steps=100_000)
     elif name == "ict_imagenet64":
         config.model.dropout = 0.2
         config.optim.ema = 0.99997

@@ -64,7 +64,13 @@ PARAMETERS |= {"distill": 676_440_592, "distill:perflow_digits": 800_321, "disti
 PARAMETERS |= {"distill:instaflow": 674_816_272, "distill:instaflow_digits": 767_297}
 PARAMETERS |= {"consistency": 56_395_523, "consistency:ct": 56_395_523, "consistency:ect": 55_732_739}
 PARAMETERS |= {f"consistency:{name}_8gaussians": 33_794 for name in ("ct", "ict", "ect", "sct")}
-PARAMETERS |= {"consistency:ict_imagenet64": 295_900_035, "distill:cd_imagenet64": 295_900_035, "distill:cd": 56_395_523, "distill:ctm": 56_067_075}
+PARAMETERS |= {
+    "consistency:ict_imagenet64": 295_900_035,
+    "consistency:ect_imagenet64": 295_900_035,
+    "distill:cd_imagenet64": 295_900_035,
+    "distill:cd": 56_395_523,
+    "distill:ctm": 56_067_075,
+}
 PARAMETERS |= {"distill:lcm_lora": 48_089_088, "distill:lcm_lora_digits": 125_008}  # of the adapter
 PARAMETERS |= {"distill:lcm": 674_881_808, "distill:lcm_digits": 801_473, "distill:cd_8gaussians": 33_794}
 PARAMETERS |= {"distill:tcd": 676_440_592, "distill:pcm": 676_440_592, "distill:cd_digits": 767_297}
