@@ -6,10 +6,10 @@ python -m experiments.sample --workdir=runs/ict --solver=jumps --steps=1 --num=1
 :ct, :ict, :ect, :sct of CIFAR-10 (FID by one evaluation 8.70, 2.83, 3.60, 2.85 in the papers; by two 5.83, 2.46, 2.11, 2.06), :ict_imagenet64 (4.02;
 3.20), :ect_imagenet64 (5.51; 3.18) and :sct_imagenet64 of a folder of ImageNet: --config.data.path=FOLDER. NCSN++ of 56 M parameters, of EDM's depth,
 ADM of 296 M. :ect begins from a diffusion model, a run of configs/edm.py:cifar10_uncond (:imagenet64): --config.training.init=runs/edm, and so does
-:sct, from a run of :trig, of the same on TrigFlow (:trig_imagenet64), which teaches sCD (configs/distill.py). Not trained here;
-without LPIPS, which CT has in the place of l2. Theirs of ImageNet is EDM2, with magnitude-preserving layers and normalised weights that the U-Net
-here has not: of sCM it has the embedding of the angle and the double normalization, on ADM. Those of 8 gaussians are minutes on two CPU cores: :ct_8gaussians, :ict_8gaussians, :ect_8gaussians (from
-configs/edm.py:8gaussians), :sct_8gaussians; those of _digits begin from a run of configs/digits.py,
+:sct, from a run of :trig, of the same on TrigFlow (:trig_imagenet64), which teaches sCD (configs/distill.py). Not trained here; without LPIPS, which
+CT has in the place of l2. Theirs of ImageNet is EDM2, with magnitude-preserving layers and normalised weights that the U-Net here has not: of sCM it
+has the embedding of the angle and the double normalization, on ADM. Those of 8 gaussians are minutes on two CPU cores: :ct_8gaussians,
+:ict_8gaussians, :ect_8gaussians (from configs/edm.py:8gaussians), :sct_8gaussians; those of _digits begin from a run of configs/digits.py,
 --config.training.init=runs/digits, and sct_digits from one of :trig_digits.
 """
 
