@@ -216,7 +216,10 @@ def students(name: str, out: Path, quick: bool, given: runs.Run | None) -> dict[
             config.objective.consistency.update(phases=4, count=53)  # which divide its intervals
         counts = (4,) if label in PHASED else (1, 2, 4)
         if label == PROGRESSIVE:
-            steps = {own.objective.progressive.steps: trained(own, folder, quick) for own, folder in rounds(config, out / name / method)}
+            steps, last = {}, teacher
+            for own, folder in rounds(config, out / name / method):
+                own.teacher.workdir = str(last.workdir)
+                steps[own.objective.progressive.steps] = last = trained(own, folder, quick)
             found[label] = {n: steps[n] for n in counts}, teacher
         else:
             found[label] = dict.fromkeys(counts, trained(config, out / name / method, quick)), teacher
