@@ -95,7 +95,7 @@ SHAPES |= {
 
 @pytest.fixture(autouse=True)
 def forget():
-    """The programs of the tests before: one process may not map as many as all of these have (vm.max_map_count)."""
+    """The programs of the tests before: a process that keeps all of them dies after some ninety tests."""
     jax.clear_caches()
 
 
