@@ -39,7 +39,7 @@ def used(objective: ConfigDict) -> bool:
     return objective.adversarial.weight > 0
 
 
-def check(objective: ConfigDict, second_time: bool, sde: SDE) -> None:
+def check(objective: ConfigDict, second_time: bool) -> None:
     """Raise ValueError for settings of `config.objective.adversarial` that are none."""
     a, c, of = objective.adversarial, objective.consistency, "config.objective.adversarial"
     if a.real not in ("data", "target"):
@@ -52,9 +52,6 @@ def check(objective: ConfigDict, second_time: bool, sde: SDE) -> None:
                 f"config.objective.loss = 'add', adversarial.weight = {a.weight}, real = '{a.real}', weighting = '{objective.weighting}', "
                 f"time.name = '{objective.time.name}', model.second_time = {second_time}: expected a weight above 0 (1), data, own, grid, False"
             )
-        if sde.few_grid != "uniform":
-            path = type(sde).__name__
-            raise ValueError(f"config.objective.loss = 'add' has equal steps in t, on {path}'s path all noise: expected another config.sde.name")
     elif used(objective):
         if objective.loss != "consistency" or c.step == "data":
             raise ValueError(f"{of}.weight = {a.weight} of loss '{objective.loss}': expected add, or consistency with a teacher's step, or 0")

@@ -238,13 +238,18 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     elif objective.loss == "consistency":
         consistency.check(objective, second_time, told_omega)
     elif objective.loss == "progressive":
-        progressive.check(objective, sde)
+        progressive.check(objective)
     elif objective.loss == "scm":
         scm.check(objective, second_time)
     elif objective.loss not in ("perflow", "add", *LOSSES):
         known = f"{', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, add, variational, autoencoder or classifier"
         raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
-    adversarial.check(objective, second_time, sde)
+    adversarial.check(objective, second_time)
+    if objective.loss in ("progressive", "add") and sde.few_grid != "uniform":
+        raise ValueError(
+            f"config.objective.loss = '{objective.loss}' has equal steps in t, on the path of {type(sde).__name__} all noise: "
+            "expected another config.sde.name"
+        )
     if adversarial.used(objective) and config.lora.rank:
         raise ValueError(
             f"config.lora.rank = {config.lora.rank} with a discriminator, which no adapter trains: expected 0, or adversarial.weight = 0"

@@ -21,16 +21,13 @@ from sde_lib import SDE, Denoiser
 from sde_lib.numerics import expand
 
 
-def check(objective: ConfigDict, sde: SDE) -> None:
-    """Raise ValueError for numbers of steps that no halving connects, for a weighting, and for a path most of whose time is noise."""
+def check(objective: ConfigDict) -> None:
+    """Raise ValueError for numbers of steps that no halving connects, and for a weighting."""
     start, steps = objective.progressive.start, objective.progressive.steps
     if steps < 1 or start < steps or start % steps or (start // steps) & (start // steps - 1):
         raise ValueError(f"config.objective.progressive.start = {start}, steps = {steps}: expected steps times 1, 2, 4, 8, ...")
     if objective.weighting != "own" or objective.time.name != "uniform":
         raise ValueError("config.objective.loss = 'progressive' has its own: leave objective.weighting and objective.time.name out")
-    if sde.few_grid != "uniform":
-        path = type(sde).__name__
-        raise ValueError(f"config.objective.loss = 'progressive' has equal steps in t, on {path}'s path all noise: expected another config.sde.name")
 
 
 def rounds(config: ConfigDict, workdir: str | Path):

@@ -239,7 +239,7 @@ def test_mistakes():
         ("add", True, {}, "second_time = True"),
         ("add", False, {"real": "target"}, "real = 'target'"),
         ("add uniform", False, {}, "time.name = 'uniform'"),
-        ("add on EDM", False, {}, "on EDM's path all noise"),
+        ("add on EDM", False, {}, "on the path of EDM all noise"),
         ("add", False, {"real": "noise"}, "expected data or target"),
         ("add", False, {"penalty": -1.0}, "penalty -1.0"),
         ("regression", False, {}, "expected add, or consistency"),

@@ -132,7 +132,7 @@ def test_mistakes():
     config = config_of()
     config.objective.loss = "progressive"
     config.sde.name = "EDM"
-    with pytest.raises(ValueError, match="on EDM's path all noise"):
+    with pytest.raises(ValueError, match="on the path of EDM all noise"):
         network.from_config(config, 10)
     config.sde.name = "Linear"
     for start, steps in ((6, 1), (4, 8), (8, 3), (8, 0)):
