@@ -4,8 +4,7 @@
 digits of --workdir by the configs _digits; and the digits by class, at guidance 2, of a teacher that knows them: LCM, and LCM-LoRA, whose adapter is
 then added to a fine-tune of that teacher to mirrored digits. Models, teachers too, are trained here if OUT has none yet; those of reflow, PeRFlow and
 MeanFlow are those of --table=rectification, in OUT/rectification. A teacher takes steps of DDIM, equal in t (Karras's on EDM's path); consistency
-functions jump to the data and restart, other flow maps go on without noise. ADD is trained on 8 gaussians alone: on the digits it is worse than its
-teacher by one step after the four minutes that each method has here (FD-clf 131, and 111).
+functions jump to the data and restart, other flow maps go on without noise.
 RMSE: to where the exact flow (of the digits the teacher's, at its guidance) ends from the same noise, in standard deviations of the data, with its
 standard error over examples. W2 (exact) and energy distance, of groups of 2000, or FD-clf, precision and recall, of groups of 360, with the standard
 error over groups, beside test data's (floor). cost: seconds of training, without the teacher's and the pairs'. FID published: of
@@ -202,8 +201,6 @@ def students(name: str, out: Path, quick: bool, given: runs.Run | None) -> dict[
     """The models by label, for each number of steps, and the teacher of each."""
     found = {}
     for label, (method, _) in METHODS.items():
-        if label == "ADD" and given:
-            continue
         module, _, method = method.partition(":")
         config = importlib.import_module(f"configs.{module}").get_config(f"{method}_{name}")
         teacher = begin(config, name, out, quick, given)
@@ -315,7 +312,7 @@ def by_class(out: Path, quick: bool) -> tuple[list[dict], bool]:
         config.teacher.workdir, config.training.checkpoint_every = str(teacher.workdir), config.training.steps
         config.lora.base = str(teacher.workdir) if config.lora.rank else ""
         found[name] = trained(config, folder / name, quick)
-    adapter = folder / f"adapter{'_quick' if quick else ''}"
+    adapter = folder / "adapter"
     if not adapter.exists():
         export.write(str(found["lcm_lora"].workdir), adapter, which=("ema",))
     moved = runs.adapted(tuned, [str(adapter / "lora.safetensors")])
