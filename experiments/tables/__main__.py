@@ -5,8 +5,8 @@ table.json and figures; exits with 1 if a gate of the table fails. A module may 
 
 table.json: what (the docstring: sources of published figures, groups and seeds), rows (values, standard errors, published figures), passed, seconds,
 and configs, of each run that it trained or read the beginning of the SHA-256 of its config.json.
---list lists the tables and how each ended in OUT; --all runs all of them, one after another in processes of their own (`make tables`), and puts that
-list into README.md, between its marks.
+--quick goes to OUT/quick in the place of OUT. --list lists the tables and how each ended in OUT; --all runs all of them, one after another in
+processes of their own (`make tables`), and puts that list into README.md, between its marks.
 """
 
 import importlib
@@ -40,7 +40,7 @@ def index(out: Path) -> str:
         file, of = out / name / "table.json", {}
         if file.exists():
             of = json.loads(file.read_text())
-        ended = ("passed" if of["passed"] else "FAILED") if of and not of["quick"] else None
+        ended = ("passed" if of["passed"] else "FAILED") if of else None
         rows.append({
             "`--table=`": f"`{name}`", "what": importlib.import_module(f"experiments.tables.{name}").__doc__.splitlines()[0].rstrip("."),
             "minutes": f"{of['seconds'] / 60:.1f}" if ended else None, "gates": ended,
@@ -81,7 +81,7 @@ def main():
     if f.table not in NAMES:
         raise ValueError(f"--table={f.table}: expected one of {', '.join(NAMES)}")
     module = importlib.import_module(f"experiments.tables.{f.table}")
-    out = Path(f.out) / f.table
+    out = Path(f.out) / ("quick" if f.quick else "") / f.table
     out.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()
     if f.paper and not hasattr(module, "paper"):
@@ -91,7 +91,7 @@ def main():
     table = markdown(rows)
     (out / "table.md").write_text(f"{module.__doc__}\n{table}\nmeasured in {seconds:.0f} s; gates {'passed' if passed else 'FAILED'}\n")
     used = {str(file.parent): sha256(file)[:8] for folder in (out, Path(f.workdir)) for file in sorted(folder.rglob("config.json"))}
-    said = {"table": f.table, "what": module.__doc__, "rows": rows, "passed": passed, "quick": f.quick, "seconds": seconds, "configs": used}
+    said = {"table": f.table, "what": module.__doc__, "rows": rows, "passed": passed, "seconds": seconds, "configs": used}
     write_text(out / "table.json", json.dumps(said, indent=1))
     print(table + f"{seconds:.0f} s; gates {'passed' if passed else 'FAILED'}\nwrote {out / 'table.md'} and {out / 'table.json'}")
     if not passed:
@@ -104,6 +104,6 @@ if __name__ == "__main__":
     flags.DEFINE_bool("all", False, "Run all of them: hours.")
     flags.DEFINE_string("out", "runs/tables", "Where the results go.")
     flags.DEFINE_string("workdir", "runs/digits", "The trained model of a table that needs one; `make demo` makes it.")
-    flags.DEFINE_bool("quick", False, "A smaller problem without gates, to see that it runs.")
+    flags.DEFINE_bool("quick", False, "A smaller problem without gates, to see that it runs, in OUT/quick.")
     flags.DEFINE_bool("paper", False, "The full protocol of a table that has a shorter one.")
     cli.run(main)

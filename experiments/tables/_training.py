@@ -11,10 +11,9 @@ from experiments.train import train
 
 
 def trained(config: ConfigDict, folder: Path, quick: bool) -> runs.Run:
-    """The run of `folder`, or of `folder`_quick after two silent steps; one that is there already goes on where it was."""
+    """The run of `folder`, if `quick` after two silent steps; one that is there already goes on where it was."""
     if quick:
         config.training.update(steps=2, batch=8)
-        folder = folder.with_name(f"{folder.name}_quick")
     with contextlib.redirect_stdout(io.StringIO()) if quick else contextlib.nullcontext():
         train(config, folder)
     return runs.load_run(folder)

@@ -43,7 +43,7 @@ def students(name: str, teacher: runs.Run, folder: Path, quick: bool) -> dict[st
 
     def pairs(run: runs.Run, label: str) -> str:
         num, options = PAIRS[name]
-        out = folder / f"{label}_pairs{'_quick' if quick else ''}"
+        out = folder / f"{label}_pairs"
         if not out.exists():
             reflow.write(run, out, 64 if quick else num, 64, 64 if quick else 2000, **options)
         return str(out)

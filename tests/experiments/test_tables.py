@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.tables import convergence, few_step, zoo
-from experiments.tables.__main__ import markdown
+from experiments.tables.__main__ import index, markdown
 from sde_lib import Linear
 
 
@@ -13,6 +13,17 @@ def test_readme_has_the_generated_table_of_solvers(tmp_path):
     """As `python -m experiments.tables --table=zoo` prints it."""
     rows, _ = zoo.run(tmp_path, False, "")
     assert markdown(rows) in (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_a_quick_table_is_beside_the_measured_one(start, tmp_path):
+    """It takes the place of no result, and is none in the list."""
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "table.json").write_text(json.dumps({"passed": False, "seconds": 90.0}))
+    done = start("experiments.tables", "--table=zoo", "--quick", f"--out={tmp_path}")
+    assert done.wait() == 0, done.said
+    assert json.loads((tmp_path / "quick" / "zoo" / "table.json").read_text())["passed"]
+    rows = {line.split("`")[1]: line.rsplit("|", 3)[1:3] for line in index(tmp_path).splitlines()[2:]}
+    assert rows["zoo"] == [" 1.5 ", " FAILED "] and all(ended == ["  ", "  "] for name, ended in rows.items() if name != "zoo")
 
 
 @pytest.mark.slow
