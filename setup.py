@@ -28,6 +28,7 @@ setup(
         "scikit-learn>=1.5",
         "scipy>=1.14",
         "tensorboardX>=2.6",
+        "threadpoolctl>=3.1",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"],
