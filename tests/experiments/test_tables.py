@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.tables import convergence, few_step, zoo
+from experiments.tables import cfm_2d, convergence, few_step, zoo
 from experiments.tables.__main__ import index, markdown
 from sde_lib import Linear
 
@@ -59,3 +61,14 @@ def test_few_steps(tmp_path):
     found = {(row["model"], row["steps"]) for row in rows}
     assert {(label, 1) for label in few_step.METHODS if label != "PCM"} | {("PCM", 4), ("PeRFlow", 4), ("MeanFlow", 2)} <= found
     assert all(row["W2"] > 0 and row["energy distance"] > -1 for row in rows[:-1]) and (tmp_path / "8gaussians.png").exists()
+
+
+def test_weights_of_the_least_loss_are_kept():
+    """Of each run by itself: a run whose loss is not below its best keeps the old ones."""
+    params = jax.tree.map(lambda a: jnp.stack([a, a]), cfm_2d.NET.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))["params"])
+    x0, x1 = jax.random.normal(jax.random.key(1), (2, 2, 64, 2))
+    old = jax.tree.map(jnp.zeros_like, params)
+    found, kept = cfm_2d.least((jnp.array([jnp.inf, 0.0]), old), params, cfm_2d.CONSTANT, False, x0, x1, jax.random.key(2))
+    assert np.isfinite(found[0]) and found[0] > 0 and found[1] == 0
+    new = lambda tree, run: np.concatenate([np.ravel(a[run]) for a in jax.tree.leaves(tree)])
+    assert np.array_equal(new(kept, 0), new(params, 0)) and np.array_equal(new(kept, 1), new(old, 1)) and new(params, 1).any()
