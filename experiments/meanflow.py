@@ -20,6 +20,15 @@ from sde_lib import FlowMap
 from sde_lib.numerics import expand
 
 
+def check(options: ConfigDict, labelled: bool, label_dropout: float) -> None:
+    """Raise ValueError for a guided target of a model without labels, or that never sees one hidden, and for kappa outside [0, 1)."""
+    if (options.omega, options.kappa) != (1, 0) and not (labelled and label_dropout > 0 and 0 <= options.kappa < 1):
+        raise ValueError(
+            f"config.objective.meanflow.omega = {options.omega}, kappa = {options.kappa}, objective.label_dropout = {label_dropout}: guided targets "
+            "have 0 <= kappa < 1, and a model of labels (config.model.num_classes) some of which are hidden; expected these, or omega = 1, kappa = 0"
+        )
+
+
 def second_times(t: Float[Array, " b"], other: Float[Array, " b"], draw: Float[Array, " b"], apart: float) -> Float[Array, " b"]:
     """s [B]: `other`, which is at most t, for a share `apart` of examples, else t (eq. 11's r; table 1a). draw: uniform in (0, 1)."""
     return jnp.where(draw < apart, other, t)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 import models
-from experiments import adversarial, autoencoder, classifier, consistency, couplings, perflow, progressive, scm
+from experiments import adversarial, autoencoder, classifier, consistency, couplings, meanflow, perflow, progressive, scm
 from experiments.augmentation import LABELS
 from experiments.cli import build
 from experiments.objectives import LOSSES
@@ -235,6 +235,7 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
                 f"config.objective.loss = 'meanflow', model.second_time = {second_time}, objective.weighting = '{objective.weighting}', "
                 f"time.name = '{objective.time.name}': expected a network of two times (second_time = True), the loss's own weighting, no importance"
             )
+        meanflow.check(objective.meanflow, bool(asked or module.num_classes), objective.label_dropout)
     elif objective.loss == "consistency":
         consistency.check(objective, second_time, told_omega)
     elif objective.loss == "progressive":

@@ -8,6 +8,9 @@ that is trained on it, x_t = alpha x_0 + sigma x_T/sigma(T), whatever path it wa
 x.npy and source.npy, x_0 and x_T/sigma(T), [n, ...] float32; y.npy, labels; and --held_out more, with _test in their names; pairs.json, with the
 SHA-256 of the weights, the path, solver and guidance. Pair i depends on --seed and i alone. Written batch by batch to FOLDER.tmp, where the same
 command goes on if it is interrupted, and renamed once it is complete.
+
+--rounds=K trains on them, too, K times: OUT/pairs_1 of the run, OUT/rectified_2 on these, by the run's own config and from its weights, OUT/pairs_2
+of that, and so on. The same command goes on where it was.
 """
 
 import json
@@ -18,8 +21,10 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, data, runs, sources
+from experiments import guidance as guiding
 from experiments import sample as sampling
 from experiments.kept import DONE, started, write_text
+from experiments.train import train
 from samplers import grids, solvers
 
 
@@ -31,6 +36,10 @@ def check_flow(run: runs.Run, options: dict) -> None:
     if other or options.get("corrector", sampling.NONE) != sampling.NONE or (table and table.stochastic):
         raise ValueError(
             f"--solver={solver} draws noise on its way: pairs are of the probability flow; expected adaptive, heun or another ODE solver"
+        )
+    if run.config.coupling.source.name or run.config.coupling.constant or run.config.coupling.bridge:
+        raise ValueError(
+            f"--workdir={run.workdir} does not begin at the prior's noise alone: expected a run without coupling.source, constant and bridge"
         )
     if run.dataset.embeddings:
         raise ValueError(f"--workdir={run.workdir} is conditioned on embeddings: expected a model of classes, or without labels")
@@ -94,10 +103,31 @@ def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, s
     return about
 
 
+def rounds(run: runs.Run, out: str | Path, count: int, train_steps: int = 0, stop=False, **options) -> runs.Run:
+    """Reflow `count` times in the folder `out`, and return the last run. train_steps: of each training, 0 for the run's own. stop: see `train.train`.
+    options: of `write`, of whose guidance the first pairs are, and so what is trained on them for good. Raises what `write` and `train` raise."""
+    for k in range(1, count + 1):
+        pairs, folder = Path(out) / f"pairs_{k}", Path(out) / f"rectified_{k + 1}"
+        pairs.parent.mkdir(parents=True, exist_ok=True)
+        if not pairs.exists():
+            write(run, pairs, **options)
+        config = run.config.copy_and_resolve_references()
+        config.data.update(name="pairs", path=str(pairs), flip=False, augment=0.0)
+        config.coupling.name, config.training.init = "independent", str(run.workdir)
+        config.training.steps = train_steps or config.training.steps
+        train(config, folder, stop)
+        run, options = runs.load_run(folder), {name: value for name, value in options.items() if name not in ("guidance", *guiding.NAMES)}
+    return run
+
+
 def main():
     f = flags.FLAGS
     run = runs.from_flags()
-    about = write(run, f.out, f.num, f.held_out, f.batch, f.seed, f.label, **sampling.from_flags(run))
+    options = {"num": f.num, "held_out": f.held_out, "batch": f.batch, "seed": f.seed, "label": f.label, **sampling.from_flags(run)}
+    if f.rounds:
+        print(f"wrote {rounds(run, f.out, f.rounds, f.train_steps, cli.StopSignal(), **options).workdir}")
+        return
+    about = write(run, f.out, **options)
     print(f"{f.num} pairs and {f.held_out} held out, {about['nfe']:.1f} evaluations each ({f.solver}): wrote {f.out}")
 
 
@@ -107,5 +137,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder of the pairs.", required=True)
     flags.DEFINE_integer("num", 100_000, "Pairs to train on.")
     flags.DEFINE_integer("held_out", 1000, "Pairs besides, to judge a model that was trained on the others.")
+    flags.DEFINE_integer("rounds", 0, "How often to train on the pairs, too; 0: pairs alone.", lower_bound=0)
+    flags.DEFINE_integer("train_steps", 0, "Of each training of --rounds; 0: as many as of the run.", lower_bound=0)
     flags.DEFINE_integer("label", -1, "Class of all pairs; -1 takes all in turn.")
     cli.run(main)

@@ -81,7 +81,7 @@ def main():
     if f.table not in NAMES:
         raise ValueError(f"--table={f.table}: expected one of {', '.join(NAMES)}")
     module = importlib.import_module(f"experiments.tables.{f.table}")
-    out = Path(f.out) / ("quick" if f.quick else "") / f.table
+    out = Path(f.out) / ("quick" if f.quick else "paper" if f.paper else "") / f.table
     out.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()
     if f.paper and not hasattr(module, "paper"):
@@ -105,5 +105,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/tables", "Where the results go.")
     flags.DEFINE_string("workdir", "runs/digits", "The trained model of a table that needs one; `make demo` makes it.")
     flags.DEFINE_bool("quick", False, "A smaller problem without gates, to see that it runs, in OUT/quick.")
-    flags.DEFINE_bool("paper", False, "The full protocol of a table that has a shorter one.")
+    flags.DEFINE_bool("paper", False, "The full protocol of a table that has a shorter one, in OUT/paper.")
     cli.run(main)

@@ -91,8 +91,8 @@ OPTIMIZER = optax.adamw(1e-3, weight_decay=1e-5)
 
 
 @partial(jax.jit, static_argnames=("interpolant", "of_noise"))
-def advance(carry, interpolant, of_noise, x0, x1, key):
-    """Runs [R] after steps on x0, x1 [R, S, B, 2]."""
+def advance(carry, interpolant, of_noise, x0, x1, keys):
+    """Runs [R] after steps on x0, x1 [R, S, B, 2]; keys [R]."""
 
     def one(carry, x0, x1, key):
         def step(carry, row):
@@ -103,22 +103,27 @@ def advance(carry, interpolant, of_noise, x0, x1, key):
 
         return jax.lax.scan(step, carry, (jnp.arange(len(x0)), x0, x1))[0]
 
-    return jax.vmap(one)(carry, x0, x1, jax.random.split(key, len(x0)))
+    return jax.vmap(one)(carry, x0, x1, keys)
+
+
+def folded(keys, number: int):
+    """Other keys [R], of the same runs."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 @partial(jax.jit, static_argnames=("interpolant", "of_noise"))
-def least(best, params, interpolant, of_noise, x0, x1, key):
+def least(best, params, interpolant, of_noise, x0, x1, keys):
     """(loss [R], params [R, ...]) of those runs whose loss on x0, x1 [R, n, 2] is below that of `best`, and `best` of the others."""
-    found = jax.vmap(lambda *of: loss(of[0], interpolant, of_noise, *of[1:]))(params, x0, x1, jax.random.split(key, len(x0)))
+    found = jax.vmap(lambda *of: loss(of[0], interpolant, of_noise, *of[1:]))(params, x0, x1, keys)
     pick = lambda new, old: jnp.where(jnp.reshape(found < best[0], (-1,) + (1,) * (new.ndim - 1)), new, old)
     return jax.tree.map(pick, (found, params), best)
 
 
-def train(make, batch: int, steps: int, kinds: dict, sets: list, held: list | None):
+def train(make, batch: int, steps: int, kinds: dict, sets: list, held: list | None, keys):
     """The parameters [R, ...] of each kind {name: (interpolant, of_noise)} after `steps` on make(sets, run, range) -> x0, x1; if there are held-out
     sets, those that had the least loss on one epoch of them, seen every LOOK steps: so is the checkpoint chosen that the published code tests."""
     runs, chunk, init = len(sets), LOOK if held else CHUNK, lambda key: NET.init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
-    params = jax.vmap(init)(jax.random.split(jax.random.key(0), runs))
+    params = jax.vmap(init)(keys)
     carry = {name: (params, jax.vmap(OPTIMIZER.init)(params)) for name in kinds}
     best = {name: (jnp.full(runs, jnp.inf), params) for name in kinds}
     with ThreadPoolExecutor() as pool:  # SciPy's assignment lets others run
@@ -130,10 +135,10 @@ def train(make, batch: int, steps: int, kinds: dict, sets: list, held: list | No
         for start in range(0, steps, chunk):
             x0, x1 = made(sets, range(start, min(start + chunk, steps)))
             for i, (name, kind) in enumerate(kinds.items()):
-                key = jax.random.fold_in(jax.random.key(i), start)
-                carry[name] = advance(carry[name], *kind, x0, x1, key)
+                own = folded(keys, 2 * (start * len(kinds) + i))
+                carry[name] = advance(carry[name], *kind, x0, x1, own)
                 if held:
-                    best[name] = least(best[name], carry[name][0], *kind, *looked, jax.random.fold_in(key, 1))
+                    best[name] = least(best[name], carry[name][0], *kind, *looked, folded(own, 1))
     return {name: (best if held else carry)[name][1 if held else 0] for name in kinds}
 
 
@@ -141,13 +146,13 @@ def _apply(params, x, t):
     return NET.apply({"params": params}, x, t)
 
 
-def flow(params, x_T, noise=None, interpolant=CONSTANT, key=None):
+def flow(params, x_T, noise=None, interpolant=CONSTANT, keys=None):
     """Paths [R, STEPS + 1, n, 2] from x_T [R, n, 2]: by Euler's method, or of a bridge with its noise by Euler-Maruyama."""
     if noise is None:
         return jax.vmap(lambda p, x: sample_bridge(interpolant, Partial(_apply, p), None, x, np.linspace(1, 0, STEPS + 1), path=True))(params, x_T)
     times, strength = np.linspace(1 - NEAR, NEAR, STEPS + 1), lambda t: np.full_like(t, interpolant.bridge**2 / 2)
-    one = lambda p, q, x: sample_bridge(interpolant, Partial(_apply, p), Partial(_apply, q), x, times, strength, key, True)
-    return jax.vmap(one)(params, noise, x_T)
+    one = lambda p, q, x, key: sample_bridge(interpolant, Partial(_apply, p), Partial(_apply, q), x, times, strength, key, True)
+    return jax.vmap(one)(params, noise, x_T, keys)
 
 
 def measure(out, seeds, steps: int, batch: int, n: int, held_out: bool = False) -> dict:
@@ -156,13 +161,14 @@ def measure(out, seeds, steps: int, batch: int, n: int, held_out: bool = False) 
     sets = [points(task, seed, n) for task, seed in cases]
     held = [points(task, seed + 1000, 1) for task, seed in cases] if held_out else None
     start = np.stack([s["start"] for s in sets])
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), list(TASKS).index(task)) for task, seed in cases])  # a run is one of itself
     clock = time.perf_counter()
 
     def told(what):
         print(f"{what}: {time.perf_counter() - clock:.0f} s", flush=True)
 
     made = lambda name: lambda of, r, k: pairs(name, of[r]["x0"], of[r]["x1"], batch, cases[r][1], k)
-    trained = lambda make, kinds: train(make, batch, steps, kinds, sets, held)
+    trained = lambda make, kinds: train(make, batch, steps, kinds, sets, held, keys)
     free = trained(made("independent"), {"I-CFM": (CONSTANT, False)})
 
     def smoothed(of, r, k):
@@ -186,7 +192,7 @@ def measure(out, seeds, steps: int, batch: int, n: int, held_out: bool = False) 
     again = trained(reflow, {"RF": (Interpolant(), False)})
     told("RF")
     paths = {name: np.asarray(flow(params, start)) for name, params in {**free, **again, "OT-CFM": joined["OT-CFM"], "SB": joined["SB"]}.items()}
-    paths["SB, SDE"] = np.asarray(flow(joined["SB"], start, joined["score"], BRIDGE, jax.random.key(7)))
+    paths["SB, SDE"] = np.asarray(flow(joined["SB"], start, joined["score"], BRIDGE, folded(keys, 1)))
 
     def judged(r):
         cost = costs(*(s.astype(np.float64) for s in (start[r], sets[r]["test"])))

@@ -198,3 +198,13 @@ def test_one_jump_on_a_ring():
     found = off(jumps(net.flow_map(trained.ema), x_T, [1.0, 0.0]))
     print(f"RMSE {found:.3f}, two jumps {off(jumps(net.flow_map(trained.ema), x_T, [1.0, 0.5, 0.0])):.3f}")
     assert found <= 0.2 and off(ring.denoiser(Linear()).data(x_T, 1.0)) > 0.4
+
+
+@pytest.mark.parametrize("options, dropout, classes", [((2.0, 0.0), 0.1, 0), ((2.0, 0.0), 0.0, 10), ((1.0, 1.0), 0.1, 10), ((1.0, -0.1), 0.1, 10)])
+def test_guided_targets_that_cannot_be(options, dropout, classes):
+    """Without labels, with none hidden, and of kappa outside [0, 1); the control has all three, and an unguided one needs none."""
+    said = lambda omega, kappa: ConfigDict({"omega": omega, "kappa": kappa})
+    with pytest.raises(ValueError, match="expected these, or omega = 1"):
+        meanflow.check(said(*options), bool(classes), dropout)
+    meanflow.check(said(2.0, 0.5), True, 0.1)
+    meanflow.check(said(1.0, 0.0), False, 0.0)

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from small import config_of, save_random
 
+from configs import toy
 from experiments import data, evaluate, network, objectives, reflow, runs
 from experiments.guidance import guide
 from experiments.train import train
@@ -99,6 +100,31 @@ def test_reflow_again(folders, tmp_path):
     assert again.images.levels == 17 and np.all(again.labels["train"] == 0)
     figures = evaluate.measures(data.reference(run.dataset), 100)(again.from_x(again.values["test"]), None)
     assert np.isfinite(figures["sliced W2"])
+
+
+def test_rounds(tmp_path):
+    """Two rounds: each flow begins at the weights of the one before, and is trained on that one's pairs; the same command does nothing anew."""
+    save_random(config_of(), tmp_path / "teacher")
+    teacher, options = runs.load_run(tmp_path / "teacher"), {"num": 8, "held_out": 4, "batch": 4, **ADAPTIVE}
+    last = reflow.rounds(teacher, tmp_path / "out", 2, 2, **options)
+    one, two = tmp_path / "out" / "rectified_2", tmp_path / "out" / "rectified_3"
+    assert last.workdir == two and last.step == 2 and last.config.training.init == str(one)
+    of = lambda k: json.loads((tmp_path / "out" / f"pairs_{k}" / "pairs.json").read_text())["sha256"]
+    assert of(1) == teacher.fingerprint() and of(2) == runs.load_run(one).fingerprint() != of(1)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
+    again = reflow.rounds(teacher, tmp_path / "out", 2, 2, **options)
+    assert again.fingerprint() == last.fingerprint() and files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
+
+
+@pytest.mark.parametrize("key, value", [("constant", 0.1), ("bridge", 1.0), ("source.name", "8gaussians")])
+def test_flows_that_begin_elsewhere_have_no_pairs(tmp_path, key, value):
+    """By the library as by the command: their x_T are not of the prior."""
+    config = toy.get_config("moons")
+    config.model.update(width=8, depth=1)
+    config.coupling.update_from_flattened_dict({key: value})
+    save_random(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="coupling.source, constant and bridge"):
+        reflow.write(runs.load_run(tmp_path / "run"), tmp_path / "pairs", 4, 4, 4, **ADAPTIVE)
 
 
 def test_mistakes_are_named(folders, tmp_path):

@@ -68,7 +68,7 @@ def test_weights_of_the_least_loss_are_kept():
     params = jax.tree.map(lambda a: jnp.stack([a, a]), cfm_2d.NET.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))["params"])
     x0, x1 = jax.random.normal(jax.random.key(1), (2, 2, 64, 2))
     old = jax.tree.map(jnp.zeros_like, params)
-    found, kept = cfm_2d.least((jnp.array([jnp.inf, 0.0]), old), params, cfm_2d.CONSTANT, False, x0, x1, jax.random.key(2))
+    found, kept = cfm_2d.least((jnp.array([jnp.inf, 0.0]), old), params, cfm_2d.CONSTANT, False, x0, x1, jax.random.split(jax.random.key(2)))
     assert np.isfinite(found[0]) and found[0] > 0 and found[1] == 0
     new = lambda tree, run: np.concatenate([np.ravel(a[run]) for a in jax.tree.leaves(tree)])
     assert np.array_equal(new(kept, 0), new(params, 0)) and np.array_equal(new(kept, 1), new(old, 1)) and new(params, 1).any()
