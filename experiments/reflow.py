@@ -109,7 +109,9 @@ def rounds(run: runs.Run, out: str | Path, count: int, train_steps: int = 0, sto
     for k in range(1, count + 1):
         pairs, folder = Path(out) / f"pairs_{k}", Path(out) / f"rectified_{k + 1}"
         pairs.parent.mkdir(parents=True, exist_ok=True)
-        if not pairs.exists():
+        if pairs.exists():
+            print(f"{pairs} is there already")
+        else:
             write(run, pairs, **options)
         config = run.config.copy_and_resolve_references()
         config.data.update(name="pairs", path=str(pairs), flip=False, augment=0.0)
@@ -124,6 +126,8 @@ def main():
     f = flags.FLAGS
     run = runs.from_flags()
     options = {"num": f.num, "held_out": f.held_out, "batch": f.batch, "seed": f.seed, "label": f.label, **sampling.from_flags(run)}
+    if f.train_steps and not f.rounds:
+        raise ValueError(f"--train_steps={f.train_steps}: of the training of --rounds; expected --rounds=1 or more with it")
     if f.rounds:
         print(f"wrote {rounds(run, f.out, f.rounds, f.train_steps, cli.StopSignal(), **options).workdir}")
         return
