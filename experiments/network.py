@@ -169,7 +169,17 @@ class Network:
         cond = label
         if getattr(self.module, "told_omega", False):
             cond = {"label": label, "omega": jnp.broadcast_to(jnp.asarray(omega, jnp.float32), (len(jax.tree.leaves(label)[0]),))}
-        return FlowMap(jax.tree_util.Partial(self.between, params, **training), self.sde, self.kind, self.sigma_data, cond, self.final)
+        return FlowMap(jax.tree_util.Partial(Between(self), params, **training), self.sde, self.kind, self.sigma_data, cond, self.final)
+
+
+@dataclass(frozen=True)
+class Between:
+    """`Network.between`, equal for equal networks, which are compiled once then: a bound method is equal to that of the same object alone."""
+
+    network: Network
+
+    def __call__(self, *args, **training):
+        return self.network.between(*args, **training)
 
 
 def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...] = ()) -> Network | autoencoder.Autoencoder | classifier.Classifier:

@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 from small import small_config
 
 import models
+from configs import toy as toy_config
 from experiments import data, meanflow, network, objectives, state, toy
-from samplers import jumps, sample_adaptive
+from samplers import few_step, jumps, sample_adaptive
 from sde_lib import VE, VP, FlowMap, GaussianMixture, Linear, Trig
 from sde_lib.numerics import expand
 
@@ -208,3 +209,21 @@ def test_guided_targets_that_cannot_be(options, dropout, classes):
         meanflow.check(said(*options), bool(classes), dropout)
     meanflow.check(said(2.0, 0.5), True, 0.1)
     meanflow.check(said(1.0, 0.0), False, 0.0)
+
+
+def test_equal_networks_are_compiled_once():
+    """Of two networks made apart, with other parameters, jumps are compiled once, and give each its own; control: another module is compiled."""
+
+    def flow_map(width, seed):
+        config = toy_config.get_config("moons")
+        config.model.update(width=width, depth=1, second_time=True)
+        net = network.from_config(config, 0)
+        params = jax.tree.map(lambda a: a + 0.1 * seed, net.init(jax.random.key(seed), (2,)))
+        return net.flow_map(params)
+
+    x, compiled = jnp.ones((3, 2)), []
+    ends = []
+    for width, seed in ((8, 0), (8, 1), (9, 0)):
+        ends.append(jumps(flow_map(width, seed), x, np.array([1.0, 0.0])))
+        compiled.append(few_step._run._cache_size())
+    assert compiled[0] == compiled[1] < compiled[2] and np.abs(ends[0] - ends[1]).max() > 1e-3
