@@ -82,10 +82,10 @@ def main():
         raise ValueError(f"--table={f.table}: expected one of {', '.join(NAMES)}")
     module = importlib.import_module(f"experiments.tables.{f.table}")
     out = Path(f.out) / ("quick" if f.quick else "paper" if f.paper else "") / f.table
-    out.mkdir(parents=True, exist_ok=True)
-    clock = time.perf_counter()
     if f.paper and not hasattr(module, "paper"):
         raise ValueError(f"--paper: {f.table} has no longer protocol; expected cfm_2d")
+    out.mkdir(parents=True, exist_ok=True)
+    clock = time.perf_counter()
     rows, passed = module.paper(out) if f.paper else module.run(out, f.quick, f.workdir)
     seconds = time.perf_counter() - clock
     table = markdown(rows)

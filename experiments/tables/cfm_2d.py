@@ -139,7 +139,7 @@ def train(make, batch: int, steps: int, kinds: dict, sets: list, held: list | No
                 carry[name] = advance(carry[name], *kind, x0, x1, own)
                 if held:
                     best[name] = least(best[name], carry[name][0], *kind, *looked, folded(own, 1))
-    return {name: (best if held else carry)[name][1 if held else 0] for name in kinds}
+    return {name: best[name][1] if held else carry[name][0] for name in kinds}
 
 
 def _apply(params, x, t):
