@@ -168,11 +168,11 @@ def guide(
 
 
 def check_score(run: runs.Run, score: runs.Run, guidance: float) -> None:
-    """Raises ValueError unless run and score have the velocity and the noise of one bridge, between the same ends and told the same labels."""
-    kinds, bridge = [r.config.objective.kind for r in (run, score)], run.config.coupling.bridge
-    if kinds != ["velocity", "noise"] or not bridge:
-        said = f"--workdir of kind {kinds[0]} and coupling.bridge = {bridge}, --score={score.workdir} of kind {kinds[1]}"
-        raise ValueError(f"{said}: expected kind velocity and a bridge above 0, and kind noise")
+    """Raises ValueError unless run and score have the velocity and the noise of one interpolant, between the same ends and told the same labels."""
+    kinds, gamma = [r.config.objective.kind for r in (run, score)], (run.config.coupling.constant, run.config.coupling.bridge)
+    if kinds != ["velocity", "noise"] or not any(gamma):
+        said = f"--workdir of kind {kinds[0]} and coupling.constant, bridge = {gamma}, --score={score.workdir} of kind {kinds[1]}"
+        raise ValueError(f"{said}: expected kind velocity, one of the two above 0, and kind noise")
     ours, theirs = (cli.flat(ConfigDict(json.loads(r.config.to_json()))) for r in (run, score))  # as json has them, without tuples
     for name in sorted(ours.keys() | theirs.keys()):
         if name.startswith(("coupling.", "data.", "model.num_classes", "model.embeddings")) and ours.get(name) != theirs.get(name):

@@ -29,6 +29,7 @@ from experiments.autoencoder import Autoencoder
 from experiments.kept import Kept, quiet, savez, sha256, write_text
 from experiments.untrusted import Npz
 from samplers import sample_adaptive, slerp
+from sde_lib.noise import normal
 
 DEQUANTIZATIONS = ("uniform", "middle")
 ENDS = ("examples", "prior")
@@ -95,12 +96,12 @@ def labels_of(run: runs.Run, split: str, index: np.ndarray):
 
 def prior(run: runs.Run, n: int, seed: int) -> np.ndarray:
     """n draws x_T of the prior; draw i depends on the seed and i alone."""
-    return np.asarray(run.network.sde.prior_sample(jax.random.key(seed), (n, *run.dataset.shape)))
+    return run.network.prior_std * np.asarray(normal(jax.random.key(seed), (n, *run.dataset.shape)))
 
 
 def standard(run: runs.Run, latent: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
     """Latents in standard deviations of the prior, float64."""
-    return latent.reshape(len(latent), -1).astype(np.float64) / float(run.network.sde.sigma(run.network.sde.T))
+    return latent.reshape(len(latent), -1).astype(np.float64) / run.network.prior_std
 
 
 def length(z: Float[np.ndarray, "n d"]) -> float:

@@ -70,7 +70,7 @@ def score(
     def by_flow(den, keys, values):
         data_keys, probe_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         y, addend = draw(data_keys, values)
-        result = log_likelihood(den, y, key=probe_keys, eps=last, start=start, **options)
+        result = log_likelihood(den, y, key=probe_keys, eps=last, start=start, prior_std=run.network.prior_std, **options)
         return {**result._asdict(), "log_prob": result.log_prob + addend}
 
     def by_bound(den, keys, values):
@@ -165,7 +165,7 @@ def finite(value):
 def main():
     f = flags.FLAGS
     run = runs.from_flags()
-    dataset, sde = run.dataset, run.network.sde
+    dataset, sde, interpolant = run.dataset, run.network.sde, run.network.interpolant
     foreign = ("dequantization", "divergence", "probes", "noise", "rtol", "atol") if f.bound == "variational" else ("times",)
     for name in foreign:
         if f[name].present:
@@ -215,7 +215,7 @@ def main():
         "class_conditional": run.conditional,
         **({"ood": ood} if ood else {}),
         "eps": eps,
-        "noise_at_eps": float(sde.sigma(eps) / sde.alpha(eps)),
+        "noise_at_eps": float(np.hypot(sde.sigma(eps), 0.0 if interpolant is None else interpolant.gamma(eps)) / sde.alpha(eps)),
         "seed": f.seed,
         "seconds": time.perf_counter() - clock,
     }

@@ -103,6 +103,12 @@ class Network:
         return self.final or (getattr(self.module, "second_time", False) and not self.windows)
 
     @property
+    def prior_std(self) -> float:
+        """Standard deviation of x_T of a model that begins at noise: sigma(T), with what an interpolant has there beside it."""
+        gamma = 0.0 if self.interpolant is None else self.interpolant.gamma(self.sde.T)
+        return float(np.hypot(self.sde.sigma(self.sde.T), gamma))
+
+    @property
     def none(self):
         """What stands for "no label": a number beyond the classes, or zeros for both of a pair of embeddings; None of an unconditional model."""
         if getattr(self.module, "embeddings", ()):

@@ -31,7 +31,8 @@ def check(config: ConfigDict) -> int:
 
 
 def window(sde: SDE, windows: int, t: Float[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """The end and the start (t_e, t_s), t_e < t <= t_s, of the window of each of t [B]; at t = 0 those of the last."""
+    """The end and the start (t_e, t_s) of the window of each of t [B], t_e < t <= t_s; of t less than `NEAR` of a window above an edge those of the
+    window below it, and of t = 0 those of the last."""
     end = jnp.maximum(jnp.ceil(t / sde.T * windows - NEAR) - 1, 0)
     return sde.T * end / windows, sde.T * (end + 1) / windows
 

@@ -26,6 +26,7 @@ from experiments import sample as sampling
 from experiments.kept import DONE, started, write_text
 from experiments.train import train
 from samplers import grids, solvers
+from sde_lib.noise import normal
 
 
 def check_flow(run: runs.Run, options: dict) -> None:
@@ -37,10 +38,7 @@ def check_flow(run: runs.Run, options: dict) -> None:
         raise ValueError(
             f"--solver={solver} draws noise on its way: pairs are of the probability flow; expected adaptive, heun or another ODE solver"
         )
-    if run.config.coupling.source.name or run.config.coupling.constant or run.config.coupling.bridge:
-        raise ValueError(
-            f"--workdir={run.workdir} does not begin at the prior's noise alone: expected a run without coupling.source, constant and bridge"
-        )
+    runs.check_noise(run)
     if run.dataset.embeddings:
         raise ValueError(f"--workdir={run.workdir} is conditioned on embeddings: expected a model of classes, or without labels")
 
@@ -61,9 +59,10 @@ def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, s
     draw = sampling.sampler(sde, shape, run.workdir, guidance=options.get("guidance", 1.0), **rest)
 
     def one_batch(keys, labels):
-        x_T = sde.prior_sample(keys, (len(keys), *shape))
+        x_1 = normal(keys, (len(keys), *shape))
+        x_T = run.network.prior_std * x_1
         x, nfe, _ = draw(guide.denoiser(labels), keys, x_T)
-        return {"x": x, "source": x_T / float(sde.sigma(sde.T))}, nfe
+        return {"x": x, "source": x_1}, nfe
 
     temporary = out.with_name(out.name + ".tmp")
     settings = {"seed": seed, "label": label, **options, "others": guide.fingerprints()}

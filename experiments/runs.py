@@ -117,16 +117,18 @@ def from_flags(sources: bool = False) -> Run:
         raise ValueError(f"--workdir={f.workdir} is an autoencoder: encode data with experiments.autoencode, and pass a run that is trained on them")
     if isinstance(run.network, Classifier):
         raise ValueError(f"--workdir={f.workdir} is a classifier: name a generative model, which experiments.sample --classifier={f.workdir} guides")
-    if run.config.coupling.source.name and not sources:
-        raise ValueError(
-            f"--workdir={f.workdir} goes from {run.config.coupling.source.name} to {run.dataset.name}: its latents have no known density, and are no "
-            "noise; expected a run of the prior, or experiments.sample or evaluate"
-        )
-    if run.config.coupling.constant and not sources:
-        raise ValueError(
-            f"--workdir={f.workdir} has coupling.constant = {run.config.coupling.constant}: its density is of data with that noise; expected 0"
-        )
+    if not sources:
+        check_noise(run)
     return adapted(run, f.lora)
+
+
+def check_noise(run: Run) -> None:
+    """Raises ValueError for a run that begins at another data set than the prior's noise."""
+    if source := run.config.coupling.source.name:
+        raise ValueError(
+            f"--workdir={run.workdir} goes from {source} to {run.dataset.name}: its latents have no known density, and are no noise; expected a run "
+            "of the prior, or experiments.sample or evaluate"
+        )
 
 
 def adapted(run: Run, lora: list[str]) -> Run:

@@ -50,8 +50,10 @@ def define_flags(steps: int, solver: str = "dpm_solver_pp") -> None:
     flags.DEFINE_integer("corrector_steps", 1, "Of the corrector, at each time.")
     flags.DEFINE_multi_string("option", [], "An option of the solver, e.g. --solver=unipc --option=order=2 --option=variant=bh1.")
     diffusions = [NONE, *samplers.strengths.ETAS]
-    flags.DEFINE_enum("diffusion", NONE, diffusions, "D(t) of the noise, of a --solver that has eta and of reverse_sde (samplers/strengths.py).")
-    flags.DEFINE_float("strength", 1.0, "Of --diffusion, or of a bridge's own noise: how often it counts; 0 is the ODE.")
+    flags.DEFINE_enum(
+        "diffusion", NONE, diffusions, "D(t) of the noise, of a --solver that has eta, of reverse_sde and of bridge (samplers/strengths.py)."
+    )
+    flags.DEFINE_float("strength", 1.0, "Of --diffusion, or of a bridge's own noise, D = coupling.bridge^2/2: how often it counts; 0 is the ODE.")
     flags.DEFINE_integer("steps", steps, "Steps, the last of which denoises; or jumps.")
     times = "Times of a fixed-step solver (of bridge and jumps: uniform, on EDM's path of jumps karras); gits is fitted by experiments.fit."
     flags.DEFINE_enum("grid", "log_snr", GRIDS, times)
@@ -135,7 +137,7 @@ def sampler(
 
     The last of `steps` steps denoises: x_0 = E[x_0 | x] at the grid's end. workdir: where fitted solvers and grids are (`experiments.fit`), raising
     FileNotFoundError if they are not; guidance: of `den`, for which they were fitted. corrector: of `CORRECTORS`, with `solver` as its predictor, or
-    "none", which `solver` may be too. diffusion, strength: of `samplers.strengths`, for solvers of `OF_STRENGTH`; "none" is the solver's own.
+    "none", which `solver` may be too. diffusion, strength: of `samplers.strengths`, for `OF_STRENGTH` and "bridge"; "none" is the solver's own.
     "jumps" is of a FlowMap in the place of den, along the grid with its end at 0, as many as `steps`, and denoises nothing; "bridge" of a
     `guiding.Guide.bridge`, on equal steps, of which those of strength 0 leave its noise unevaluated.
     """
@@ -155,11 +157,16 @@ def sampler(
         )
     if solver == corrector == NONE:
         raise ValueError("--solver=none: a corrector alone; expected --corrector=langevin or annealed_langevin")
-    if diffusion != NONE and solver not in OF_STRENGTH:
-        raise ValueError(f"--diffusion={diffusion}: --solver={solver} has no such noise; expected one of {', '.join(OF_STRENGTH)}")
+    if solver == BRIDGE and (diffusion not in (NONE, *samplers.strengths.FORMS) or not 0 <= strength < np.inf):
+        raise ValueError(
+            f"--solver=bridge with --diffusion={diffusion} --strength={strength}: expected none (its own) or {', '.join(samplers.strengths.FORMS)}, "
+            "and a strength of 0 (the ODE) or more"
+        )
+    if diffusion != NONE and solver not in (*OF_STRENGTH, BRIDGE):
+        raise ValueError(f"--diffusion={diffusion}: --solver={solver} has no such noise; expected one of {', '.join((*OF_STRENGTH, BRIDGE))}")
     if diffusion != NONE and any(text.startswith("eta=") for text in option):
         raise ValueError(f"--diffusion={diffusion}: --option has eta already; expected one of the two")
-    noise = {} if diffusion == NONE else {"eta": samplers.strengths.eta(sde, diffusion, strength)}
+    noise = {} if diffusion == NONE or solver == BRIDGE else {"eta": samplers.strengths.eta(sde, diffusion, strength)}
     denoise = lambda den, x: jax.jit(Denoiser.data)(den, x, times[-1])
     if solver == ADAPTIVE:
 
@@ -182,9 +189,13 @@ def sampler(
 
     elif solver == BRIDGE:
         times, nfe = sde.T * np.linspace(1 - NEAR, NEAR, steps), (2 if strength else 1) * (steps - 1) + 1
+        own = lambda interpolant, t: np.full_like(t, strength * interpolant.bridge**2 / 2)
 
         def integrate(bridge, x_T, keys):
-            x = sample_bridge(*bridge, x_T, times, lambda t: np.full_like(t, strength * bridge[0].bridge ** 2 / 2), keys, path)
+            of_t = (
+                functools.partial(own, bridge[0]) if diffusion == NONE else functools.partial(samplers.strengths.diffusion, diffusion, sde, strength)
+            )
+            x = sample_bridge(*bridge, x_T, times, of_t, keys, path)
             last = x[-1] if path else x
             x_0 = last - times[-1] * jax.jit(lambda velocity, x: velocity(x, jnp.full(len(x), times[-1])))(bridge[1], last)
             return x_0, np.full(len(x_T), nfe), np.concatenate([x, x_0[None]]) if path else None
@@ -237,6 +248,8 @@ def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Gui
         raise ValueError(f"--solver={rest['solver']} --score={score}: expected --solver=bridge and --score=WORKDIR together")
     if score and (more := named.keys() - {"score"}):
         raise ValueError(f"--{', --'.join(sorted(more))}: a bridge is guided by --guidance alone, to its labels; leave the others out")
+    if score and rest.get("diffusion", NONE) == NONE and not run.config.coupling.bridge:
+        raise ValueError("--solver=bridge of a run with coupling.bridge = 0, which has no noise of its own: expected --diffusion=constant or another")
     if named and (fitted := {rest["solver"], rest["grid"]} & FITTED):
         raise ValueError(f"--{next(iter(named))}: {' and '.join(fitted)} are fitted to the model with --guidance alone; expected another")
     if rest["solver"] == JUMPS:
@@ -258,16 +271,15 @@ def modelled(guide: guiding.Guide, solver: str) -> Callable:
 def starts(run: runs.Run) -> Callable:
     """(keys [B], index [B]) -> x_T of the samples of these indices: of the prior, or of the data set that the run begins at, its test examples in
     turn; and beside either the noise that its interpolant has at T."""
-    sde, source, interpolant = run.network.sde, run.source, run.network.interpolant
-    gamma = 0.0 if interpolant is None else float(interpolant.gamma(sde.T))
+    network, source = run.network, run.source
 
     def start(keys, index):
-        each = lambda i: jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         if source is None:
-            x_T = sde.prior_sample(jax.vmap(jax.random.split, out_axes=1)(keys)[0], (len(keys), *run.dataset.shape))
-        else:
-            values = source.values["test"]
-            x_T = source.to_x(each(2), values[np.asarray(index) % len(values)])
+            return network.prior_std * normal(jax.vmap(jax.random.split, out_axes=1)(keys)[0], (len(keys), *run.dataset.shape))
+        each = lambda i: jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        values = source.values["test"]
+        x_T = source.to_x(each(2), values[np.asarray(index) % len(values)])
+        gamma = 0.0 if network.interpolant is None else float(network.interpolant.gamma(network.sde.T))
         return x_T + gamma * normal(each(3), x_T.shape, x_T.dtype) if gamma else x_T
 
     return start

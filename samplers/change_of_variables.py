@@ -98,10 +98,10 @@ def trace_forms(jvp, probes, z, kind: str, chunk: int):
     return products(form, back(q)).sum(0)[:, None] + products(form, rest).T
 
 
-def summary(sde, latent, change, nfe, success, divergences, error, truncation, radii, exact: bool) -> LogLikelihood:
+def summary(sde, prior_std, latent, change, nfe, success, divergences, error, truncation, radii, exact: bool) -> LogLikelihood:
     """The result, from change [B, n]: estimates of the integral of div v."""
     n, dim = change.shape[-1], latent[0].size
     probed = change.std(-1, ddof=1) / n**0.5 if n > 1 else jnp.full_like(error, jnp.nan)
     stderr = jnp.where(success, jnp.zeros_like(error) if exact else probed, jnp.nan)
-    log_prob = sde.prior_log_prob(latent) + change.mean(-1) + dim * jnp.log(radii[1] / radii[0])
+    log_prob = sde.prior_log_prob(latent, prior_std) + change.mean(-1) + dim * jnp.log(radii[1] / radii[0])
     return LogLikelihood(jnp.where(success, log_prob, jnp.nan), latent, nfe, stderr, success, divergences, error, truncation)

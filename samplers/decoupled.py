@@ -109,7 +109,7 @@ def smooth_path(den: Denoiser, z_0, w, rtol, atol, solver, least):
 
 
 @eqx.filter_jit
-def decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
+def decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk, prior_std):
     batch, dim = len(x), x[0].size
     w_0, w_T = jnp.sqrt(ends[0]), jnp.sqrt(ends[1])
     span = w_T - w_0
@@ -172,4 +172,4 @@ def decoupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk):
     success &= jnp.all(jnp.isfinite(change), -1)
     # at the first node the path's slope is 2 w v, and its defect 0
     truncation = first_order_truncation(ends[0], z_0, slopes[0] / (2 * w_0), table[0].mean(-1) / (2 * w_0), radii[0])
-    return summary(den.sde, latent, change, path_nfe + used, success, used, error, truncation, radii, kind == "exact")
+    return summary(den.sde, prior_std, latent, change, path_nfe + used, success, used, error, truncation, radii, kind == "exact")

@@ -49,7 +49,7 @@ def drawn(key, x, shape: tuple[int, ...], noise: str):
 
 
 @eqx.filter_jit
-def _coupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk, adjoint):
+def _coupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk, prior_std, adjoint):
     def one(den, z, probes):
         vectors = None if probes is None else jnp.expand_dims(probes, -z.ndim - 1)
 
@@ -66,7 +66,8 @@ def _coupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk, adjoi
     v, forms = divergence_forms(den, ends[0], z_0, probes, kind, chunk)
     truncation = first_order_truncation(ends[0], z_0, v, forms.mean(-1), radii[0])
     truncation = jnp.full_like(truncation, jnp.nan) if den.coupled else truncation  # it takes a score
-    return summary(den.sde, radii[1] * z, change, nfe + 1, success, nfe + 1, jnp.full(len(x), jnp.nan, x.dtype), truncation, radii, kind == "exact")
+    rest = (nfe + 1, success, nfe + 1, jnp.full(len(x), jnp.nan, x.dtype), truncation, radii, kind == "exact")
+    return summary(den.sde, prior_std, radii[1] * z, change, *rest)
 
 
 def log_likelihood(
@@ -80,6 +81,7 @@ def log_likelihood(
     noise: Literal["rademacher", "gaussian"] = "rademacher",
     eps: float | None = None,
     start: float | None = None,
+    prior_std: float | None = None,
     solver=diffrax.Tsit5(),
     chunk: int = 64,
     adjoint: diffrax.AbstractAdjoint | None = None,
@@ -95,6 +97,8 @@ def log_likelihood(
         fail to atol and rtol by `solver`, an explicit Runge-Kutta method of diffrax.
     eps: the time at which x is taken (default `den.sde.eps`); what is computed is the density of data noised by sigma(eps).
     start: the time at which x is distributed as the prior (default T; earlier for a model that was trained up to there).
+    prior_std: the prior's standard deviation there, sigma(T) by default; of an interpolant (sigma(T)^2 + gamma(T)^2)^0.5 (`sde_lib.interpolants`), of
+        whose data what is computed is the density of those with its noise at eps, too.
     adjoint: None, or a diffrax adjoint, e.g. `diffrax.RecursiveCheckpointAdjoint()`, for derivatives of log_prob in x and parameters in reverse
         mode: path and divergence are then solved together, at rtol and atol, in the root mean square over both; so they are of a coupled denoiser.
     Raises ValueError for unknown options, impossible tolerances and a missing key, and for a guided denoiser.
@@ -126,5 +130,5 @@ def log_likelihood(
         raise ValueError(f"eps = {times[0]}, start = {start}: expected eps < start <= T = {sde.T}")
     number = lambda c: namespace(c).asarray(c, x.dtype)  # an argument of the compiled solve
     ends, radii = (tuple(number(fn(sde, t)) for t in times) for fn in (angle, radius))
-    arguments = (den, x, vectors, ends, radii, number(rtol), number(atol), solver, divergence, chunk)
+    arguments = (den, x, vectors, ends, radii, number(rtol), number(atol), solver, divergence, chunk, prior_std)
     return decoupled(*arguments) if adjoint is None else _coupled(*arguments, adjoint)

@@ -30,10 +30,15 @@ FORMS = {
 }
 
 
-def _eta(name: str, sde: SDE, strength, t: Time):
+def diffusion(name: str, sde: SDE, strength: float, t: Time):
+    """D(t) of a name in `FORMS`, shaped as t."""
     t = as_time(t)
     xp, sigma = namespace(t), sde.sigma(t)
-    d = strength * FORMS[name](xp, t / sde.T, sigma) * xp.maximum(1.0, sigma) ** 2 / sde.T
+    return strength * FORMS[name](xp, t / sde.T, sigma) * xp.maximum(1.0, sigma) ** 2 / sde.T
+
+
+def _eta(name: str, sde: SDE, strength, t: Time):
+    d, xp = diffusion(name, sde, strength, t), namespace(as_time(t))
     # g is 0 at t = 0 of some paths, where no step starts, and infinite at alpha = 0
     return xp.sqrt(2 * d / xp.maximum(sde.diffusion(t) ** 2, 1e-30))
 

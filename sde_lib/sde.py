@@ -104,9 +104,9 @@ class SDE:
         """x_T ~ N(0, sigma(T)^2 I), of shape [B, ...]; example i does not depend on B."""
         return float(self.sigma(self.T)) * normal(key, shape, dtype)
 
-    def prior_log_prob(self, x: Float[Array, "b ..."]) -> Float[Array, " b"]:
-        """log N(x; 0, sigma(T)^2 I) in nats, [B]."""
-        std = float(self.sigma(self.T))
+    def prior_log_prob(self, x: Float[Array, "b ..."], std: float | None = None) -> Float[Array, " b"]:
+        """log N(x; 0, std^2 I) in nats, [B]; std: sigma(T) unless it is given."""
+        std = float(self.sigma(self.T) if std is None else std)
         x = x.reshape(x.shape[0], -1)
         return -0.5 * jnp.sum((x / std) ** 2, -1) - x.shape[-1] * (0.5 * np.log(2 * np.pi) + np.log(std))
 

@@ -243,15 +243,19 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
 
 
 def paper(out) -> tuple[list[dict], bool]:
-    """The same by the paper's protocol, and whether every W2 is at most 3 published standard deviations above the published mean, too. Each seed is
-    kept, in out/seed_42.json and so on: the same command goes on after the last that is there."""
-    together = {}
+    """The same by the paper's protocol, and whether every W2 is within 3 published standard deviations of the published mean, too. Each seed is
+    kept, in out/seed_42.json and so on: the same command goes on after the last that is there. Raises ValueError if one is of other settings."""
+    together, size = {}, {"steps": 20_000, "batch": 512, "n": 10_000, "held_out": True}
+    settings = size | {"look": LOOK, "noise": NOISE, "network": str(NET), "points": 10_000}
     for seed in (42, 43, 44, 45, 46):
         kept = out / f"seed_{seed}.json"
         if not kept.exists():
-            write_text(kept, json.dumps(measure(out, (seed,), 20_000, 512, 10_000, held_out=True)))
-        for name, of in json.loads(kept.read_text()).items():
+            write_text(kept, json.dumps({"settings": settings, "found": measure(out, (seed,), **size)}))
+        said = json.loads(kept.read_text())
+        if said.get("settings") != settings:
+            raise ValueError(f"{kept} is of {said.get('settings', 'unknown settings')}: expected {settings}; move it away, or name another --out")
+        for name, of in said["found"].items():
             for column, values in of.items():
                 together.setdefault(name, {}).setdefault(column, []).extend(values)
     rows, passed = table(together)
-    return rows, passed and all(row["sd from it"] <= 3 for row in rows if row["sd from it"] is not None)
+    return rows, passed and all(abs(row["sd from it"]) <= 3 for row in rows if row["sd from it"] is not None)

@@ -4,12 +4,14 @@ Two MLPs (3x128, velocity), trained on 8 gaussians by conditional flow matching 
 each D(t) of `samplers.strengths`, and as many of the ODE from other starts. distance: the largest two-sample Kolmogorov-Smirnov distance to the ODE's
 samples over 8 directions; p: the least of its p-values, times 8 (Bonferroni). Level: 1 % a row, a distance of 0.043. W2: sliced, to the test data.
 "constant" is shown without a gate: it keeps its noise where sigma -> 0, where a learned velocity gives the score with its error divided by sigma.
-Controls, which must fail: the SDE sampler of gnobitab/RectifiedFlow (linear path), and the reverse SDE's noise with the ODE's drift.
+Controls, which must fail: the SDE sampler of gnobitab/RectifiedFlow, of the linear path, on which VP's model is told its x in the scale of VP; and
+the reverse SDE's noise with the ODE's drift.
 """
 
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
@@ -18,7 +20,8 @@ from experiments import plots
 from experiments.metrics import sliced_wasserstein2
 from experiments.tables._training import trained
 from samplers import Row, Table, grids, sample, solvers, stack, strengths
-from sde_lib import SDE, Linear
+from sde_lib import SDE, Denoiser, Linear
+from sde_lib.numerics import expand
 
 DIRECTIONS, LEVEL = 8, 0.01
 STRENGTHS = (("sbdm", 1.0), ("sbdm", 0.25), ("sigma", 1.0), ("decreasing", 1.0), ("increasing_decreasing", 1.0))
@@ -36,6 +39,17 @@ def rectified_flow_noise(sde: SDE, times: np.ndarray) -> Table:
 def noise_alone(sde: SDE, times: np.ndarray) -> Table:
     """The reverse SDE's noise with the ODE's drift."""
     return replace(solvers.euler_maruyama(0.0)(sde, times), noise=solvers.euler_maruyama()(sde, times).noise)
+
+
+def on_linear(den: Denoiser) -> Denoiser:
+    """The denoiser of another path on the linear one, where x is the other's at the same signal-to-noise ratio but for its scale."""
+    linear = Linear()
+
+    def data(x, t):
+        at = jnp.minimum(den.sde.time(linear.log_snr(t)), den.sde.T)
+        return den.data(x * expand(den.sde.sigma(at) / linear.sigma(t), x), at)
+
+    return Denoiser(data, linear, "data")
 
 
 def agreement(a, b) -> tuple[float, float]:
@@ -66,10 +80,11 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
         found = {"ODE, other starts": draw(of("sbdm", 0.0), 1), **{f"{name}, {k:g}": draw(of(name, k)) for name, k in STRENGTHS}}
         shown[path] = {"ODE": ode, **found}
         found["constant, 0.5 (no gate)"] = draw(of("constant", 0.5))
-        even = grids.uniform(sde, steps)
-        controls = {"noise alone": draw(noise_alone, times=even)}
-        if path == "Linear":
-            controls["gnobitab/RectifiedFlow"] = draw(rectified_flow_noise, times=even)
+        straight = den if path == "Linear" else on_linear(den)
+        controls = {
+            "noise alone": draw(noise_alone, times=grids.uniform(sde, steps)),
+            "gnobitab/RectifiedFlow": draw(rectified_flow_noise, times=grids.uniform(Linear(), steps), den=straight, sde=Linear()),
+        }
         for name, x in (found | controls).items():
             distance, p = agreement(x, ode)
             w2 = sliced_wasserstein2(model.dataset.from_x(x), true)

@@ -116,15 +116,22 @@ def test_rounds(tmp_path):
     assert again.fingerprint() == last.fingerprint() and files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
 
 
-@pytest.mark.parametrize("key, value", [("constant", 0.1), ("bridge", 1.0), ("source.name", "8gaussians")])
-def test_flows_that_begin_elsewhere_have_no_pairs(tmp_path, key, value):
-    """By the library as by the command: their x_T are not of the prior."""
+def test_interpolants(tmp_path):
+    """One of constant noise begins at N(0, sigma(T)^2 + constant^2), and its pairs have that in units of it; one that begins at other data has
+    none, by the library as by the command."""
     config = toy.get_config("moons")
     config.model.update(width=8, depth=1)
-    config.coupling.update_from_flattened_dict({key: value})
+    config.coupling.constant = 0.75
     save_random(config, tmp_path / "run")
-    with pytest.raises(ValueError, match="coupling.source, constant and bridge"):
-        reflow.write(runs.load_run(tmp_path / "run"), tmp_path / "pairs", 4, 4, 4, **ADAPTIVE)
+    run = runs.load_run(tmp_path / "run")
+    reflow.write(run, tmp_path / "pairs", 4, 4, 4, **ADAPTIVE)
+    x, source = (np.load(tmp_path / "pairs" / f"{name}.npy") for name in ("x", "source"))
+    for std, near in ((1.25, True), (1.0, False)):
+        assert np.allclose(sample_adaptive(run.denoiser(), std * source, 1e-6, 1e-6).x, x, atol=1e-3) == near
+    config.coupling.source.name = "8gaussians"
+    save_random(config, tmp_path / "joined")
+    with pytest.raises(ValueError, match="goes from 8gaussians to"):
+        reflow.write(runs.load_run(tmp_path / "joined"), tmp_path / "none", 4, 4, 4, **ADAPTIVE)
 
 
 def test_mistakes_are_named(folders, tmp_path):

@@ -63,6 +63,69 @@ def test_few_steps(tmp_path):
     assert all(row["W2"] > 0 and row["energy distance"] > -1 for row in rows[:-1]) and (tmp_path / "8gaussians.png").exists()
 
 
+def flows(**of):
+    """What `cfm_2d.measure` finds: on all tasks the published W2, an NPE of OT-CFM that is a quarter of I-CFM's; `of` in their places."""
+    found = {}
+    for name, published in cfm_2d.PUBLISHED.items():
+        for task, figure in zip(cfm_2d.TASKS, published):
+            if figure:
+                found[f"{name}, {task}"] = {"W2": [figure[0]], "NPE": [0.1 if name == "OT-CFM" else 0.4], "floor": [0.1]}
+    for key, (column, value) in of.items():
+        found[key][column] = [value]
+    return found
+
+
+def test_gates_of_cfm_2d():
+    """OT halves NPE on every task, and is no worse than I-CFM between the two data sets."""
+    assert cfm_2d.table(flows())[1]
+    for task in cfm_2d.TASKS:
+        assert not cfm_2d.table(flows(**{f"OT-CFM, {task}": ("NPE", 0.21)}))[1]
+    assert not cfm_2d.table(flows(**{"OT-CFM, moons -> 8gaussians": ("W2", 1.6)}))[1]
+    assert cfm_2d.table(flows(**{"OT-CFM, N -> moons": ("W2", 1.6)}))[1]
+
+
+def test_paper_of_cfm_2d(tmp_path, monkeypatch):
+    """Seeds are kept, of their settings alone; a W2 of three published deviations on either side fails."""
+    seeds, moved = [], {}
+    monkeypatch.setattr(cfm_2d, "measure", lambda out, seed, **_: seeds.extend(seed) or flows(**moved))
+    assert cfm_2d.paper(tmp_path)[1] and seeds == [42, 43, 44, 45, 46]
+    (tmp_path / "seed_44.json").unlink()
+    assert cfm_2d.paper(tmp_path)[1] and seeds[5:] == [44]
+    for far in (0.303 + 5 * 3.1 * 0.043, 0.303 - 5 * 3.1 * 0.043):  # of the mean of five
+        (tmp_path / "seed_44.json").unlink()
+        moved["OT-CFM, N -> 8gaussians"] = ("W2", far)
+        assert not cfm_2d.paper(tmp_path)[1]
+    kept = (tmp_path / "seed_44.json").read_bytes()
+    monkeypatch.setattr(cfm_2d, "LOOK", 100)
+    with pytest.raises(ValueError, match="seed_42.json is of .*'look': 200"):
+        cfm_2d.paper(tmp_path)
+    assert (tmp_path / "seed_44.json").read_bytes() == kept
+
+
+def test_training_returns_the_weights_of_the_least_held_out_loss(monkeypatch):
+    """Those of the best of three looks, of each of two runs, as training that stops there has them: of held-out points that are like the others the
+    last, of their mirror image, to which the flow leads ever less, the first."""
+    monkeypatch.setattr(cfm_2d, "LOOK", 2)
+    monkeypatch.setattr(cfm_2d, "CHUNK", 2)
+    sets, keys, batch = [cfm_2d.points("N -> moons", seed, 1) for seed in (0, 1)], jax.random.split(jax.random.key(0)), 2500
+    held = [cfm_2d.points("N -> moons", seed, 1) for seed in (10, 11)]
+    held[1]["x0"] = -held[1]["x0"]
+    make = lambda of, r, k: cfm_2d.pairs("independent", of[r]["x0"], of[r]["x1"], batch, r, k)
+    train = lambda steps, held: cfm_2d.train(make, batch, steps, {"it": (cfm_2d.CONSTANT, False)}, sets, held, keys)["it"]
+    looks, looked = (
+        [train(steps, None) for steps in (2, 4, 6)],
+        [np.stack(c).reshape(2, -1, 2) for c in zip(*(make(held, r, range(4)) for r in (0, 1)))],
+    )
+    none = jnp.full(2, jnp.inf), looks[0]
+    key = lambda start: cfm_2d.folded(cfm_2d.folded(keys, 2 * start), 1)
+    losses = np.stack([cfm_2d.least(none, params, cfm_2d.CONSTANT, False, *looked, key(2 * i))[0] for i, params in enumerate(looks)])
+    best, found = losses.argmin(0), train(6, held)
+    assert best.tolist() == [2, 0], losses
+    for run in (0, 1):
+        for got, *seen in zip(*map(jax.tree.leaves, (found, *looks))):
+            np.testing.assert_array_equal(got[run], seen[best[run]][run])
+
+
 def test_weights_of_the_least_loss_are_kept():
     """Of each run by itself: a run whose loss is not below its best keeps the old ones."""
     params = jax.tree.map(lambda a: jnp.stack([a, a]), cfm_2d.NET.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))["params"])

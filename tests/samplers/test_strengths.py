@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.tables.strengths import noise_alone, rectified_flow_noise
+from experiments.tables.strengths import noise_alone, on_linear, rectified_flow_noise
 from samplers import grids, sample, sample_sde, solvers, strengths
 from samplers.table import execute, pad
 from sde_lib import SDE, VE, VP, GaussianMixture, Linear
@@ -31,7 +31,6 @@ def distances(sde, solver, cases) -> dict:
     return {case: ks(sde, execute(den, table(case), x_T, keys)[0], times[-1]) for case in cases}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", [Linear(), pytest.param(VP(), marks=pytest.mark.slow)], ids=["Linear", "VP"])
 def test_every_strength_has_the_marginals(path):
     """ODE = SDE for D of 0, 1/2, t, sin^2 pi t and score-SDE's own, by Euler-Maruyama (flows.md, check 5)."""
@@ -46,7 +45,6 @@ def test_every_strength_on_every_path(sde):
     assert max(found.values()) <= BOUND, found
 
 
-@pytest.mark.slow
 def test_a_drift_that_does_not_keep_the_marginals_is_seen():
     """Control of check 5, gnobitab/RectifiedFlow's: standard deviation 0.887 where the data have 1 (flows.md, peer defects; 4 standard errors), and
     far beyond the bound on the mixture, as the noise with the ODE's drift is."""
@@ -56,6 +54,13 @@ def test_a_drift_that_does_not_keep_the_marginals_is_seen():
     unit = draw(GaussianMixture([[0.0]], [1.0]), rectified_flow_noise)
     assert float(unit.std()) == pytest.approx(0.887, abs=4 * 0.887 / np.sqrt(2 * N))
     assert min(ks(sde, draw(MIXTURE, wrong), times[-1]) for wrong in (rectified_flow_noise, noise_alone)) > 2 * BOUND
+
+
+def test_the_same_model_on_the_linear_path():
+    """Of a mixture on VP: that of it on the linear path, at all times at which VP has so much noise."""
+    x, t = jax.random.normal(jax.random.key(0), (64, 1)), jnp.linspace(0.01, 0.99, 64)
+    np.testing.assert_allclose(on_linear(MIXTURE.denoiser(VP())).data(x, t), MIXTURE.denoiser(Linear()).data(x, t), atol=2e-4)
+    assert np.abs(MIXTURE.denoiser(VP()).data(x, t) - MIXTURE.denoiser(Linear()).data(x, t)).max() > 0.1
 
 
 @pytest.mark.slow
