@@ -214,7 +214,7 @@ def solver_errors(panels: dict[str, dict[str, dict[int, float]]], path: str | Pa
             if errors:
                 axis.loglog(list(errors), list(errors.values()), markersize=4, linewidth=1, label=name, **styles[name])
         ticks = sorted({n for errors in solvers.values() for n in errors if n in (3, 5, 6, 8, 10, 15, 20, 30, 50)})
-        axis.set(xlabel="network evaluations", ylabel="RMSE to the exact flow", title=title)
+        axis.set(xlabel="network evaluations", ylabel="distance to the exact flow", title=title)
         axis.set_ylim(top=4 * max(solvers[names[0]].values()))
         axis.set_xticks(ticks, ticks)
         axis.minorticks_off()
@@ -264,7 +264,7 @@ def discretization(curves: dict[tuple[str, str], dict[int, float]], variances: d
 def guidance(panels: dict[str, np.ndarray], data: Float[np.ndarray, "n d"], curves: dict[str, list[dict]], path: str | Path) -> Path:
     """Samples of each way of guidance on the data (grey) in the first two coordinates; W2 and off of `tables.guidance`
     against omega, with two standard errors."""
-    figure, axes = plt.subplots(2, 4, figsize=(16, 8))
+    figure, axes = plt.subplots(2, 4, figsize=(16, 8), layout="constrained")
     low, high = data[:, :2].min(0), data[:, :2].max(0)
     for axis, (title, x) in zip(axes.ravel(), panels.items()):
         axis.scatter(*data[:, :2].T, s=2, color="0.75", linewidths=0)

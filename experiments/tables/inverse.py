@@ -132,6 +132,10 @@ def image_rows(out, run: runs.Run, quick: bool) -> list[dict]:
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     """Rows, and whether moment matching has the Gaussian's posterior as nearly as exact samples (sliced W2 below 1.2 times theirs), no other method
     has, it is the nearest of all to the mixture's, and the pairs' moments are those known; figures are written to `out`."""
+    config = fashion_config()
+    if quick:
+        config.model.channels = 8
+    models = [runs.load_run(workdir), trained(config, out / "fashion", quick)]  # first, lest the data are missing
     mixture = turned_mixture(8, 0.4)
     gaussian = GaussianMixture(mixture.means[:1], mixture.stds[:1], eigenvectors=mixture.eigenvectors[:1])
     rows, gaussian_w2 = posterior_rows("Gaussian", gaussian, quick)
@@ -141,10 +145,6 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     exact = as_exact == {("moment", "SDE"), ("moment", "ODE"), "exact samples"}
     nearest = sorted(mixture_w2, key=mixture_w2.get)[1] == ("moment", "SDE")  # after exact samples
     of_pairs, known = pair_rows(out, quick)
-    config = fashion_config()
-    if quick:
-        config.model.channels = 8
-    models = [runs.load_run(workdir), trained(config, out / "fashion", quick)]
     rows += of_pairs + [row for model in models for row in image_rows(out, model, quick)]
     shutil.rmtree(out / "kept", ignore_errors=True)
     names = list(dict.fromkeys(name for row in rows for name in row))
