@@ -143,6 +143,10 @@ def main():
     shape, sde = run.dataset.shape, run.network.sde
     if run.lora:
         raise ValueError(f"--lora={run.lora[0]}: a fit is of the run's own weights; fit an export of the merged ones")
+    if run.network.interpolant is not None and f.solver == "dpm_solver_v3":
+        raise ValueError(
+            f"--solver=dpm_solver_v3 of an interpolant: its statistics are of x_0 with the prior's noise alone; expected {', '.join(FITTED[1:])}"
+        )
     guided = guide(run, f.guidance)
     den = guided.denoiser(run.labels(f.examples))
     path = file_of(f.workdir, f.solver, f.steps, f.guidance)

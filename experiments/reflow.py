@@ -5,12 +5,12 @@ deterministic one of experiments.sample, with its guidance and labels), and writ
 which experiments.train refits any model: the 2-rectified flow, and of its own pairs the 3-rectified one. A pair is joined by the path of the model
 that is trained on it, x_t = alpha x_0 + sigma x_T/sigma(T), whatever path it was drawn along: x_T/sigma(T) is standard normal on all.
 
-x.npy and source.npy, x_0 and x_T/sigma(T), [n, ...] float32; y.npy, labels; and --held_out more, with _test in their names; pairs.json, with the
-SHA-256 of the weights, the path, solver and guidance. Pair i depends on --seed and i alone. Written batch by batch to FOLDER.tmp, where the same
-command goes on if it is interrupted, and renamed once it is complete.
+x.npy and source.npy, x_0 and x_T/sigma(T) (of an interpolant with a constant, x_T in units of its deviation there), [n, ...] float32; y.npy, labels;
+and --held_out more, with _test in their names; pairs.json, with the SHA-256 of the weights, the path, solver and guidance. Pair i depends
+on --seed and i alone. Written batch by batch to FOLDER.tmp, where the same command goes on if it is interrupted, and renamed once it is complete.
 
---rounds=K trains on them, too, K times: OUT/pairs_1 of the run, OUT/rectified_2 on these, by the run's own config and from its weights, OUT/pairs_2
-of that, and so on. The same command goes on where it was.
+--rounds=K trains on them, too, K times: OUT/pairs_1 of the run, OUT/rectified_2 on these, by the run's own config (but its coupling and interpolant)
+and from its weights, OUT/pairs_2 of that, and so on. The same command goes on where it was.
 """
 
 import json
@@ -19,12 +19,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
-from experiments import cli, data, runs, sources
+from experiments import cli, data, network, runs, sources
 from experiments import guidance as guiding
 from experiments import sample as sampling
 from experiments.kept import DONE, started, write_text
 from experiments.train import train
+from experiments.untrusted import read_json
 from samplers import grids, solvers
 from sde_lib.noise import normal
 
@@ -43,8 +45,26 @@ def check_flow(run: runs.Run, options: dict) -> None:
         raise ValueError(f"--workdir={run.workdir} is conditioned on embeddings: expected a model of classes, or without labels")
 
 
-def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, seed: int = 0, label: int = -1, **options) -> dict:
-    """Write `num` pairs, and `held_out` more, to the folder `out`; returns what pairs.json says. options: of `sampling.generate`.
+def identity(run: runs.Run, num: int, held_out: int, seed: int = 0, label: int = -1, **options) -> dict:
+    """What pairs are a function of, as pairs.json says it."""
+    others = sampling.guided(run, **options)[0].fingerprints()
+    said = {"sha256": run.fingerprint(), "num": num, "held_out": held_out, "seed": seed, "label": label, **options, "others": others}
+    return json.loads(json.dumps(said))
+
+
+def write(
+    run: runs.Run,
+    out: str | Path,
+    num: int,
+    held_out: int,
+    batch: int,
+    seed: int = 0,
+    label: int = -1,
+    stop: bool | cli.StopSignal = False,
+    **options,
+) -> dict:
+    """Write `num` pairs, and `held_out` more, to the folder `out`; returns what pairs.json says. stop: asked after each batch, which is kept.
+    options: of `sampling.generate`.
 
     Raises FileExistsError if `out` exists, ValueError for numbers below 1, a solver that is no flow, and what `sampling.sampler` raises.
     """
@@ -65,8 +85,7 @@ def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, s
         return {"x": x, "source": x_1}, nfe
 
     temporary = out.with_name(out.name + ".tmp")
-    settings = {"seed": seed, "label": label, **options, "others": guide.fingerprints()}
-    of = json.loads(json.dumps([run.fingerprint(), num, held_out, settings]))
+    of = identity(run, num, held_out, seed, label, **options)
     done = started(temporary, of)
     for part, (end, n) in enumerate((("", num), ("_test", held_out))):
         row = done.setdefault(f"rows{end}", 0)
@@ -82,6 +101,8 @@ def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, s
             done |= {f"rows{end}": row, "evaluations": done.get("evaluations", 0) + int(nfe.sum())}
             write_text(temporary / DONE, json.dumps(done))
             print(f"\r{'held out' if part else 'pairs'}: {row}/{n}", end="", flush=True)
+            if stop:
+                raise cli.Stopped(f"stopped at {row} of {n}, which are kept: the same command goes on")
         print()
         np.save(temporary / f"y{end}.npy", np.zeros(n, np.int32) if labels is None else np.asarray(labels, np.int32))
     pairs, ours = isinstance(run.dataset, data.Pairs), {"name": run.dataset.name, "config": run.config.data.to_dict(), **run.dataset.facts}
@@ -89,11 +110,10 @@ def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, s
         "workdir": str(run.workdir.resolve()),
         "weights": run.weights,
         "step": run.step,
-        "sha256": run.fingerprint(),
         "sde": str(sde),
         "shape": list(shape),
         "nfe": done["evaluations"] / (num + held_out),
-        **settings,
+        **of,
         "of": run.dataset.about["of"] if pairs else ours,
     }
     (temporary / sources.PAIRS).write_text(json.dumps(about, indent=1))
@@ -102,20 +122,34 @@ def write(run: runs.Run, out: str | Path, num: int, held_out: int, batch: int, s
     return about
 
 
+def retraining(run: runs.Run, pairs: Path, train_steps: int) -> ConfigDict:
+    """The config of the training on a run's pairs: its own, from its weights, on the path between their ends alone. Raises ValueError if there is
+    none, as of another loss than regression."""
+    config = run.config.copy_and_resolve_references()
+    if config.lora.rank:
+        raise ValueError(f"--workdir={run.workdir} is an adapter, config.lora.rank = {config.lora.rank}: expected a run of all weights for --rounds")
+    config.data.update(name="pairs", path=str(pairs), flip=False, augment=0.0)
+    config.coupling.update(name="independent", group=0, by_class=False, regularization=0.0, constant=0.0, bridge=0.0)
+    config.training.init, config.training.steps = str(run.workdir), train_steps or config.training.steps
+    network.from_config(config, run.dataset.num_classes)
+    return config
+
+
 def rounds(run: runs.Run, out: str | Path, count: int, train_steps: int = 0, stop=False, **options) -> runs.Run:
     """Reflow `count` times in the folder `out`, and return the last run. train_steps: of each training, 0 for the run's own. stop: see `train.train`.
-    options: of `write`, of whose guidance the first pairs are, and so what is trained on them for good. Raises what `write` and `train` raise."""
+    options: of `write`, of whose guidance the first pairs are, and so what is trained on them for good. Raises what `retraining`, `write` and
+    `train` raise, and ValueError for pairs that are there and are others."""
     for k in range(1, count + 1):
         pairs, folder = Path(out) / f"pairs_{k}", Path(out) / f"rectified_{k + 1}"
+        config = retraining(run, pairs, train_steps)  # refuses before there are hours of pairs
         pairs.parent.mkdir(parents=True, exist_ok=True)
         if pairs.exists():
+            of, said = identity(run, **{name: value for name, value in options.items() if name != "batch"}), read_json(pairs / sources.PAIRS)
+            if other := [name for name in of if said.get(name) != of[name]]:
+                raise ValueError(f"{pairs} is there and has another {', '.join(other)}: name another --out, or remove it")
             print(f"{pairs} is there already")
         else:
-            write(run, pairs, **options)
-        config = run.config.copy_and_resolve_references()
-        config.data.update(name="pairs", path=str(pairs), flip=False, augment=0.0)
-        config.coupling.name, config.training.init = "independent", str(run.workdir)
-        config.training.steps = train_steps or config.training.steps
+            write(run, pairs, stop=stop, **options)
         train(config, folder, stop)
         run, options = runs.load_run(folder), {name: value for name, value in options.items() if name not in ("guidance", *guiding.NAMES)}
     return run

@@ -248,7 +248,8 @@ def guided(run: runs.Run, guidance: float = 1.0, **options) -> tuple[guiding.Gui
         raise ValueError(f"--solver={rest['solver']} --score={score}: expected --solver=bridge and --score=WORKDIR together")
     if score and (more := named.keys() - {"score"}):
         raise ValueError(f"--{', --'.join(sorted(more))}: a bridge is guided by --guidance alone, to its labels; leave the others out")
-    if score and rest.get("diffusion", NONE) == NONE and not run.config.coupling.bridge:
+    coupling, own = run.config.coupling, rest.get("diffusion", NONE) == NONE and rest.get("strength", 1.0) > 0
+    if score and own and coupling.constant and not coupling.bridge:
         raise ValueError("--solver=bridge of a run with coupling.bridge = 0, which has no noise of its own: expected --diffusion=constant or another")
     if named and (fitted := {rest["solver"], rest["grid"]} & FITTED):
         raise ValueError(f"--{next(iter(named))}: {' and '.join(fitted)} are fitted to the model with --guidance alone; expected another")

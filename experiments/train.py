@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -42,22 +43,26 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
     dataset = data.load(config.data)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     couple = couplings.from_config(config, dataset, net, jax.process_count())
-    current = state.init(config, net, dataset.shape, parallel.divided if config.training.sharding == "fsdp" else None)
+    divided = parallel.divided if config.training.sharding == "fsdp" else None
+    make = partial(state.init, config, net, dataset.shape, divided)
+    current = make() if divided else jax.eval_shape(make)  # shapes alone as long as there may be a checkpoint; but they tell no shardings
     workdir.mkdir(parents=True, exist_ok=True)
 
     keep, every = config.training.keep, config.training.keep_every
     with Checkpoints(workdir / "checkpoints", keep, every) as checkpoints, MetricWriter(workdir) as writer:
         checkpoints.expected()
         examined = drift.examined(dataset)
-        changes = drift.check(config, workdir, examined, allow_drift) if checkpoints.steps() else []
+        resuming = bool(checkpoints.steps())
+        changes = drift.check(config, workdir, examined, allow_drift) if resuming else []
         if isinstance(dataset, data.Latents):
             runs.same_latents(workdir, dataset)
             if hosts.writes():
                 (workdir / sources.LATENTS).write_text(json.dumps({name: dataset.about[name] for name in runs.LATENTS_ARE}))
-        if checkpoints.steps():
+        start, steps = 0, config.training.steps
+        if resuming:
             current = checkpoints.restore(current)
-            print(f"resumed from step {int(current.step)}")
-        start, steps = int(current.step), config.training.steps
+            start = int(current.step)
+            print(f"resumed from step {start}")
         if hosts.writes() and start <= steps:
             drift.record(config, workdir, examined, start, changes)  # now that the checkpoint is known to fit
         if start >= steps:
@@ -65,8 +70,9 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
             if hosts.writes():
                 plots.loss_curve(workdir)
             return current
-        fixed = frozen(config, net, dataset.shape, workdir, resuming=bool(checkpoints.steps()))
-        current = current if checkpoints.steps() else begun(config, current)
+        fixed = frozen(config, net, dataset.shape, workdir, resuming)
+        if not resuming:
+            current = begun(config, current if divided else make())
         step_fn = parallel.training_step(config, net, dataset, fixed)
         if config.training.sharding == "data" and jax.process_count() == 1:
             current = parallel.replicate(current)  # as the step returns it, or the second step would be compiled again
@@ -161,6 +167,11 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         base = run.params
     if taught:
         run = kept(taught, "config.teacher.workdir", workdir / runs.TEACHER, resuming, net, ("sde", "none"))
+        if couplings.coupled(run.config.coupling) or run.network.interpolant is not None or run.config.data.name == "pairs":
+            raise ValueError(
+                f"config.teacher.workdir = {taught} was trained on noise that is joined with the data, is data, or lies beside both ends: it is "
+                "asked at data with independent noise, which it has not seen; expected a teacher without coupling, or pairs of it"
+            )
         if run.dataset.shape != shape:
             raise ValueError(f"config.teacher.workdir = {taught} is of examples {run.dataset.shape}: expected those of config.data, {shape}")
         high = config.objective.consistency.omega[1]

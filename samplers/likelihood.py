@@ -28,6 +28,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode
@@ -123,6 +124,8 @@ def log_likelihood(
         if divergence == "hutch++" and probes > x[0].size:
             raise ValueError(f"probes = {probes}: hutch++ expected at most the dimension, {x[0].size}")
         vectors = drawn(key, x, (probes,) if divergence == "hutchinson" else (2, probes), noise)
+    if prior_std is not None and not 0 < prior_std < np.inf:
+        raise ValueError(f"prior_std = {prior_std}: expected a finite number above 0")
     sde, times = den.sde, (check_eps(den, eps), den.sde.T if start is None else start)
     if den.coupled and adjoint is None:
         adjoint = diffrax.ForwardMode()  # without a score errors of the path count in full

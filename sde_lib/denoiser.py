@@ -97,7 +97,8 @@ class Denoiser:
     sde: the path. kind: a name in `PLANE`. sigma_data: used by kind "edm" only.
     cond: what each example is conditioned on, a pytree of arrays [B, ...], or None.
     guided: its field is no model's any more (`samplers.guidance`), so that no likelihood is computed with it.
-    coupled: eps was not independent of x_0 in training (`experiments.couplings`): the plane and the flow stand, but -eps/sigma is no score.
+    coupled: eps was not independent of x_0 in training (`experiments.couplings`), or not all of the noise (`sde_lib.interpolants`): the plane and the
+        flow stand, but -eps/sigma is no score.
 
     A Denoiser is a pytree. x is [B, ...] and t [] or [B] in all methods; all results are [B, ...].
     A `noise` or `score` prediction holds no information on x_0 where alpha = 0, so these are evaluated at the last time at which
@@ -129,7 +130,10 @@ class Denoiser:
     def check_uncoupled(self, what: str) -> None:
         """Raises ValueError, naming `what` needs a score, if there is none."""
         if self.coupled:
-            raise ValueError(f"{what} of a coupled model: noise that was paired with the data gives no score; expected an ODE: ddim, heun, adaptive")
+            raise ValueError(
+                f"{what} of a coupled model: noise that was paired with the data, or lies beside both ends, gives no score; expected an ODE (ddim, "
+                "heun, adaptive), or of an interpolant --solver=bridge with a --score"
+            )
 
     def raw(self, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
         """F, what `fn` returns, in the precision of x."""

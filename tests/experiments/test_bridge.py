@@ -88,6 +88,23 @@ def test_runs(tmp_path):
         runs.load_run(tmp_path / "noise").denoiser()
 
 
+def test_runs_of_constant_noise(tmp_path):
+    """I-CFM by its velocity and its noise: an SDE of any D by the bridge's solver, the ODE at strength 0; a D of its own it has not."""
+    config = coupled_config(constant=0.3)
+    train(config, tmp_path / "velocity")
+    config.objective.kind = "noise"
+    train(config, tmp_path / "noise")
+    run = runs.load_run(tmp_path / "velocity")
+    given = {"n": 40, "batch": 16, "seed": 0, "grid": "uniform", "tolerance": 1e-3, "steps": 20}
+    draw = lambda **more: sample.generate(run, **{**given, **more})[0]
+    of = {"solver": "bridge", "score": str(tmp_path / "noise")}
+    ode, sde, still = draw(solver="euler"), draw(**of, diffusion="sigma"), draw(**of, diffusion="sigma", strength=0.0)
+    assert np.all(np.isfinite(sde)) and np.abs(still - ode).mean() < 0.1 * np.abs(sde - ode).mean()
+    np.testing.assert_array_equal(draw(**of, strength=0.0), still)
+    with pytest.raises(ValueError, match="expected --diffusion=constant"):
+        draw(**of)
+
+
 def test_gamma():
     with pytest.raises(ValueError, match="bridge = -1"):
         network.from_config(coupled_config(bridge=-1.0), 0)
@@ -131,7 +148,7 @@ def test_likelihood(x64, interpolant):
     x, eps, sde = np.linspace(-2, 2, 9)[:, None], 1e-3, interpolant.sde
     den = Denoiser(lambda x, t: slope(interpolant, t, "velocity") * x, sde, "velocity", coupled=True)
     exact = stats.norm(0, ((sde.alpha(eps) * STD) ** 2 + sde.sigma(eps) ** 2 + interpolant.variance(eps)) ** 0.5).logpdf(x)[:, 0]
-    error = lambda **options: np.abs(log_likelihood(den, x, eps=eps, start=sde.T * (1 - 1e-9), **options).log_prob - exact).max()
+    error = lambda **options: np.abs(log_likelihood(den, x, eps=eps, **options).log_prob - exact).max()
     assert error(prior_std=float(np.hypot(sde.sigma(sde.T), interpolant.gamma(sde.T)))) < 1e-4
     assert not interpolant.constant or error() > 1e-2
 
@@ -145,8 +162,9 @@ def test_likelihood_and_latents_of_a_run():
     np.testing.assert_allclose(found, of_x(1.25), atol=1e-3)
     assert np.abs(found - of_x(1.0)).max() > 0.1
     np.testing.assert_allclose(latent.encode(run, "test", 8, 8, 0, 1e-5, "uniform")["latent"], x, atol=1e-4)
-    z = latent.standard(run, latent.prior(run, 4000, 0))
-    assert abs(z.var() - 1) < 4 * np.sqrt(2 / z.size)
+    draws = latent.prior(run, 4000, 0).astype(np.float64)
+    assert abs(draws.var() / 1.25**2 - 1) < 4 * np.sqrt(2 / draws.size)  # seed 0
+    np.testing.assert_allclose(latent.standard(run, draws), draws / 1.25)
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "increasing_decreasing"])

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from small import config_of, save_random
 
+from configs import toy
 from experiments import objectives, perflow, runs, sample, train
 from samplers import grids, solvers
 from samplers import sample as carry
@@ -108,6 +109,19 @@ def test_distillation_as_a_run(tmp_path, monkeypatch):
     np.testing.assert_allclose(carry(den, x_T, times, solvers.euler()), jumped, atol=1e-5)
     with pytest.raises(ValueError, match="coupled"):
         carry(den, x_T, times[:2], solvers.ancestral(), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("coupling", [{"name": "ot"}, {"constant": 0.1}, {"source": {"name": "8gaussians"}}], ids=str)
+def test_teachers_of_other_noise_are_refused(tmp_path, coupling):
+    """Which have not seen data with independent noise."""
+    joined = toy.get_config("moons")
+    joined.model.update(width=8, depth=1)
+    config = joined.copy_and_resolve_references()
+    joined.coupling.update(coupling)
+    save_random(joined, tmp_path / "joined")
+    config.objective.loss, config.teacher.workdir = "perflow", str(tmp_path / "joined")
+    with pytest.raises(ValueError, match="trained on noise that is joined with the data"):
+        train.train(config, tmp_path / "student")
 
 
 def test_mistakes_are_named(tmp_path):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from small import config_of, save_random
 
 from configs import toy
-from experiments import data, evaluate, network, objectives, reflow, runs
+from experiments import cli, data, evaluate, network, objectives, reflow, runs
 from experiments.guidance import guide
 from experiments.train import train
 from samplers import sample_adaptive
@@ -114,6 +114,46 @@ def test_rounds(tmp_path):
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
     again = reflow.rounds(teacher, tmp_path / "out", 2, 2, **options)
     assert again.fingerprint() == last.fingerprint() and files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
+    for other in ({"num": 12}, {"seed": 5}, {"solver": "heun"}):
+        with pytest.raises(ValueError, match=f"pairs_1 is there and has another {next(iter(other))}"):
+            reflow.rounds(teacher, tmp_path / "out", 2, 2, **options | other)
+    reflow.rounds(teacher, tmp_path / "out", 2, 2, **options | {"batch": 8})
+
+
+def test_rounds_are_of_the_path_between_pairs(tmp_path):
+    """Of a joined interpolant, too: its noise is in the ends of the pairs already."""
+    config = toy.get_config("moons")
+    config.model.update(width=8, depth=1)
+    config.coupling.update(name="sinkhorn", regularization=1.0, constant=0.5, bridge=1.0)
+    config.training.batch = 8
+    save_random(config, tmp_path / "run")
+    found = reflow.rounds(runs.load_run(tmp_path / "run"), tmp_path / "out", 1, 2, num=8, held_out=4, batch=4, **ADAPTIVE)
+    assert found.network.interpolant is None and found.step == 2
+
+
+def test_rounds_that_cannot_be_trained_are_refused_at_once(tmp_path):
+    config = config_of(second_time=True)
+    config.objective.loss = "meanflow"
+    save_random(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="expected regression"):
+        reflow.rounds(runs.load_run(tmp_path / "run"), tmp_path / "out", 1, 2, num=8, held_out=4, batch=4, **ADAPTIVE)
+    config = config_of()
+    save_random(config, tmp_path / "adapter")
+    adapter = runs.load_run(tmp_path / "adapter")
+    adapter.config.lora.rank = 2
+    with pytest.raises(ValueError, match="lora.rank = 2"):
+        reflow.rounds(adapter, tmp_path / "out", 1, 2, num=8, held_out=4, batch=4, **ADAPTIVE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounds_stop_between_batches(tmp_path):
+    """What is there is kept: the same command has the same pairs."""
+    save_random(config_of(), tmp_path / "teacher")
+    teacher, options = runs.load_run(tmp_path / "teacher"), {"num": 8, "held_out": 4, "batch": 4, **ADAPTIVE}
+    with pytest.raises(cli.Stopped, match="stopped at 4 of 8"):
+        reflow.rounds(teacher, tmp_path / "out", 1, 2, True, **options)
+    about = reflow.write(teacher, tmp_path / "out" / "pairs_1", **options)
+    assert about["num"] == 8 and not (tmp_path / "out" / "pairs_1.tmp").exists()
 
 
 def test_interpolants(tmp_path):
