@@ -46,7 +46,7 @@ def on_linear(den: Denoiser) -> Denoiser:
     linear = Linear()
 
     def data(x, t):
-        at = jnp.minimum(den.sde.time(linear.log_snr(t)), den.sde.T)
+        at = jnp.minimum(den.sde.time(linear.log_snr(jnp.minimum(t, 1 - 1e-4))), den.sde.T)  # at t = 1 the ratio is 0
         return den.data(x * expand(den.sde.sigma(at) / linear.sigma(t), x), at)
 
     return Denoiser(data, linear, "data")

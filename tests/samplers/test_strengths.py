@@ -58,6 +58,7 @@ def test_a_drift_that_does_not_keep_the_marginals_is_seen():
 
 def test_the_same_model_on_the_linear_path():
     """Of a mixture on VP: that of it on the linear path, at all times at which VP has so much noise."""
+    assert np.all(np.isfinite(on_linear(MIXTURE.denoiser(VP())).data(np.ones((2, 1)), np.ones(2))))
     x, t = jax.random.normal(jax.random.key(0), (64, 1)), jnp.linspace(0.01, 0.99, 64)
     np.testing.assert_allclose(on_linear(MIXTURE.denoiser(VP())).data(x, t), MIXTURE.denoiser(Linear()).data(x, t), atol=2e-4)
     assert np.abs(MIXTURE.denoiser(VP()).data(x, t) - MIXTURE.denoiser(Linear()).data(x, t)).max() > 0.1
