@@ -264,12 +264,12 @@ def discretization(curves: dict[tuple[str, str], dict[int, float]], variances: d
 def guidance(panels: dict[str, np.ndarray], data: Float[np.ndarray, "n d"], curves: dict[str, list[dict]], path: str | Path) -> Path:
     """Samples of each way of guidance on the data (grey) in the first two coordinates; W2 and off of `tables.guidance`
     against omega, with two standard errors."""
-    figure, axes = plt.subplots(2, 4, figsize=(16, 8), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(16, 6.5), layout="constrained")
     low, high = data[:, :2].min(0), data[:, :2].max(0)
     for axis, (title, x) in zip(axes.ravel(), panels.items()):
         axis.scatter(*data[:, :2].T, s=2, color="0.75", linewidths=0)
         axis.scatter(*x[:1500, :2].T, s=3, color="tab:red", linewidths=0)
-        axis.set(title=title, xlim=(low[0], high[0] + 1), ylim=(low[1], high[1]), aspect="equal")
+        axis.set(title=title, xlim=(low[0], high[0] + 0.3), ylim=(low[1], high[1]), aspect="equal")
     for axis, name, title in ((axes[1, 2], "W2", "sliced W2 to the class"), (axes[1, 3], "off", "share outside its 99 % ellipsoid")):
         for way, rows in curves.items():
             x, y, error = ([row[column] for row in rows] for column in ("omega", name, f"± {name}"))
