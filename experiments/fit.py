@@ -25,7 +25,6 @@ from models.amed import StepPredictor
 from samplers import amed, gits, grids, sample, solvers
 from samplers.solvers import v3
 from sde_lib import Denoiser
-from sde_lib.noise import normal
 
 COMMAND = "python -m experiments.fit"
 FITTED = ("dpm_solver_v3", "amed", "amed_plugin", "gits")
@@ -152,7 +151,7 @@ def main():
     path = file_of(f.workdir, f.solver, f.steps, f.guidance)
     path.parent.mkdir(exist_ok=True)
     clock = time.perf_counter()
-    x_T = run.network.prior_std * normal(jax.random.key(f.seed), (f.examples, *shape))
+    x_T = run.network.prior_sample(jax.random.key(f.seed), (f.examples, *shape))
     if f.solver == "dpm_solver_v3":
         values = run.dataset.values["train"][: f.examples]
         x0 = run.dataset.to_x(jax.random.split(jax.random.key(f.seed), len(values)), values)

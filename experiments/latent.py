@@ -29,7 +29,6 @@ from experiments.autoencoder import Autoencoder
 from experiments.kept import Kept, quiet, savez, sha256, write_text
 from experiments.untrusted import Npz
 from samplers import sample_adaptive, slerp
-from sde_lib.noise import normal
 
 DEQUANTIZATIONS = ("uniform", "middle")
 ENDS = ("examples", "prior")
@@ -96,7 +95,7 @@ def labels_of(run: runs.Run, split: str, index: np.ndarray):
 
 def prior(run: runs.Run, n: int, seed: int) -> np.ndarray:
     """n draws x_T of the prior; draw i depends on the seed and i alone."""
-    return run.network.prior_std * np.asarray(normal(jax.random.key(seed), (n, *run.dataset.shape)))
+    return np.asarray(run.network.prior_sample(jax.random.key(seed), (n, *run.dataset.shape)))
 
 
 def standard(run: runs.Run, latent: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:

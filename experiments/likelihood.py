@@ -165,7 +165,7 @@ def finite(value):
 def main():
     f = flags.FLAGS
     run = runs.from_flags()
-    dataset, sde, interpolant = run.dataset, run.network.sde, run.network.interpolant
+    dataset, sde = run.dataset, run.network.sde
     foreign = ("dequantization", "divergence", "probes", "noise", "rtol", "atol") if f.bound == "variational" else ("times",)
     for name in foreign:
         if f[name].present:
@@ -215,7 +215,7 @@ def main():
         "class_conditional": run.conditional,
         **({"ood": ood} if ood else {}),
         "eps": eps,
-        "noise_at_eps": float(np.hypot(sde.sigma(eps), 0.0 if interpolant is None else interpolant.gamma(eps)) / sde.alpha(eps)),
+        "noise_at_eps": float(np.hypot(sde.sigma(eps), run.network.gamma(eps)) / sde.alpha(eps)),
         "seed": f.seed,
         "seconds": time.perf_counter() - clock,
     }

@@ -20,6 +20,7 @@ from models.uncertainty import Uncertainty
 from sde_lib import PLANE, SDE, Denoiser, FlowMap
 from sde_lib.denoiser import MIN_ALPHA
 from sde_lib.interpolants import Interpolant
+from sde_lib.noise import normal
 from sde_lib.numerics import expand
 
 
@@ -105,8 +106,15 @@ class Network:
     @property
     def prior_std(self) -> float:
         """Standard deviation of x_T of a model that begins at noise: sigma(T), with what an interpolant has there beside it."""
-        gamma = 0.0 if self.interpolant is None else self.interpolant.gamma(self.sde.T)
-        return float(np.hypot(self.sde.sigma(self.sde.T), gamma))
+        return float(np.hypot(self.sde.sigma(self.sde.T), self.gamma(self.sde.T)))
+
+    def prior_sample(self, key, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+        """x_T of a model that begins at noise, as `SDE.prior_sample`."""
+        return self.prior_std * normal(key, shape)
+
+    def gamma(self, t: float) -> float:
+        """The standard deviation of the noise that an interpolant has at t beside both ends, 0 of others."""
+        return 0.0 if self.interpolant is None else float(self.interpolant.gamma(t))
 
     @property
     def none(self):

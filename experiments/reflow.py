@@ -45,11 +45,10 @@ def check_flow(run: runs.Run, options: dict) -> None:
         raise ValueError(f"--workdir={run.workdir} is conditioned on embeddings: expected a model of classes, or without labels")
 
 
-def identity(run: runs.Run, num: int, held_out: int, seed: int = 0, label: int = -1, **options) -> dict:
-    """What pairs are a function of, as pairs.json says it."""
-    others = sampling.guided(run, **options)[0].fingerprints()
-    said = {"sha256": run.fingerprint(), "num": num, "held_out": held_out, "seed": seed, "label": label, **options, "others": others}
-    return json.loads(json.dumps(said))
+def identity(guide: guiding.Guide, num: int, held_out: int, seed: int = 0, label: int = -1, **options) -> dict:
+    """What pairs of a guided run are a function of, as pairs.json says it."""
+    said = {"sha256": guide.run.fingerprint(), "num": num, "held_out": held_out, "seed": seed, "label": label, **options}
+    return json.loads(json.dumps(said | {"others": guide.fingerprints()}))
 
 
 def write(
@@ -85,7 +84,7 @@ def write(
         return {"x": x, "source": x_1}, nfe
 
     temporary = out.with_name(out.name + ".tmp")
-    of = identity(run, num, held_out, seed, label, **options)
+    of = identity(guide, num, held_out, seed, label, **options)
     done = started(temporary, of)
     for part, (end, n) in enumerate((("", num), ("_test", held_out))):
         row = done.setdefault(f"rows{end}", 0)
@@ -144,7 +143,9 @@ def rounds(run: runs.Run, out: str | Path, count: int, train_steps: int = 0, sto
         config = retraining(run, pairs, train_steps)  # refuses before there are hours of pairs
         pairs.parent.mkdir(parents=True, exist_ok=True)
         if pairs.exists():
-            of, said = identity(run, **{name: value for name, value in options.items() if name != "batch"}), read_json(pairs / sources.PAIRS)
+            drawn = {name: value for name, value in options.items() if name not in ("num", "held_out", "batch", "seed", "label")}
+            of = identity(sampling.guided(run, **drawn)[0], **{name: value for name, value in options.items() if name != "batch"})
+            said = read_json(pairs / sources.PAIRS)
             if other := [name for name in of if said.get(name) != of[name]]:
                 raise ValueError(f"{pairs} is there and has another {', '.join(other)}: name another --out, or remove it")
             print(f"{pairs} is there already")

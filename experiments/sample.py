@@ -276,11 +276,11 @@ def starts(run: runs.Run) -> Callable:
 
     def start(keys, index):
         if source is None:
-            return network.prior_std * normal(jax.vmap(jax.random.split, out_axes=1)(keys)[0], (len(keys), *run.dataset.shape))
+            return network.prior_sample(jax.vmap(jax.random.split, out_axes=1)(keys)[0], (len(keys), *run.dataset.shape))
         each = lambda i: jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         values = source.values["test"]
         x_T = source.to_x(each(2), values[np.asarray(index) % len(values)])
-        gamma = 0.0 if network.interpolant is None else float(network.interpolant.gamma(network.sde.T))
+        gamma = network.gamma(network.sde.T)
         return x_T + gamma * normal(each(3), x_T.shape, x_T.dtype) if gamma else x_T
 
     return start
