@@ -42,12 +42,13 @@ def get_config() -> ConfigDict:
     # (of so many stages, each shrinking gaps); step: data, or the teacher's solver, up to `chain` in a row; to: data, random or phase
     config.objective.consistency = ConfigDict({"times": "fixed", "grid": "karras", "count": 18, "start": 10, "end": 1280, "stages": 8, "shrink": 2.0})
     config.objective.consistency.update(step="data", chain=1, to="data", phases=4, through=False)
-    # metric l2, or huber with its constant; weight one or gap; decay of theta^-, 0: the parameters themselves; weight of a regression
+    # metric l2, or huber with its constant; weight one, gap or edm; decay of theta^-, 0: the parameters themselves; weight of a regression
     config.objective.consistency.update(metric="l2", constant=0.00054, weight="one", target=0.0, regression=0.0)
     # the teacher's guidance, from to, which the student is told (told_omega); 0: none
     config.objective.consistency.omega = (0.0, 0.0)
-    # of loss scm (experiments.scm): step data or teacher; constant c of the normalisation; share of training in which the tangent rises; adaptive: w
-    config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.025, "adaptive": True})
+    # of loss scm (experiments.scm): step data or teacher; constant c of the normalisation; share of training in which the tangent rises
+    config.objective.scm = ConfigDict({"step": "data", "constant": 0.1, "warmup": 0.025})
+    config.objective.adaptive = False  # of loss regression and scm: times weighted by how uncertain each is, which is learned (models/uncertainty.py)
     # of loss add, and by its weight of consistency (experiments.adversarial): real data or target, R1's penalty, mean and std of log(sigma/alpha) of
     # the features, weight of add's distillation
     config.objective.adversarial = ConfigDict({"weight": 0.0, "real": "data", "penalty": 1e-5, "mean": 1.0, "std": 1.0, "distillation": 2.5})
@@ -73,7 +74,8 @@ def get_config() -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.name = "adam"  # or radam
     config.optim.learning_rate = 1e-3
-    config.optim.schedule = "constant"  # or cosine or linear, to zero at the last step
+    config.optim.schedule = "constant"  # or cosine or linear, to zero at the last step, or inverse_sqrt, which falls after `decay` steps
+    config.optim.decay = 0
     config.optim.warmup = 100  # steps
     config.optim.clip = 1.0  # global norm of the gradient
     config.optim.beta1 = 0.9
@@ -81,6 +83,7 @@ def get_config() -> ConfigDict:
     config.optim.epsilon = 1e-8
     config.optim.weight_decay = 0.0
     config.optim.ema = 0.999
+    config.optim.ema_std = 0.0  # above 0: in the place of ema, an average as long as training, of that width relative to it
 
     config.lora = ConfigDict()  # fine-tuning of a trained model by a low-rank adapter (models/lora.py)
     config.lora.rank = 0  # 0: all weights are trained

@@ -20,7 +20,7 @@ configs/toy.py:8gaussians, and of scd, of configs/consistency.py:trig_8gaussians
 of the teacher's config, as the papers' data are others.
 """
 
-from configs import consistency, digits, dit, edm, progressive, sit, toy
+from configs import consistency, digits, dit, edm, edm2, progressive, sit, toy
 
 CONSISTENCY = {
     "cd": {"step": "heun", "count": 18},
@@ -52,10 +52,9 @@ def get_config(name: str = "perflow"):
             "scd": "cifar10_uncond",
             "ctm": "cifar10",
             "cd_imagenet64": "imagenet64",
-            "scd_imagenet64": "imagenet64",
             "ctm_imagenet64": "imagenet64",
         }
-        config = METHODS[method].get_config(*([of[name]] if name in of else []))
+        config = edm2.get_config("imagenet64_s") if name == "scd_imagenet64" else METHODS[method].get_config(*([of[name]] if name in of else []))
     if method == "instaflow":
         config.data.name = "pairs"
         config.objective.time.update(name="grid", count=1)
@@ -90,7 +89,7 @@ def get_config(name: str = "perflow"):
         if data == "digits":  # at the others' rate and beta1 its adversary leads nowhere: FD-clf by one step 131, or 220, with these 13
             config.optim.update(learning_rate=5e-4, beta1=0.5)
     elif method == "scd":
-        consistency.continuous(config, 1.0 if data else 0.5)
+        consistency.continuous(config, 0.5 if data in ("", "imagenet64") else 1.0)
         config.objective.scm.step = "teacher"
     if name in ("pcm", "ctm", "ctm_imagenet64"):
         config.objective.adversarial.update(weight=0.1, real="target" if name == "pcm" else "data")
@@ -123,7 +122,9 @@ def get_config(name: str = "perflow"):
         config.model.dropout = 0.0
         config.optim.update(learning_rate=5e-5, schedule="linear", warmup=0, weight_decay=0.0, ema=0.0)
         config.training.steps = 50_000
-    elif name in ("cd", "ctm", "scd", "cd_imagenet64", "ctm_imagenet64", "scd_imagenet64"):
+    elif name == "scd_imagenet64":
+        consistency.of_continuous(config, "imagenet64")
+    elif name in ("cd", "ctm", "scd", "cd_imagenet64", "ctm_imagenet64"):
         config.data.augment = 0.0
         config.model.dropout = 0.0
         config.optim.update(name="radam", learning_rate=4e-4, warmup=0, ema=0.9999)
@@ -136,11 +137,10 @@ def get_config(name: str = "perflow"):
             config.objective.consistency.update(count=40, chain=20)
             config.optim.update(learning_rate=8e-6, ema=0.999)
             config.training.update(batch=2048, steps=30_000)
-        elif name != "scd_imagenet64":
+        else:
             config.model.augment_dim = 0
-        if method == "scd":
-            config.optim.update(name="adam", beta2=0.99, learning_rate=1e-4, warmup=1000)
-            config.training.update(batch=512 if name == "scd" else 2048, steps=400_000)
+        if name == "scd":
+            consistency.of_continuous(config, "")
         elif name == "ctm":
             config.optim.ema = 0.999
             config.training.update(batch=256, steps=100_000)

@@ -187,4 +187,7 @@ def load_config(workdir: str) -> ConfigDict:
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file} is no config: expected a JSON object")
+    objective = values.get("objective", {})
+    if "adaptive" in objective.get("scm", {}):  # where it was, and of that loss alone
+        objective["adaptive"] = objective["scm"].pop("adaptive") and objective.get("loss") == "scm"
     return ConfigDict(filled(values, default.get_config().to_dict()))

@@ -21,7 +21,8 @@ by ct (equal in N^2) and ict (doubled), and is `count` if fixed. ect has no grid
 1)), and the data where that is below 0. "data" is eps (ect: 0), "random" any point of the grid up to u, "phase" the lower edge of t's of `phases`
 parts of the grid. Of CTM the number of a teacher's steps is 1 to `chain`, each as likely, its inner jump from x_u is the student's own without a
 gradient, and the weights of its terms are fixed; in the paper they balance gradients. Distances are of whole examples: l2, the mean square; huber,
-sqrt(|.|^2 + c^2 d) - c d^(1/2), d being the dimension; LPIPS there is none. gap: 1/(r_t - r_u). LCM's c_skip and c_out are those of a jump to t = 0,
+sqrt(|.|^2 + c^2 d) - c d^(1/2), d being the dimension; LPIPS there is none. gap: 1/(r_t - r_u); edm:
+1/r_t^2 + 1/sigma_d^2 (ECT on ImageNet). LCM's c_skip and c_out are those of a jump to t = 0,
 to 1e-5 on its grid.
 """
 
@@ -39,7 +40,7 @@ from sde_lib import SDE, Denoiser, FlowMap
 from sde_lib.numerics import expand
 
 WORDS = {"times": ("fixed", "ct", "ict", "ect"), "grid": ("karras", "uniform"), "to": ("data", "random", "phase"), "metric": ("l2", "huber")}
-WORDS |= {"weight": ("one", "gap"), "step": ("data", "euler", "heun", "ddim", "dpm_solver", "dpm_solver_pp")}
+WORDS |= {"weight": ("one", "gap", "edm"), "step": ("data", "euler", "heun", "ddim", "dpm_solver", "dpm_solver_pp")}
 RHO = 7.0  # of karras
 
 
@@ -228,6 +229,8 @@ def loss(
     found = distance(options, ours, theirs)
     if options.weight == "gap":
         found = found / (ratio(sde, t) - ratio(sde, u))
+    elif options.weight == "edm":
+        found = found * (ratio(sde, t) ** -2 + student.sigma_data**-2)
     if options.regression:
         error = student.denoiser().data(x_t, t) - x0
         found = found + options.regression * jnp.mean(error**2, range(1, x0.ndim))

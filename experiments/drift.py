@@ -26,7 +26,8 @@ CLASSES = {
     RESULT: """
         seed data.name data.variant data.path data.size data.flip data.augment
         sde.name sde.T sde.beta_max sde.beta_min sde.betas sde.noise sde.s sde.sigma_data sde.sigma_max sde.sigma_min sde.sigmas sde.theta
-        model.activation model.dropout model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel model.rescale
+        model.activation model.dropout model.dropout_height model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel
+        model.rescale
         objective.clock objective.kind objective.kl objective.label_dropout objective.reconstruction objective.sigma_data objective.weighting
         objective.adversarial.distillation objective.adversarial.mean objective.adversarial.penalty objective.adversarial.real
         objective.adversarial.std
@@ -39,7 +40,8 @@ CLASSES = {
         objective.scm.warmup objective.perflow.steps objective.perflow.windows objective.progressive.start objective.progressive.steps
         objective.time.count objective.time.high objective.time.low objective.time.mean objective.time.name objective.time.scale
         objective.time.std
-        optim.beta1 optim.beta2 optim.clip optim.ema optim.epsilon optim.learning_rate optim.name optim.schedule optim.warmup optim.weight_decay
+        optim.beta1 optim.beta2 optim.clip optim.decay optim.ema optim.ema_std optim.epsilon optim.learning_rate optim.name optim.schedule
+        optim.warmup optim.weight_decay
         coupling.bridge coupling.by_class coupling.constant coupling.group coupling.name coupling.regularization
         coupling.source.name coupling.source.path coupling.source.variant
         lora.alpha teacher.guidance teacher.workdir training.batch training.init training.steps""",
@@ -47,7 +49,7 @@ CLASSES = {
         model.name model.attention model.augment_dim model.blocks model.channels model.decoder_attention model.depth model.embedding
         model.embeddings model.frequencies model.grow_input model.grow_output model.image_channels model.label_tokens model.latent_channels
         model.mlp_ratio model.modulate model.multipliers model.normalise model.num_classes model.num_heads model.patch model.resample
-        model.second_time model.told_omega model.width objective.adversarial.weight objective.loss objective.scm.adaptive
+        model.second_time model.told_omega model.width objective.adaptive objective.adversarial.weight objective.loss
         lora.base lora.pattern lora.rank""",
 }
 FIELDS = {field: kind for kind, fields in CLASSES.items() for field in fields.split()}
@@ -82,13 +84,15 @@ def same(noted: dict, found: dict) -> bool:
 def drifted(before: dict, after: dict, same_data: bool) -> dict[str, str]:
     """The class of each field whose value differs between two flat configs (`cli.flat`); same_data: whether both are of the same examples."""
     changed = [field for field in sorted(before.keys() | after.keys()) if before.get(field) != after.get(field)]
+    # whether what is done at a step does not depend on how many there will be
+    steady = all(c["optim.schedule"] in ("constant", "inverse_sqrt") and c["objective.loss"] not in TIMED for c in (before, after))
     classes = {}
     for field in changed:
         classes[field] = FIELDS.get(field, RESULT)
         other = [before | {field: after.get(field)}, after | {field: before.get(field)}]
         if field in PLACE and same_data:
             classes[field] = FREE
-        elif field == "training.steps" and before["optim.schedule"] == after["optim.schedule"] == "constant" and after["objective.loss"] not in TIMED:
+        elif field == "training.steps" and steady:
             classes[field] = FREE
         elif field == "objective.time.name" and "importance" in (before.get(field), after.get(field)):  # which has a history
             classes[field] = STATE
@@ -99,7 +103,7 @@ def drifted(before: dict, after: dict, same_data: bool) -> dict[str, str]:
 
 def _moments(config: dict):
     """The structure of the optimizer's state: of weight decay and schedules it has parts of their own."""
-    nested = ConfigDict(unflatten_dict(config, sep="."))
+    nested = ConfigDict(unflatten_dict(config | {"optim.decay": 1}, sep="."))  # of whatever schedule
     return jax.tree.structure(jax.eval_shape(state.optimizer(nested).init, {}))
 
 

@@ -49,7 +49,7 @@ CLOCKS = {"time": by_time, "log_snr": by_log_snr, "log_sigma": by_log_sigma, "ed
 
 BESIDE = ("schedule", "uncertainty", "discriminator")  # what is trained beside a network's own module
 # the layers whose outputs are features: blocks, and of perceptrons the layers of the vector that they carry
-FEATURES = {"DiT": "DiTBlock", "MMDiT": "MMDiTBlock", "UNet": "ResBlock", "MLP": "Dense", "ResidualMLP": "LayerNorm"}
+FEATURES = {"DiT": "DiTBlock", "MMDiT": "MMDiTBlock", "UNet": "ResBlock", "EDM2": "Block", "MLP": "Dense", "ResidualMLP": "LayerNorm"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Network:
     """A module on a path: (params, x [B, ...], t [B], label [B]) -> the prediction F of `kind`. Hashable, hence static under jit.
 
     The module sees x / sqrt(alpha^2 sigma_data^2 + sigma^2), of unit variance, and the time by `clock` (a name in `CLOCKS`), about 0 to 1.
-    schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"]; uncertainty: of that of sCM
-    (`experiments.scm`), likewise; discriminator: on the features of a teacher (`experiments.adversarial`), likewise.
+    schedule: of training on the variational bound (`experiments.vdm`), with parameters of its own in params["schedule"]; uncertainty: of sCM
+    or of a regression (`config.objective.adaptive`), likewise; discriminator: on the features of a teacher (`experiments.adversarial`), likewise.
     coupled: whether eps was joined with x_0 (`experiments.couplings`).
     windows: of PeRFlow (`experiments.perflow`): s is where t's window ends; 0 of others.
     interpolant: the path, where it has noise beside both ends (`config.coupling`); of kind "noise" F is then E[z | x_t], that noise.
@@ -202,6 +202,16 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
 
     Raises ValueError for unknown names and options.
     """
+    if config.objective.adaptive and (
+        config.objective.loss not in ("regression", "scm")
+        or config.objective.time.name == "importance"
+        or config.coupling.constant
+        or config.coupling.bridge
+    ):
+        raise ValueError(
+            f"config.objective.adaptive = True of loss '{config.objective.loss}' and times '{config.objective.time.name}': expected a regression or "
+            "scm, times that are not of importance, and no interpolant (coupling.constant, coupling.bridge)"
+        )
     if config.objective.loss == "autoencoder":
         return autoencoder.from_config(config)
     classifies = config.objective.loss == "classifier"
@@ -282,7 +292,7 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     windows = perflow.check(config) if objective.loss == "perflow" else 0
     coupled = coupled or objective.loss in ("perflow", "progressive") or interpolant is not None  # no score
     final = objective.loss in ("consistency", "scm", "add") and not second_time
-    beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.loss == "scm" and objective.scm.adaptive else None}
+    beside = {"schedule": schedule, "uncertainty": Uncertainty() if objective.adaptive else None}
     beside["discriminator"] = Discriminator(module.num_classes) if adversarial.used(objective) else None
     of = {"coupled": coupled, "windows": windows, "interpolant": interpolant, "final": final}
     return Network(module, sde, objective.kind, objective.sigma_data, objective.clock, **beside, **of)

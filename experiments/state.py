@@ -5,14 +5,16 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from experiments import adversarial, consistency, importance, objectives
 from experiments.data import Dataset
 from experiments.network import BESIDE, Network
 from models import lora
+from models.edm2 import normalized
 from sde_lib import Denoiser
 
 AXIS = "devices"
@@ -35,8 +37,8 @@ class TrainState:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam (AdamW if weight_decay is above 0) or rectified Adam (1908.03265), clipped by global norm; linear warm-up, then a constant rate, or a
-    cosine or a line to zero at the last step."""
+    """Adam (AdamW if weight_decay is above 0) or rectified Adam (1908.03265), clipped by global norm; linear warm-up, then a constant rate, a
+    cosine or a line to zero at the last step, or, after `decay` steps, one that falls with the root of their number (EDM2, 2312.02696, eq. 67)."""
     o = config.optim
     if o.schedule == "constant":
         rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup) if o.warmup else o.learning_rate
@@ -45,19 +47,48 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     elif o.schedule == "linear":
         down = optax.linear_schedule(o.learning_rate, 0.0, max(config.training.steps - o.warmup, 1))
         rate = optax.join_schedules([optax.linear_schedule(0.0, o.learning_rate, o.warmup), down], [o.warmup])
+    elif o.schedule == "inverse_sqrt":
+        if not o.decay > 0:
+            raise ValueError(f"config.optim.decay = {o.decay} of schedule 'inverse_sqrt': expected the steps after which the rate falls")
+        rise = optax.linear_schedule(0.0, o.learning_rate, o.warmup) if o.warmup else optax.constant_schedule(o.learning_rate)
+        rate = lambda count: rise(count) / jnp.sqrt(jnp.maximum(count / o.decay, 1.0))
     else:
-        raise ValueError(f"config.optim.schedule = '{o.schedule}': expected constant, cosine or linear")
+        raise ValueError(f"config.optim.schedule = '{o.schedule}': expected constant, cosine, linear or inverse_sqrt")
     if o.name not in ("adam", "radam"):
         raise ValueError(f"config.optim.name = '{o.name}': expected adam or radam")
     scale = {"adam": optax.scale_by_adam, "radam": optax.scale_by_radam}[o.name]
     # a schedule's ends are no weights, nor is what learns the weight of a loss
-    own = (lambda params: {name: name not in BESIDE for name in params}) if config.objective.loss in ("variational", "scm") else None
+    learned = config.objective.loss in ("variational", "scm") or config.objective.adaptive
+    own = (lambda params: {name: name not in BESIDE for name in params}) if learned else None
     decay = [optax.add_decayed_weights(o.weight_decay, own)] if o.weight_decay else []
     clip = optax.clip_by_global_norm(o.clip)
     if adversarial.used(config.objective):  # two players, neither of whom shortens the other's steps
         whose = lambda params: {name: "discriminator" if name == "discriminator" else "student" for name in params}
         clip = optax.multi_transform({"discriminator": clip, "student": clip}, whose)
-    return optax.chain(clip, scale(o.beta1, o.beta2, o.epsilon), *decay, optax.scale_by_learning_rate(rate))
+    forced = [unit_weights()] if config.model.name == "EDM2" else []
+    return optax.chain(clip, scale(o.beta1, o.beta2, o.epsilon), *decay, optax.scale_by_learning_rate(rate), *forced)
+
+
+def unit_weights() -> optax.GradientTransformation:
+    """After the others of a chain: puts the kernels of `models.edm2.Layer` back to unit size in every update (EDM2, 2312.02696, eq. 66)."""
+
+    def one(path, update, param):
+        return normalized(param + update) - param if path[-1].key == "kernel" and path[0].key not in BESIDE else update
+
+    update = lambda updates, state, params: (jax.tree_util.tree_map_with_path(one, updates, params), state)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def ema_share(optim: ConfigDict, step: Int[Array, ""]) -> Float[Array, ""]:
+    """What the parameters after this step count for in the average: 1 - `ema`, more at the start; or, of an `ema_std`, 1 - (1 - 1/n)^(gamma + 1) at
+    the n-th, by which those of step k count as k^gamma in the end, a bump of that standard deviation relative to the length of training (EDM2,
+    2312.02696, eq. 123 to 127). Raises ValueError for an ema_std that is not from 0 to below 0.28."""
+    if not 0 <= optim.ema_std < 0.28:
+        raise ValueError(f"config.optim.ema_std = {optim.ema_std}: expected 0 (none, a decay of optim.ema), or a share of training such as 0.1")
+    if not optim.ema_std:
+        return jnp.maximum(1 - optim.ema, 9.0 / (10.0 + step))
+    gamma = np.roots([1, 7, 16 - optim.ema_std**-2, 12 - optim.ema_std**-2]).real.max()
+    return -jnp.expm1((gamma + 1) * jnp.log1p(-1 / (step + 1.0)))
 
 
 def init(config: ConfigDict, network: Network, shape: tuple[int, ...], divided: Callable | None = None) -> TrainState:
@@ -67,6 +98,7 @@ def init(config: ConfigDict, network: Network, shape: tuple[int, ...], divided: 
     adaptive = config.objective.time.name == "importance"
     if adaptive and config.objective.loss == "autoencoder":
         raise ValueError("config.objective.time.name = 'importance': loss 'autoencoder' has no such times; leave the name out")
+    ema_share(config.optim, 0)  # its check
 
     def make():
         params = network.init(init_key, shape)
@@ -134,8 +166,8 @@ def make_step(config: ConfigDict, network: Network, dataset: Dataset, axis: str 
             finite, tally = jax.lax.all_gather(finite, axis, tiled=True), jax.lax.psum(tally, axis)
         updates, opt_state = optim.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(config.optim.ema, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
+        share = ema_share(config.optim, state.step)
+        ema = jax.tree.map(lambda e, p: e + share * (p - e), state.ema, params)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "finite": finite}
         history = None if state.history is None else importance.update(state.history, tally)
         aim = state.target

@@ -223,8 +223,10 @@ def begun(config: ConfigDict, current: state.TrainState) -> state.TrainState:
         return current
     if not name or config.lora.rank:
         raise ValueError(f"config.training.init = '{config.training.init}': expected a workdir, a teacher if 'teacher', and no adapter (lora.base)")
-    theirs, ours = (flatten_dict(params, sep="/") for params in (runs.load_run(name).params, current.params))
-    fits = {key: leaf for key, leaf in theirs.items() if key in ours and ours[key].shape == leaf.shape}
+    run = runs.load_run(name)
+    theirs, ours = (flatten_dict(params, sep="/") for params in (run.params, current.params))
+    own = lambda key: key.startswith("uncertainty/") and run.config.objective.loss != config.objective.loss  # of another loss
+    fits = {key: leaf for key, leaf in theirs.items() if key in ours and ours[key].shape == leaf.shape and not own(key)}
     if not fits:
         raise ValueError(f"config.training.init = {name}: none of its arrays is one of config.model's; expected a run of a like network")
     print(f"begins from {len(fits)} of the {len(ours)} arrays of {name}")

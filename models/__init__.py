@@ -10,10 +10,11 @@ import flax.linen as nn
 from models.autoencoder import KLAutoencoder
 from models.classifier import NoisyClassifier
 from models.dit import DiT, MMDiT
+from models.edm2 import EDM2
 from models.mlp import MLP, ResidualMLP
 from models.unet import UNet
 
-__all__ = ["NETWORKS", "DiT", "KLAutoencoder", "MLP", "MMDiT", "NoisyClassifier", "ResidualMLP", "UNet"]
+__all__ = ["NETWORKS", "EDM2", "DiT", "KLAutoencoder", "MLP", "MMDiT", "NoisyClassifier", "ResidualMLP", "UNet"]
 _ARGUMENTS = ["self", "x", "t", "label", "example"]  # and further ones
 
 

@@ -14,6 +14,13 @@ def sinusoidal(t: Float[Array, " b"], dim: int, scale: float, last: bool = True)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
+def random_features(t: Float[Array, " b"], dim: int) -> Float[Array, "b dim"]:
+    """cos(2 pi (f t + p)) for fixed frequencies f ~ N(0, 1) and phases p ~ U(0, 1), [B, dim] (EDM2, 2312.02696, eq. 75, there times sqrt(2))."""
+    rng = np.random.default_rng(0)
+    angles = 2 * np.pi * (t[:, None] * jnp.asarray(rng.standard_normal(dim), t.dtype) + jnp.asarray(rng.random(dim), t.dtype))
+    return jnp.cos(angles)
+
+
 EMBEDDINGS = ("smooth", "positional", "dit", "fourier")
 
 

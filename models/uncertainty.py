@@ -1,9 +1,9 @@
 """How uncertain a loss is at each time, learned beside a network (EDM2, Karras et al. 2024, 2312.02696, section 2.2)."""
 
 import flax.linen as nn
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
+
+from models.embeddings import random_features
 
 
 class Uncertainty(nn.Module):
@@ -13,6 +13,4 @@ class Uncertainty(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
-        rng = np.random.default_rng(0)
-        angles = 2 * np.pi * (t[:, None] * rng.standard_normal(self.features) + rng.random(self.features))
-        return nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros)(jnp.cos(angles).astype(t.dtype))[:, 0]
+        return nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros)(random_features(t, self.features))[:, 0]

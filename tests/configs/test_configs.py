@@ -22,6 +22,7 @@ VARIANTS = {
     "score_sde": ("ve", "subvp", "ve_deep", "vp_deep", "subvp_deep", "ve_discrete", "vp_discrete", "ve_digits", "vp_digits", "subvp_digits"),
     "score_matching": ("implicit",),
     "edm": ("cifar10_uncond", "cifar10_ncsnpp", "cifar10_uncond_ncsnpp", "imagenet64", "8gaussians"),
+    "edm2": ("digits", "imagenet64_xl", "latents_s", "latents_xxl"),
     "flow_matching": ("ot", "lipman", "lipman_imagenet32", "lipman_imagenet64", "rectified", "reflow"),
     "score_flow": tuple(f"{data}{rest}" for data in ("cifar10", "imagenet32") for rest in ("", "_deep", "_subvp", "_subvp_deep"))[1:],
     "sit": ("l", "b", "s", "fashion"),
@@ -66,7 +67,7 @@ PARAMETERS |= {"consistency": 56_395_523, "consistency:ct": 56_395_523, "consist
 PARAMETERS |= {f"consistency:{name}_8gaussians": 33_794 for name in ("ct", "ict", "ect", "sct")}
 PARAMETERS |= {
     "consistency:ict_imagenet64": 295_900_035,
-    "consistency:ect_imagenet64": 295_900_035,
+    "consistency:ect_imagenet64": 280_209_253,
     "distill:cd_imagenet64": 295_900_035,
     "distill:cd": 56_395_523,
     "distill:ctm": 56_067_075,
@@ -77,9 +78,11 @@ PARAMETERS |= {"distill:tcd": 676_440_592, "distill:pcm": 676_440_592, "distill:
 PARAMETERS |= {f"distill:{name}_digits": 800_321 for name in ("ctm", "tcd", "pcm")}
 PARAMETERS |= {f"distill:{name}_8gaussians": 33_922 for name in ("ctm", "tcd", "pcm")}
 PARAMETERS |= {"distill:ctm_imagenet64": 296_638_851}
-PARAMETERS |= {"consistency:sct": 60_066_627, "consistency:sct_imagenet64": 295_900_099}
-PARAMETERS |= {"consistency:trig": 60_066_563, "consistency:trig_imagenet64": 295_900_035, "progressive": 60_004_099}
-PARAMETERS |= {"distill:scd": 60_066_627, "distill:scd_imagenet64": 295_900_099, "distill:scd_8gaussians": 33_794}
+PARAMETERS |= {"consistency:sct": 60_066_627, "consistency:sct_imagenet64": 293_922_689}
+PARAMETERS |= {"consistency:trig": 60_067_779, "consistency:trig_imagenet64": 293_922_689, "progressive": 60_004_099}
+PARAMETERS |= {"distill:scd": 60_066_627, "distill:scd_imagenet64": 293_922_689, "distill:scd_8gaussians": 33_794}
+PARAMETERS |= {"edm2": 280_209_317, "edm2:digits": 406_227, "edm2:imagenet64_xl": 1_119_276_773}
+PARAMETERS |= {"edm2:latents_s": 280_212_773, "edm2:latents_xxl": 1_523_000_000}
 PARAMETERS |= {f"consistency:{name}_digits": 767_297 for name in ("ct", "ict", "ect")}
 PARAMETERS |= {"edm:8gaussians": 33_794, "consistency:trig_8gaussians": 33_794}
 PARAMETERS |= {"consistency:trig_digits": 755_009, "consistency:sct_digits": 755_073, "distill:scd_digits": 755_073}
@@ -87,6 +90,8 @@ PARAMETERS |= {"distill:add": 674_816_272, "distill:add_digits": 767_297, "disti
 PARAMETERS |= {"distill:progressive": 60_004_099, "distill:progressive_8gaussians": 133_122, "distill:progressive_digits": 767_297}
 SHAPES = {"fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "latents": ((32, 32, 4), 1000), "fashion:latents": ((7, 7, 4), 10)}
 SHAPES |= {
+    "edm2:latents_s": ((64, 64, 4), 1000),
+    "edm2:latents_xxl": ((64, 64, 4), 1000),
     "flow_matching:reflow": ((32, 32, 3), 10),
     "distill:instaflow": ((32, 32, 4), 1000),
     "distill:instaflow_digits": ((8, 8, 1), 10),

@@ -93,6 +93,7 @@ SMALL = {
     "DiT": (dict(width=16, depth=3, num_heads=2, remat=True), 3, (16, 16)),
     "MMDiT": (dict(width=16, depth=2, num_heads=2), 2, (16, 16)),
     "UNet": (dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), remat=True), 8, (8, 8, 8)),
+    "EDM2": (dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, remat=True), 10, (8, 8, 8)),
     "ResidualMLP": (dict(width=16, depth=2), 3, (16,)),
     "MLP": (dict(width=16, depth=2), 3, (16,)),
 }

@@ -1,6 +1,7 @@
 """Consistency losses against closed forms: of Gaussian data every flow is linear."""
 
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -159,12 +160,15 @@ def test_schedules(x64):
 
 
 def test_the_data_are_ects_target(x64):
-    """Where u has come to the data the target is x_0 itself; the loss is |x - x_0|/t there."""
+    """Where u has come to the data the target is x_0 itself; the loss is |x - x_0|/t there, or, of weight edm, times 1/t^2 + 1/sigma_d^2."""
     sde, given = EDM(), options(times="ect", metric="huber", constant=0.0, weight="gap")
     x0, noise, t = jnp.ones((3, 4)), jnp.full((3, 4), 0.5), jnp.array([0.1, 0.5, 1.0])
     fm = FlowMap(lambda x, t, s: 0.7 * x, sde, "data", final=True)
     got = consistency.loss(fm, fm, None, x0, noise, t, (t, t), 0.0, given)
     np.testing.assert_allclose(got, 2 * np.abs(0.7 * (1 + 0.5 * t) - 1) / t, rtol=1e-9)
+    given.weight, half = "edm", replace(fm, sigma_data=0.5)
+    got = consistency.loss(half, half, None, x0, noise, t, (t, t), 0.0, given)
+    np.testing.assert_allclose(got, 2 * np.abs(0.7 * (1 + 0.5 * t) - 1) * (t**-2.0 + 4), rtol=1e-9)
 
 
 RUNS = {

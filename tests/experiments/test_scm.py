@@ -159,7 +159,7 @@ def test_gradients(x64):
 def test_a_run(tmp_path, step):
     """Trains, with a weight that learns, resumes, samples in one and two jumps, and has no denoiser."""
     config = config_of()
-    config.objective.update(loss="scm", kind="edm")
+    config.objective.update(loss="scm", kind="edm", adaptive=True)
     config.objective.scm.step = step
     if step == "teacher":
         save_random(config_of(), tmp_path / "teacher")

@@ -17,6 +17,7 @@ SMALL = {
     "MLP": dict(width=16, depth=2, frequencies=(1.0,)),
     "ResidualMLP": dict(width=16, depth=2, dropout=0.5),
     "UNet": dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.5),
+    "EDM2": dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, dropout=0.5),
 }
 
 
@@ -122,7 +123,7 @@ def test_published_sizes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["DiT", "UNet"])
+@pytest.mark.parametrize("name", ["DiT", "UNet", "EDM2"])
 def test_remat_and_bfloat16(name):
     """Computing again changes no gradient; half precision keeps the parameters in single, and the result near."""
     make = lambda **more: getattr(models, name)(**SMALL[name] | {"dropout": 0.0} | more)
