@@ -6,7 +6,7 @@ Heun; the smaller _xs has none there), and :latents_xxs to _xxl on latents of Im
 1523 M, 1.91, without guidance), which experiments.autoencode has written: --config.data.path=LATENTS. 32 A100, days to weeks. Not trained here.
 There averages of several lengths are kept, and others made of them after training; here there is one, of a length (--config.optim.ema_std) that is
 about the best for FID. Latents have unit standard deviation here, twice theirs, and noise of twice the strength.
-:digits is a small one, of some three minutes on two CPU cores.
+:digits is a small one, of six minutes on two CPU cores.
 """
 
 import numpy as np
