@@ -26,7 +26,7 @@ SHORT = {
     "experiments.distill": ["--config.training.steps=2", "--config.training.batch=8"],
     "experiments.reflow": ["--num=16", "--held_out=8", "--tolerance=0.1", "--batch=8"],
     "experiments.sample": ["--num=3", "--steps=3", "--tolerance=0.1", "--batch=8"],
-    "experiments.inverse": ["--num=2", "--samples=2", "--steps=3", "--iterations=1", "--batch=8"],
+    "experiments.inverse": ["--num=2", "--samples=2", "--steps=3", "--batch=8"],
     "experiments.autoencode": ["--limit=16", "--batch=8"],
     "experiments.data": [],
     "experiments.doctor": [],
