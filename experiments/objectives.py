@@ -293,7 +293,7 @@ def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Giv
         return interpolated(network, params, x0, noise, normal(stream("interpolant"), x0.shape, x0.dtype), t, label, training)
     chosen = LOSSES["regression" if objective.loss == "perflow" else objective.loss]  # PeRFlow's is one, on other ends
     found = chosen(den, x0, x_t, noise, t, stream("loss"), objective)
-    if not objective.adaptive:
+    if not objective.get("adaptive"):
         return found
     w = network.weight(params, t)
     return jnp.exp(w) * found - w  # EDM2, 2312.02696, eq. 21, whose u is -w
