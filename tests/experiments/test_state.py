@@ -78,10 +78,15 @@ def test_weights_of_edm2_keep_their_size():
         config.model.name = name  # the optimizer's alone
         optimizer, params = state.optimizer(config), new
         opt_state = optimizer.init(params)
-        for i in range(3):
-            grads = jax.tree.map(lambda a, i=i: jax.random.normal(jax.random.key(i), a.shape), params)
+
+        @jax.jit
+        def step(params, opt_state, key):
+            grads = jax.tree.map(lambda a: jax.random.normal(key, a.shape), params)
             updates, opt_state = optimizer.update(grads, opt_state, params)
-            params = jax.tree.map(jnp.add, params, updates)
+            return jax.tree.map(jnp.add, params, updates), opt_state
+
+        for i in range(3):
+            params, opt_state = step(params, opt_state, jax.random.key(i))
         return params
 
     forced, free = after("EDM2"), after("UNet")

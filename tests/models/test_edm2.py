@@ -71,6 +71,7 @@ def test_weights_count_by_their_direction():
             assert jnp.abs(along).max() < 1e-3, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modulate, embedding", [("gain", "fourier"), ("double", "positional")])
 def test_derivative_in_time(modulate, embedding):
     """By forward differentiation, as continuous-time consistency takes it, and by differences."""
@@ -83,6 +84,7 @@ def test_derivative_in_time(modulate, embedding):
     assert jnp.abs(tangent).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_dropout_below_a_height():
     """Of 4 it leaves the blocks of 8 pixels alone, which with one level are all."""
     for options, drops in ((dict(multipliers=(1,), attention=()), False), (dict(), True)):
@@ -93,6 +95,7 @@ def test_dropout_below_a_height():
         assert (jnp.abs(plain - dropped).max() > 1e-2) == drops
 
 
+@pytest.mark.slow
 def test_no_label_is_zeros():
     """num_classes stands for it, and so does None."""
     net, params = made()
