@@ -48,7 +48,8 @@ def get_config(name: str = "imagenet64_s"):
     config.model.update(remat=True, dtype="bfloat16")
     mean, std = (-0.8, 1.6) if images else (-0.4 + float(np.log(2)), 1.0)
     config.objective.sigma_data = 0.5 if images else 1.0
-    config.sde.update(sigma_min=0.002 if images else 0.004, sigma_max=80.0 if images else 160.0)
+    if not images:
+        config.sde.update(sigma_min=0.004, sigma_max=160.0)
     config.objective.time.update(name="log_normal", mean=mean, std=std)
     config.optim.update(learning_rate=rate, warmup=4883, decay=35_000 if images else 70_000, ema_std=of[2 if images else 3])  # 10 million images
     config.training.update(batch=2048, steps=of[0 if images else 1] * 2**20 // 2048, log_every=100, checkpoint_every=4096)
