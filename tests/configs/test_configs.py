@@ -163,7 +163,7 @@ def teacher_of(config):
     """A config of a model of one time that `config` distils."""
     teacher = config.copy_and_resolve_references()
     teacher.objective.loss, teacher.objective.label_dropout, teacher.training.init = "regression", 0.1, ""
-    teacher.model.update(second_time=False, told_omega=False)
+    teacher.model.second_time = teacher.model.told_omega = None  # the default, of networks that have neither too
     teacher.lora.rank = 0
     teacher.objective.adversarial.weight = 0.0
     return teacher
