@@ -24,7 +24,7 @@ def file(folder: str | Path, weights: str) -> Path:
 def save(params, path: Path, metadata: dict[str, str] | None = None) -> str:
     """Write a tree of arrays, by names such as Conv_0/kernel, and metadata, at once; returns the SHA-256 of the file."""
     temporary = path.with_suffix(".tmp")
-    save_file({name: np.ascontiguousarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}, temporary, metadata)
+    save_file({name: np.asarray(leaf, order="C") for name, leaf in flatten_dict(params, sep="/").items()}, temporary, metadata)
     temporary.rename(path)
     return sha256(path)
 
