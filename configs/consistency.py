@@ -71,19 +71,19 @@ def get_config(name: str = "ict"):
             config.optim.update(name="radam", learning_rate=4e-4 if method == "ct" else 1e-4, warmup=0)
     if method in ("sct", "trig"):
         continuous(config, 1.0 if small else 0.5)
-        if method == "trig":
-            config.objective.loss = "regression"
-            config.objective.time.update(mean=-0.5 if small else -0.8 if data else -1.2, std=1.6 if data == "imagenet64" else 1.2)
-            config.objective.adaptive = not small
-        elif not small:
-            of_continuous(config, data)
-            config.model.dropout = 0.45 if data else 0.2
-            if data:
-                config.model.dropout_height = 16
+    if method == "sct":
         if not small:
-            config.training.steps = 400_000 if method == "sct" or not data else 1_048_000
-            if data:
-                config.optim.epsilon = 1e-11
+            of_continuous(config, data)
+            config.model.update(dropout=0.45, dropout_height=16) if data else config.model.update(dropout=0.2)
+        return config
+    if method == "trig":
+        config.objective.update(loss="regression", adaptive=not small)
+        mean, std = (-0.5, 1.2) if small else (-0.8, 1.6) if data else (-1.2, 1.2)
+        config.objective.time.update(mean=mean, std=std)
+        if not small:
+            config.training.steps = 1_048_000 if data else 400_000
+        if data == "imagenet64":
+            config.optim.epsilon = 1e-11
         return config
     config.objective.loss = "consistency"
     config.objective.consistency.update(TIMES[method])

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from models.convolution import convolve
 from models.dropout import Dropout
 from models.embeddings import random_features, sinusoidal
-from models.unet import DTYPES, downsample, upsample
+from models.unet import DTYPES, check_levels, downsample, heads_of, upsample
 
 RESIDUAL = ATTENDED = 0.3  # shares of the branch in a sum with what it is added to
 LARGEST = 256.0  # of what a block passes on, as in half precision
@@ -136,12 +136,7 @@ class EDM2(nn.Module):
     ) -> Float[Array, "b h w c"]:
         if not self.multipliers or not self.blocks > 0:
             raise ValueError(f"EDM2 with multipliers = {self.multipliers}, blocks = {self.blocks}: expected at least one of each")
-        halvings = 2 ** (len(self.multipliers) - 1)
-        if x.ndim != 4 or x.shape[1] % halvings or x.shape[2] % halvings:
-            raise ValueError(f"images of shape {x.shape}: this EDM2 expects [B, H, W, C] with H and W divisible by {halvings}")
-        heights = [x.shape[1] >> level for level in range(len(self.multipliers))]
-        if not set(self.attention) <= set(heights):
-            raise ValueError(f"attention at {self.attention}: this EDM2 has the resolutions {', '.join(map(str, heights))}")
+        check_levels("EDM2", x, self.multipliers, self.attention)
         for option, choices in CHOICES.items():
             if getattr(self, option) not in choices:
                 raise ValueError(f"EDM2 {option} '{getattr(self, option)}': expected {' or '.join(choices)}")
@@ -152,7 +147,7 @@ class EDM2(nn.Module):
         def block(h, width, resize="", attend=None, **options):
             height = {"up": 2 * h.shape[1], "down": h.shape[1] // 2}.get(resize, h.shape[1])
             attend = not resize and height in self.attention if attend is None else attend
-            heads = max(k for k in range(1, max(width // self.head_channels, 1) + 1) if width % k == 0) if attend else 0
+            heads = heads_of(width, self.head_channels) if attend else 0
             dropout = self.dropout if height <= (self.dropout_height or height) else 0.0
             return block_class(channels=width, resize=resize, heads=heads, dropout=dropout, modulate=self.modulate, **options)(h, condition, example)
 

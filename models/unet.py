@@ -64,6 +64,21 @@ def pixel_norm(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
     return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-8)
 
 
+def check_levels(name: str, x: Float[Array, "b h w c"], multipliers: tuple[int, ...], attention: tuple[int, ...], patch: int = 1) -> None:
+    """Raise ValueError, with its name, for a U-Net whose images x cannot be halved so often, or with attention at a height that no level has."""
+    halvings = patch * 2 ** (len(multipliers) - 1)
+    if x.ndim != 4 or x.shape[1] % halvings or x.shape[2] % halvings:
+        raise ValueError(f"images of shape {x.shape}: this {name} expects [B, H, W, C] with H and W divisible by {halvings}")
+    heights = [x.shape[1] // patch >> level for level in range(len(multipliers))]
+    if not set(attention) <= set(heights):
+        raise ValueError(f"attention at {attention}: this {name} has the resolutions {', '.join(map(str, heights))}")
+
+
+def heads_of(channels: int, head_channels: int) -> int:
+    """The number of heads of attention that divides the channels, of about `head_channels` each; of 0 one."""
+    return max(h for h in range(1, max(channels // (head_channels or channels), 1) + 1) if channels % h == 0)
+
+
 class Layers(nn.Module):
     """What the parts of a U-Net are made of. epsilon: of GroupNorm; dtype: of the computation, that of the parameters being float32."""
 
@@ -124,7 +139,7 @@ class Attention(Layers):
     @nn.compact
     def __call__(self, x):
         b, height, width, c = x.shape
-        heads = max(h for h in range(1, max(c // (self.head_channels or c), 1) + 1) if c % h == 0)
+        heads = heads_of(c, self.head_channels)
         qkv = self.dense(3 * c)(self.norm(x)).reshape(b, height * width, 3, heads, c // heads)
         h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return (x + self.dense(c, kernel_init=nn.initializers.zeros)(h.reshape(x.shape))) * (2**-0.5 if self.rescale else 1)
@@ -192,12 +207,7 @@ class UNet(Layers):
             raise ValueError(
                 f"UNet with patch = {self.patch}, multipliers = {self.multipliers}, blocks = {self.blocks}: expected at least one of each"
             )
-        halvings = self.patch * 2 ** (len(self.multipliers) - 1)
-        if x.ndim != 4 or x.shape[1] % halvings or x.shape[2] % halvings:
-            raise ValueError(f"images of shape {x.shape}: this U-Net expects [B, H, W, C] with H and W divisible by {halvings}")
-        heights = [x.shape[1] // self.patch >> level for level in range(len(self.multipliers))]
-        if not set(self.attention) <= set(heights):
-            raise ValueError(f"attention at {self.attention}: this U-Net has the resolutions {', '.join(map(str, heights))}")
+        check_levels("U-Net", x, self.multipliers, self.attention, self.patch)
         for option, choices in CHOICES.items():
             if getattr(self, option) not in choices:
                 raise ValueError(f"UNet {option} '{getattr(self, option)}': expected {' or '.join(choices)}")
