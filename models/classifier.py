@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from models.embeddings import Conditioning
-from models.unet import Attention, Layers, ResBlock, space_to_depth
+from models.unet import Attention, Layers, ResBlock, check_levels, heads_of, space_to_depth
 
 
 class AttentionPool(Layers):
@@ -18,7 +18,7 @@ class AttentionPool(Layers):
     @nn.compact
     def __call__(self, x):
         b, h, w, c = x.shape
-        heads = max(n for n in range(1, max(c // (self.head_channels or c), 1) + 1) if c % n == 0)
+        heads = heads_of(c, self.head_channels)
         tokens = x.reshape(b, h * w, c)
         tokens = jnp.concatenate([jnp.mean(tokens, 1, keepdims=True), tokens], 1)
         tokens = tokens + self.param("positions", nn.initializers.normal(c**-0.5), (h * w + 1, c)).astype(x.dtype)
@@ -32,7 +32,7 @@ class NoisyClassifier(Layers):
     """Logits [B, num_classes] of x [B, H, W, C] at t [B], about 0 to 1. No function that a Denoiser could hold.
 
     channels, multipliers, blocks, attention, patch, embedding, embedding_scale, head_channels: as of `models.unet.UNet`, whose resolution changes by
-    "block" here. label, example: not looked at. Raises ValueError if H or W cannot be halved often enough.
+    "block" here. label, example: not looked at. Raises ValueError if H or W cannot be halved often enough, or for attention at a height that no level has.
     """
 
     channels: int = 32
@@ -48,9 +48,7 @@ class NoisyClassifier(Layers):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, " b"], label=None, example=None) -> Float[Array, "b classes"]:
-        halvings = self.patch * 2 ** (len(self.multipliers) - 1)
-        if x.ndim != 4 or x.shape[1] % halvings or x.shape[2] % halvings:
-            raise ValueError(f"images of shape {x.shape}: this classifier expects [B, H, W, C] with H and W divisible by {halvings}")
+        check_levels("classifier", x, self.multipliers, self.attention, self.patch)
         condition = Conditioning(4 * self.channels, 0, self.embedding, self.channels, self.embedding_scale)(t).astype(self.dtype)
         common = {"epsilon": self.epsilon, "dtype": self.dtype}
         block = lambda h, channels, resize="": ResBlock(channels=channels, dropout=self.dropout, resize=resize, **common)(h, condition, example)
