@@ -133,42 +133,61 @@ def fitted(workdir: str | Path, solver: str, steps: int, guidance: float = 1.0) 
     return path
 
 
+def write(
+    run: runs.Run,
+    solver: str,
+    steps: int = 6,
+    guidance: float = 1.0,
+    grid: str = "cosine",
+    examples: int = 512,
+    knots: int = 60,
+    iterations: int = 80,
+    train_batch: int = 64,
+    seed: int = 0,
+) -> Path:
+    """Fit `solver` to the run's model and write its file, which is returned. Arguments: as the flags of this command.
+
+    Raises ValueError for DPM-Solver-v3 of an interpolant, for a run with an adapter added, and for guidance that the model has not.
+    """
+    shape, sde = run.dataset.shape, run.network.sde
+    if run.lora:
+        raise ValueError(f"--lora={run.lora[0]}: a fit is of the run's own weights; fit an export of the merged ones")
+    if run.network.interpolant is not None and solver == "dpm_solver_v3":
+        raise ValueError(
+            f"--solver=dpm_solver_v3 of an interpolant: its statistics are of x_0 with the prior's noise alone; expected {', '.join(FITTED[1:])}"
+        )
+    guided = guide(run, guidance)
+    den = guided.denoiser(run.labels(examples))
+    path = file_of(run.workdir, solver, steps, guidance)
+    path.parent.mkdir(exist_ok=True)
+    clock = time.perf_counter()
+    x_T = run.network.prior_sample(jax.random.key(seed), (examples, *shape))
+    if solver == "dpm_solver_v3":
+        values = run.dataset.values["train"][:examples]
+        x0 = run.dataset.to_x(jax.random.split(jax.random.key(seed), len(values)), values)
+        labels = jax.tree.map(lambda a: jnp.asarray(a[: len(values)]), run.dataset.labels["train"])
+        labelled = guided.denoiser(labels if run.conditional else None)
+        times = grids.log_snr(sde, knots)
+        measured = v3.estimate(labelled, x0, jax.random.key(seed + 1), sde.log_snr(times[1:] if sde.alpha(sde.T) == 0 else times))
+        savez(path, **vars(measured))
+    elif solver == "gits":
+        savez(path, times=gits(den, x_T, steps - 1))
+    else:
+        times, middles = amed.every_second(getattr(grids, grid), sde, steps - 1, BASES[solver])
+        params, losses = fit_predictor(den, x_T, times, BASES[solver], middles, iterations, train_batch, seed=seed)
+        arrays.save(path, params, times=times, middles=[] if middles is None else middles)
+        print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")
+    print(f"fitted {solver} in {time.perf_counter() - clock:.0f} s")
+    return path
+
+
 def main():
     f = flags.FLAGS
     for name, least in {"steps": 2, "examples": 1, "knots": 3, "iterations": 1, "train_batch": 1}.items():
         if f[name].value < least:
             raise ValueError(f"--{name}={f[name].value}: expected at least {least}")
-    run = runs.from_flags()
-    shape, sde = run.dataset.shape, run.network.sde
-    if run.lora:
-        raise ValueError(f"--lora={run.lora[0]}: a fit is of the run's own weights; fit an export of the merged ones")
-    if run.network.interpolant is not None and f.solver == "dpm_solver_v3":
-        raise ValueError(
-            f"--solver=dpm_solver_v3 of an interpolant: its statistics are of x_0 with the prior's noise alone; expected {', '.join(FITTED[1:])}"
-        )
-    guided = guide(run, f.guidance)
-    den = guided.denoiser(run.labels(f.examples))
-    path = file_of(f.workdir, f.solver, f.steps, f.guidance)
-    path.parent.mkdir(exist_ok=True)
-    clock = time.perf_counter()
-    x_T = run.network.prior_sample(jax.random.key(f.seed), (f.examples, *shape))
-    if f.solver == "dpm_solver_v3":
-        values = run.dataset.values["train"][: f.examples]
-        x0 = run.dataset.to_x(jax.random.split(jax.random.key(f.seed), len(values)), values)
-        labels = jax.tree.map(lambda a: jnp.asarray(a[: len(values)]), run.dataset.labels["train"])
-        labelled = guided.denoiser(labels if run.conditional else None)
-        times = grids.log_snr(sde, f.knots)
-        measured = v3.estimate(labelled, x0, jax.random.key(f.seed + 1), sde.log_snr(times[1:] if sde.alpha(sde.T) == 0 else times))
-        savez(path, **vars(measured))
-    elif f.solver == "gits":
-        savez(path, times=gits(den, x_T, f.steps - 1))
-    else:
-        times, middles = amed.every_second(getattr(grids, f.grid), sde, f.steps - 1, BASES[f.solver])
-        params, losses = fit_predictor(den, x_T, times, BASES[f.solver], middles, f.iterations, f.train_batch, seed=f.seed)
-        arrays.save(path, params, times=times, middles=[] if middles is None else middles)
-        print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")
-    print(f"fitted {f.solver} in {time.perf_counter() - clock:.0f} s")
-    print(f"wrote {path}")
+    options = {name: f[name].value for name in ("steps", "guidance", "grid", "examples", "knots", "iterations", "train_batch", "seed")}
+    print(f"wrote {write(runs.from_flags(), f.solver, **options)}")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,14 @@ def cross(rng: np.random.Generator, n: int, variant: str) -> Float[np.ndarray, "
 
 TOYS["cross"] = (cross, ("plain",))
 '''
+CONFIG = """from configs import toy
+
+
+def get_config():
+    config = toy.get_config("moons")
+    config.model = {"name": "Affine"}
+    return config
+"""
 # the file, what is added to it, its name in tests, those that should find it and how many at least, and what is wrong in the control
 ADDED = {
     "path": ("sde_lib/paths.py", PATH, "Parabola", ("sde_lib", "test_contract.py"), 30, ("return 2.0 / (", "return 2.1 / (")),
@@ -96,7 +104,14 @@ ADDED = {
         ("scale: float = 1.0", "scale: float = 1.1"),
     ),
     "loss": ("experiments/objectives.py", LOSS, "quartic", ("experiments/test_objectives.py",), 1, ("- noise", "- noise - 0.1")),
-    "network": ("models/affine.py", NETWORK, "Affine", ("models/test_models.py",), 1, ("nn.silu(h)", "nn.silu(h - h.mean(0))")),
+    "network": (
+        "models/affine.py",
+        NETWORK,
+        "Affine",
+        ("models/test_models.py", "experiments/test_adversarial.py"),
+        1,
+        ("nn.silu(h)", "nn.silu(h - h.mean(0))"),
+    ),
     "data": (
         "experiments/toy.py",
         DATA,
@@ -108,19 +123,34 @@ ADDED = {
 }
 
 
-def outcome(folder, name: str, of_control: bool) -> dict[str, int]:
-    """How many tests passed and failed in a copy of the project with this addition."""
-    file, text, called, files, _, (right, wrong) = ADDED[name]
+def copied(folder: Path, *names: str, of_control: bool = False) -> Path:
+    """A copy of the project with these additions; `of_control`: which are wrong."""
     for part in FOLDERS:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / ".pytest.ini", folder)
-    with open(folder / file, "a") as f:
-        f.write(text.replace(right, wrong) if of_control else text)
-    command = [sys.executable, "-m", "pytest", "-m", "", "-k", called, *(f"tests/{where}" for where in files)]
-    said = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True).stdout
-    found = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|error)", said)}
-    print(said[-3000:])
-    return {"passed": 0, "failed": 0, "error": 0} | found
+    for file in (".pytest.ini", "README.md"):
+        shutil.copy(ROOT / file, folder)
+    for name in names:
+        file, text, *_, (right, wrong) = ADDED[name]
+        with open(folder / file, "a") as f:
+            f.write(text.replace(right, wrong) if of_control else text)
+    return folder
+
+
+def ran(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    """A Python module in that copy."""
+    return subprocess.run([sys.executable, "-m", *command], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True)
+
+
+def outcome(folder: Path, name: str, of_control: bool) -> dict[str, int]:
+    """How many tests passed and failed in a copy of the project with this addition: in the files that should find it all, elsewhere the fast ones."""
+    copy, (_, _, called, files, *_) = copied(folder, name, of_control=of_control), ADDED[name]
+    found = {"passed": 0, "failed": 0, "error": 0}
+    for chosen in (("-m", "slow", "-k", called, *(f"tests/{file}" for file in files)), ("-m", "not slow", "-k", f"{called} or readme_has", "tests")):
+        said = ran(copy, "pytest", *chosen).stdout
+        print(said[-3000:])
+        for count, word in re.findall(r"(\d+) (passed|failed|error)", said):
+            found[word] += int(count)
+    return found
 
 
 @pytest.mark.slow
@@ -134,3 +164,17 @@ def test_an_addition(tmp_path, name):
 @pytest.mark.parametrize("name", ADDED)
 def test_a_wrong_addition_is_found(tmp_path, name):
     assert outcome(tmp_path, name, True)["failed"] > 0
+
+
+@pytest.mark.slow
+def test_commands_know_them(tmp_path):
+    """Trained on and sampled by, all five, by their names."""
+    copy, short = copied(tmp_path, *ADDED), ("--config.training.steps=2", "--config.training.batch=16")
+    (copy / "configs" / "affine.py").write_text(CONFIG)
+    names = ("--config.sde.name=Parabola", "--config.objective.loss=quartic", "--config.data.name=cross")
+    done = [
+        ran(copy, "experiments.train", "--config=configs/affine.py", "--workdir=run", *names, *short),
+        ran(copy, "experiments.sample", "--workdir=run", "--solver=halves", "--steps=3", "--num=8"),
+    ]
+    assert not any(command.returncode for command in done), [command.stderr for command in done]
+    assert (copy / "run" / "samples" / "halves_3.npz").exists()

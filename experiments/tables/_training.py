@@ -1,4 +1,4 @@
-"""Models that a table trains for itself."""
+"""Models that a table trains for itself, and the one that it is given."""
 
 import contextlib
 import io
@@ -17,3 +17,11 @@ def trained(config: ConfigDict, folder: Path, quick: bool) -> runs.Run:
     with contextlib.redirect_stdout(io.StringIO()) if quick else contextlib.nullcontext():
         train(config, folder)
     return runs.load_run(folder)
+
+
+def digits_run(workdir: str) -> runs.Run:
+    """The run in --workdir. Raises ValueError if it is not one of the digits."""
+    run = runs.load_run(workdir)
+    if run.dataset.name != "digits":
+        raise ValueError(f"--workdir={workdir}: its data are {run.dataset.name}; expected a run on digits (make demo)")
+    return run

@@ -13,6 +13,8 @@ from experiments import plots
 from samplers import grids, sample, solvers
 from sde_lib import EDM, GaussianMixture
 
+SEEDS = {"starts": 0}
+SOURCES = {"published": "the released implementations (EDM, DPM-Solver, diff-sampler), run on this problem from other starts"}
 # order in theory; RMSE at 10 evaluations of the released implementations (None: not measured there)
 SOLVERS = {
     "euler": (solvers.euler(), 1, 0.165),
@@ -45,8 +47,8 @@ def problem(n: int):
     return den, x_T, solution.y[:, -1].reshape(-1, 2)
 
 
-def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
-    """Rows of the table, and whether every measured order is within 0.1 of the theory; figures are written to `out`."""
+def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
+    """Rows of the table, and whether the measured orders are those of the theory; figures are written to `out`."""
     with jax.enable_x64(True):
         den, x_T, exact = problem(32 if quick else 256)
         rows, curves = [], {}
@@ -65,4 +67,4 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
             at_ten = curves[name].get(10)
             rows.append({"solver": name, "order": slope, "theory": order, "RMSE at 10 evaluations": at_ten, "published": published})
         plots.solver_errors({"mixture of five Gaussians, sigma 80 to 0.002, rho = 7": curves}, out / "convergence.png")
-    return rows, quick or all(abs(row["order"] - row["theory"]) <= 0.1 for row in rows)
+    return rows, {} if quick else {"every order is within 0.1 of the theory": all(abs(row["order"] - row["theory"]) <= 0.1 for row in rows)}

@@ -14,10 +14,11 @@ from experiments.likelihood import score, summarize
 from experiments.tables._baselines import categorical_bits, gaussian_bits
 from experiments.tables._training import trained
 
+SEEDS = {"training": 0, "times": 0}
 
-def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
-    """Rows, and whether the Gaussian is the published 6.461 +- 0.011, and the variational bound below the published 4.588 of independent pixels by
-    three standard errors, and below theirs on the same images by three of the difference."""
+
+def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
+    """Rows, and whether the Gaussian is the published one, and the variational bound below independent pixels."""
     config = vdm.get_config("small")
     if quick:
         config.model.channels = 8
@@ -42,7 +43,10 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
     found, variational = summarize(model, scores), scores["score"]
     row("the model, variational bound", num, found["mean"], found["stderr_examples"], found["stderr_probes"], found["nfe_mean"])
     if quick:
-        return rows, True
-    above = lambda gain: bool(gain.mean() > 3 * gain.std(ddof=1) / np.sqrt(len(gain)))
-    better = above(independent[:num] - variational) and above(4.588 - variational)
-    return rows, better and abs(rows[1]["bits/dim"] - 6.461) <= 0.011
+        return rows, {}
+    above = lambda gain: gain.mean() > 3 * gain.std(ddof=1) / np.sqrt(len(gain))
+    return rows, {
+        "the Gaussian has the published 6.461 +- 0.011": abs(rows[1]["bits/dim"] - 6.461) <= 0.011,
+        "below the published 4.588 of independent pixels by 3 standard errors": above(4.588 - variational),
+        "below independent pixels on the same images by 3 standard errors of the difference": above(independent[:num] - variational),
+    }

@@ -23,6 +23,7 @@ from samplers import Row, Table, grids, sample, solvers, stack, strengths
 from sde_lib import SDE, Denoiser, Linear
 from sde_lib.numerics import expand
 
+SEEDS = {"training": 0, "starts": 0, "other starts": 1, "sampler": 2}
 DIRECTIONS, LEVEL = 8, 0.01
 STRENGTHS = (("sbdm", 1.0), ("sbdm", 0.25), ("sigma", 1.0), ("decreasing", 1.0), ("increasing_decreasing", 1.0))
 
@@ -59,9 +60,9 @@ def agreement(a, b) -> tuple[float, float]:
     return float(max(test.statistic for test in tests)), min(1.0, DIRECTIONS * float(min(test.pvalue for test in tests)))
 
 
-def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
+def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
     """Rows, and whether every strength agrees with the ODE at the level and no control does."""
-    n, steps, rows, shown, passed = 50 if quick else 4000, 8 if quick else 400, [], {}, True
+    n, steps, rows, shown, gates = 50 if quick else 4000, 8 if quick else 400, [], {}, {}
     for path in ("Linear", "VP"):
         config = toy.get_config("8gaussians")
         config.sde.name = path
@@ -89,9 +90,10 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
             distance, p = agreement(x, ode)
             w2 = sliced_wasserstein2(model.dataset.from_x(x), true)
             rows.append({"path": path, "D": name, "distance": distance, "p": p, "W2": w2})
-            passed &= quick or "no gate" in name or (p < LEVEL) == (name in controls)
+            if "no gate" not in name:
+                gates[f"{path}: {name} {'differs from' if name in controls else 'agrees with'} the ODE"] = (p < LEVEL) == (name in controls)
         shown[path] |= controls
     times = np.linspace(0.002, 0.998, 300)
     curves = {name: strengths.eta(Linear(), name)(times) ** 2 * Linear().diffusion(times) ** 2 / 2 for name in strengths.ETAS}
     plots.strengths(times, curves, shown, out / "strengths.png")
-    return rows, bool(passed)
+    return rows, {} if quick else gates

@@ -10,7 +10,7 @@ from sde_lib import VP
 def row(name: str) -> dict:
     """One solver with its defaults."""
     table = solvers.SOLVERS[name]()(VP(), grids.log_snr(VP(), 10))
-    what = re.split(r": |; |\. (?=[A-Z])", " ".join(inspect.getdoc(solvers.SOLVERS[name]).split()))[0].rstrip(".")
+    what = re.split(r"(?:: |; |\. (?=[A-Z]))(?![^(]*\))", " ".join(inspect.getdoc(solvers.SOLVERS[name]).split()))[0].rstrip(".")
     options = ", ".join(p for p in inspect.signature(solvers.SOLVERS[name]).parameters)
     return {
         "solver": name,
@@ -22,6 +22,6 @@ def row(name: str) -> dict:
     }
 
 
-def run(out, quick: bool, workdir: str) -> tuple[list[dict], bool]:
+def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
     """A row per solver of `samplers.solvers`; no gates."""
-    return [row(name) for name in sorted(solvers.SOLVERS)], True
+    return [row(name) for name in sorted(solvers.SOLVERS)], {}

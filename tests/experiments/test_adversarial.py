@@ -99,7 +99,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", [n if "MLP" in n else pytest.param(n, marks=pytest.mark.slow) for n in models.NETWORKS])
+@pytest.mark.parametrize("name", [n if "MLP" in n else pytest.param(n, marks=pytest.mark.slow) for n in network.FEATURES])
 def test_features(name):
     """One for each block, of the blocks' shapes, whatever the network predicts; of an example alone."""
     chosen, count, shape = SMALL[name]
