@@ -27,11 +27,12 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 -m "not slow"
 
+# with the peers that some are compared with; those of the report's page need a browser: apt-get install chromium chromium-driver
 slow: .venv/installed
-	$(BIN)/pip install --quiet --editable '.[test,peers]'
+	$(BIN)/pip install --quiet --editable '.[test,peers,browser]'
 	$(BIN)/pytest -m slow
 
-# every table that fits two cores, one after another, and the list of them in README.md: about three hours, by the minutes of that list and 28 of samplers
+# every table that fits two cores, one after another, and the list of them in README.md: three hours and a half; interrupted, it goes on at the next one
 tables: .venv/installed demo
 	$(BIN)/python -m experiments.tables --all --workdir=$(RUN)
 

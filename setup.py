@@ -33,6 +33,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"],
         "peers": ["diffusers>=0.30", "pytorch-fid>=0.3", "torch>=2.4", "torch-fidelity>=0.4", "torchvision>=0.19"],
+        "browser": ["selenium>=4.20"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },

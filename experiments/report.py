@@ -191,7 +191,7 @@ def curve(run: runs.Run, keeps: list[Kept]) -> str:
         lines[solver] = {}
         for budget in budgets:
             steps = budget if run.network.jumps else within(run, solver, budget)
-            if not steps:
+            if not steps or any(row[:2] == [solver, steps] for row in rows):
                 continue
             keeps.append(Kept(run.workdir / "report"))
             print(f"{solver}, {budget} evaluations", flush=True)
@@ -199,6 +199,8 @@ def curve(run: runs.Run, keeps: list[Kept]) -> str:
             series = np.array([distance(evaluate.flat(group)) for group in np.split(values, f.groups)])
             lines[solver][int(nfe)] = series
             rows.append([solver, steps, int(nfe), float(series.mean()), float(series.std(ddof=1) / np.sqrt(f.groups)), floor])
+    if not rows:
+        return f"<p>No solver of this curve has at most {budgets[-1]} evaluations: --nfe=2 is the least.</p>"
     grid = options(run, SOLVERS[0], 2)["grid"]
     of = f"the first {len(train)} training examples of {dataset.name}"
     about = {"groups": f.groups, "of": f"{n} samples", "grid": grid, "seed": f.seed, "reference": of}
@@ -311,6 +313,7 @@ def main():
     run = runs.from_flags(sources=True)
     keeps: list[Kept] = []
     out = Path(f.out) if f.out else run.workdir / "report.html"
+    out.parent.mkdir(parents=True, exist_ok=True)  # before the work
     write_text(out, page(run, keeps))
     for kept in keeps:
         kept.remove()

@@ -104,6 +104,7 @@ def test_the_page_says_what_the_files_say(content):
     words = " ".join(page.words)
     assert "solver heun; steps 7" in words and "step 1;" in words and "seed 5" in words
     curve = [row for row in page.rows if row and row[0] in ("ddim", "dpm_solver_pp", "heun")]
+    assert len({tuple(row[:3]) for row in curve}) == len(curve), "each once, though 3 evaluations are the most of Heun within 4, too"
     assert {(row[0], row[2]) for row in curve} >= {("ddim", "3"), ("ddim", "4"), ("heun", "3")} and all(float(row[4]) > 0 for row in curve)
     assert "python -m experiments" not in words, "nothing is missing"
 
@@ -160,6 +161,19 @@ def test_density_has_x_along_rows_and_y_down_columns():
 def test_the_view_moves_only_where_the_scale_does():
     points = np.random.default_rng(0).standard_normal((3, 100, 2))
     assert np.ptp(explorer.extents(points)) == 0 < np.ptp(explorer.extents(points * np.array([80.0, 5.0, 1.0])[:, None, None]))
+
+
+@pytest.mark.slow
+def test_a_run_of_images(start, tmp_path):
+    """Samples and trajectories are pictures, the curve is of FD-clf; fewer evaluations than any solver's, in a folder that is not there yet."""
+    save_random(config_of(), tmp_path / "run")
+    page = Page(made(start, tmp_path / "run", tmp_path / "page.html"))
+    words = " ".join(page.words)
+    assert "The explorer is of models of the plane" in words and "FD-clf (" in words and not page.scripts
+    assert "dpm_solver_pp, 40 steps" in words and "sde_dpm_solver_pp, 40 steps" in words
+    assert sum(tag == "img" for tag, _ in page.tags) >= 4
+    content = made(start, tmp_path / "run", tmp_path / "new" / "page.html", "--nfe=1")
+    assert "No solver of this curve has at most 1 evaluations" in content
 
 
 @pytest.mark.slow
