@@ -140,25 +140,15 @@ def scatter(samples: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, "n 2
     return save(figure, path)
 
 
-def paths(points: Float[np.ndarray, "s n 2"], path: str | Path) -> Path:
-    """The paths of 2-D samples from the prior (grey) to the data (blue)."""
-    figure, axis = plt.subplots(figsize=(6, 6))
-    axis.plot(points[:, :, 0], points[:, :, 1], color="0.8", linewidth=0.5, zorder=1)
-    axis.scatter(*points[0].T, s=6, color="0.5", label="t = T", zorder=2)
-    axis.scatter(*points[-1].T, s=6, color="tab:blue", label="t = 0", zorder=3)
-    axis.set(aspect="equal")
-    axis.legend()
-    return save(figure, path)
-
-
 def trajectories(panels: dict[str, Float[np.ndarray, "s n 2"]], path: str | Path) -> Path:
     """The paths of 2-D samples of several models side by side: the prior grey, the data blue, each path a line."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.5), squeeze=False, sharex=True, sharey=True, layout="constrained")
     for axis, (title, points) in zip(axes[0], panels.items()):
         axis.plot(points[:, :, 0], points[:, :, 1], color="tab:orange", alpha=0.5, linewidth=0.6, zorder=1)
-        axis.scatter(*points[0].T, s=5, color="0.5", zorder=2)
-        axis.scatter(*points[-1].T, s=5, color="tab:blue", zorder=3)
+        axis.scatter(*points[0].T, s=5, color="0.5", label="t = T", zorder=2)
+        axis.scatter(*points[-1].T, s=5, color="tab:blue", label="t = 0", zorder=3)
         axis.set(title=title, aspect="equal")
+    axes[0, 0].legend(fontsize=8)
     return save(figure, path)
 
 

@@ -357,7 +357,7 @@ def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, lab
                 path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))
             files.append(plots.trajectory(plots.to_uint8(run.dataset.from_x(path), data.levels), folder / f"{name}_trajectory.png"))
         else:
-            files.append(plots.paths(run.dataset.from_x(path), folder / f"{name}_trajectory.png"))
+            files.append(plots.trajectories({name: run.dataset.from_x(path)}, folder / f"{name}_trajectory.png"))
     return files
 
 
