@@ -145,11 +145,8 @@ def trajectories(run: runs.Run) -> str:
         return drawn(plots.trajectories, panels, caption=f"{len(index)} paths from the prior (grey) to the data (blue), {about}.")
     pictures = []
     for solver, path in found.items():
-        path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :SHOWN]
-        if kind is run.dataset:  # pixels, not latents: noise of any scale within the range shown
-            path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))
         caption = f"{solver}, {about}: from the prior (left) to the data."
-        pictures.append(drawn(plots.trajectory, plots.to_uint8(run.dataset.from_x(path), kind.levels), caption=caption, pixels=True))
+        pictures.append(drawn(plots.trajectory, sampling.frames(run, path, SHOWN), caption=caption, pixels=True))
     return "".join(pictures)
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import Float
 
 import samplers
 from experiments import cli, fit, parallel, plots, runs
@@ -336,6 +337,14 @@ def about(run: runs.Run, n: int, nfe: float, seed: int, options: dict) -> dict:
     return {**run.description(), "samples": n, "nfe": nfe, "seed": seed, **options}
 
 
+def frames(run: runs.Run, path: Float[np.ndarray, "s n ..."], count: int) -> np.ndarray:
+    """Of a path from the prior to the data, the first `count` images at 12 of its times, uint8."""
+    path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :count]
+    if run.dataset.images is run.dataset:  # pixels, not latents: noise of any scale within the range shown
+        path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))
+    return plots.to_uint8(run.dataset.from_x(path), run.dataset.images.levels)
+
+
 def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, label: int = -1, **options) -> list:
     """The picture of samples and, for a table solver, of trajectories; returns the files. options: of `sampler`."""
     run = guide.run
@@ -352,10 +361,7 @@ def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, lab
         draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guide.omega, path=True, **options)
         path = draw(modelled(guide, options["solver"])(guide.labels(len(rows), label)), rows, starts(run)(rows, index))[2]
         if is_image:
-            path = path[np.unique(np.linspace(0, len(path) - 1, 12).round().astype(int)), :8]
-            if data is run.dataset:  # pixels, not latents: noise of any scale within the range shown
-                path = path / np.maximum(1.0, np.abs(path).max((1, 2, 3, 4), keepdims=True))
-            files.append(plots.trajectory(plots.to_uint8(run.dataset.from_x(path), data.levels), folder / f"{name}_trajectory.png"))
+            files.append(plots.trajectory(frames(run, path, 8), folder / f"{name}_trajectory.png"))
         else:
             files.append(plots.trajectories({name: run.dataset.from_x(path)}, folder / f"{name}_trajectory.png"))
     return files
