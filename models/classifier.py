@@ -32,7 +32,8 @@ class NoisyClassifier(Layers):
     """Logits [B, num_classes] of x [B, H, W, C] at t [B], about 0 to 1. No function that a Denoiser could hold.
 
     channels, multipliers, blocks, attention, patch, embedding, embedding_scale, head_channels: as of `models.unet.UNet`, whose resolution changes by
-    "block" here. label, example: not looked at. Raises ValueError if H or W cannot be halved often enough, or for attention at a height that no level has.
+    "block" here. label, example: not looked at. Raises ValueError if H or W cannot be halved often enough, or for attention at a
+    height that no level has.
     """
 
     channels: int = 32
