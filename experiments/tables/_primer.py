@@ -1,24 +1,48 @@
 """A number of the primer: ours, its closed form, what the text says, and whether they agree."""
 
 import numpy as np
+from scipy.stats import kstest
+
+# mean and standard deviation of Kolmogorov's law, that of sqrt(n) times the distance of n draws for n large
+KOLMOGOROV = np.sqrt(np.pi / 2) * np.log(2), np.sqrt(np.pi**2 / 12 - np.pi / 2 * np.log(2) ** 2)
 
 
 def number(what: str, where: str, ours, exact, text=None, agrees=None, digits: int = 9, error=None) -> dict:
-    """A row of the table. where: the seed and its heading. text: the number as printed there, or None; agrees: what to say of it, if it is no number.
+    """A row of the table. where: the seed and its heading. exact: the closed form, or None of what is only measured.
 
-    exact: None for what is only measured. Gate (see `holds`): to `digits` decimals or, with the standard error of a Monte Carlo estimate, within four
-    of them.
+    text: what the seed says: a number as printed, words, in quotes if they are no number's, or in parentheses the number that its formula comes to.
+    agrees: the `verdict` on it; by default whether the closed form rounds to the number. Gate (see `holds`): to `digits` decimals or, with the
+    standard error of a Monte Carlo estimate, within four of them.
     """
     if agrees is None and text is not None:
-        right = f"{exact:.{len(text.partition('.')[2])}f}"
-        agrees = "yes" if float(right) == float(text) else f"no: {right}"
+        said = text.strip("()")
+        right = f"{exact:.{len(said.partition('.')[2])}f}"
+        agrees = verdict(float(right) == float(said), right)
     row = {"what": what, "seed": where, "ours": float(ours), "±": None if error is None else float(error)}
-    return row | {"closed form": None if exact is None else float(exact), "digits": digits if error is None else None, "text": text, "agrees": agrees}
+    return row | {
+        "closed form": None if exact is None else float(exact),
+        "digits": digits if error is None and exact is not None else None,
+        "text": text,
+        "agrees": agrees,
+    }
+
+
+def verdict(right: bool, no: str, yes: str = "") -> str:
+    """What to say of the text, by a comparison of numbers: "yes", with a remark, or "no" and what is so instead."""
+    return f"no: {no}" if not right else f"yes: {yes}" if yes else "yes"
 
 
 def drawn(what: str, where: str, values: np.ndarray, exact, text=None, agrees=None) -> dict:
     """A row of the mean of independent values [n]."""
     return number(what, where, np.mean(values), exact, text, agrees, error=np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def distributed(what: str, where: str, values: np.ndarray, cdf, text=None) -> dict:
+    """A row of sqrt(n) times the Kolmogorov-Smirnov distance of independent values [n] to a law, beside the mean of Kolmogorov's; ±: the deviation
+    of his. agrees: whether that is the law."""
+    (exact, error), ours = KOLMOGOROV, np.sqrt(len(values)) * kstest(values, cdf).statistic
+    row = number(f"{what}: sqrt(n) Kolmogorov-Smirnov", where, ours, exact, error=error)
+    return row if text is None else row | {"text": text, "agrees": verdict(holds(row), "another law")}
 
 
 def holds(row: dict) -> bool:

@@ -7,7 +7,7 @@ from jax.tree_util import Partial
 from scipy.stats import norm
 
 from experiments.plots import save
-from experiments.tables import _primer_densities as densities
+from experiments.tables import _primer_models as models
 from experiments.tables import _primer_ordinary as ordinary
 from experiments.tables import _primer_stochastic as stochastic
 from samplers import sample
@@ -155,13 +155,14 @@ def maps(path) -> None:
 
 def showcase(path) -> None:
     """Four Gaussians by one exact model: eight paths and 400 ends (black) over the density of the data, and the first coordinate over p_t."""
-    den, line = densities.four_gaussians().denoiser(Linear()), densities.line(densities.CENTRE, densities.STD)
-    panels = {"ODE": densities.with_noise(0.0)} | {f"SDE, sigma = {s:g}": densities.with_noise(s) for s in densities.NOISES[1:]}
-    panels["as printed: sigma = 1, no score"] = densities.as_printed(1.0)
-    times, grid = np.linspace(densities.LAST, 0, 401), np.linspace(-3, 3, 121)
+    den, line = models.four_gaussians().denoiser(Linear()), models.line(models.CENTRE, models.STD)
+    panels = {"ODE": models.with_noise(0.0)} | {f"SDE, sigma = {s:g}": models.with_noise(s) for s in models.NOISES[1:]}
+    panels["sigma = 2 to t = 0.5, then ODE"] = models.early(2.0)
+    panels["as printed: sigma = 1, no score"] = models.as_printed(1.0)
+    times, grid = np.linspace(models.LAST, 0, 401), np.linspace(-3, 3, 121)
     x_T = Linear().prior_sample(jax.random.key(20), (400, 2))
     cells = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-    density = np.exp(np.asarray(densities.four_gaussians().log_prob(cells))).reshape(121, 121)
+    density = np.exp(np.asarray(models.four_gaussians().log_prob(cells))).reshape(121, 121)
     columns = [np.exp(np.asarray(line.marginal_log_prob(Linear(), grid[:, None], t))) for t in np.linspace(1, 0, 101)]
     figure, axes = plt.subplots(2, len(panels), figsize=(3.2 * len(panels), 6.4), sharex="row", sharey="row", layout="constrained")
     for (above, below), (title, solver) in zip(axes.T, panels.items()):

@@ -10,9 +10,9 @@ from jax.tree_util import Partial
 from scipy import optimize
 from scipy.special import erf, expi
 
-from experiments.tables._primer import number
+from experiments.tables._primer import number, verdict
 from samplers import grids, solvers
-from sde_lib import EDM, Linear
+from sde_lib import Linear
 
 THETA = 2.0
 FIELDS = {
@@ -101,16 +101,23 @@ def fields() -> Iterator[dict]:
     for name, x, exact in points:
         u = matrix(FIELDS[name], 0.0, jnp.array(x))
         for i, value in enumerate(exact):
-            says = {"text": "-2, 'up'", "agrees": "no: the number is right, and is down"} if value == -2 else {"text": str(value)}
+            up = {"text": "-2, 'up'", "agrees": verdict(value > 0, "the number is right, and is down")}
+            says = up if name == "saddle" and i else {"text": str(value)}
             yield number(f"{name} field at ({x[0]:g}, {x[1]:g}): u{i + 1}", f"001, {name} vector field", u[i], value, **says)
     flow = lambda name, x, t: solve(Partial(matrix, FIELDS[name]), x, [0.0, t])[-1]
     turns = ((0.5, (1, 0), (0, 1), "by 90 degrees"), (1.0, (1, 0), (-1, 0), "by 180 degrees"), (-0.5, (0, 1), (1, 0), "the inverse"))
     for half, x, exact, text in turns:
         gap = np.hypot(*(flow("circular", x, half * np.pi) - exact))
-        yield number(f"circular flow for t = {half:g} pi: distance from {x} to {exact}", "001, 2D rotation flow", gap, 0, text, "yes")
+        says = {"text": text, "agrees": verdict(gap < 1e-9, f"off by {gap:.1g}")}
+        yield number(f"circular flow for t = {half:g} pi: distance from {x} to {exact}", "001, 2D rotation flow", gap, 0, **says)
     for i, text in enumerate(("grows", "shrinks")):
         exact = np.exp(THETA * (-1) ** i)
-        yield number(f"saddle flow of (1, 1) for t = 1: x{i + 1}", "001, saddle vector field", flow("saddle", (1, 1), 1.0)[i], exact, text, "yes")
+        says = {"text": text, "agrees": verdict((exact > 1) == (text == "grows"), f"by {exact:.3f}")}
+        yield number(f"saddle flow of (1, 1) for t = 1: x{i + 1}", "001, saddle vector field", flow("saddle", (1, 1), 1.0)[i], exact, **says)
+    for name, exact in (("linear", np.exp(-2 * THETA)), ("circular", 1.0), ("saddle", 1.0)):
+        ours = np.linalg.det([flow(name, x, 1.0) for x in np.eye(2)])  # linear flows: their Jacobians' columns are where the axes go
+        says = {"text": "'diffeomorphism'", "agrees": verdict(exact > 0, "singular")}
+        yield number(f"{name} flow for t = 1: determinant of its Jacobian", "001, The solution to an ODE", ours, exact, **says)
 
 
 def flows() -> Iterator[dict]:
@@ -123,8 +130,9 @@ def flows() -> Iterator[dict]:
     back = "002, eq. (3)"
     yield number("x(1) = 4 e^-2 back to t = 0 with dx/dt = f, dt < 0", back, solve(decay, positions[-1], [1.0, 0.0])[-1], 4)
     twice = solve(of_line(0, 0, THETA, 0), positions[-1], [1.0, 0.0])[-1]
-    says = {"text": "4", "agrees": "no: -f runs forwards in s = T - t; with dt < 0 too it is reversed twice"}
-    yield number("the same with dx/dt = -f 'solved backwards'", back, twice, 4 * np.exp(-2 * THETA), **says)
+    exact = 4 * np.exp(-2 * THETA)
+    says = {"text": "(4)", "agrees": verdict(np.isclose(exact, 4), "-f runs forwards in s = T - t; with dt < 0 too it is reversed twice")}
+    yield number("the same with dx/dt = -f 'solved backwards'", back, twice, exact, **says)
     where = "000, Differential Equation Basics"
     yield number("dx/dt = x from 1: x(1)", where, solve(of_line(0, 0, 1, 0), 1.0, [0, 1])[-1], np.e)
     bell = solve(lambda t, x: jnp.exp(-(t**2)) + 0 * x, 0.0, [0, 1])[-1]
@@ -138,19 +146,30 @@ def steps() -> Iterator[dict]:
     for name, how, said in (("Euler", (EULER, 1.0), ("15", "23")), ("exact", (), ("16", "25")), ("Heun", (HEUN, 1.0), ("16", "25"))):
         found = solve(ramp, 9.0, [3, 4, 5], *how)
         for k, text in enumerate(said, 1):
-            yield number(f"dx/dt = 2 t from x(3) = 9: x({3 + k}), {name}", where, found[k], int(text), text)
+            exact = (3 + k) ** 2 - k * (name == "Euler")  # (t + 1)^2 = t^2 + 2 t + 1, and a step of Euler lacks the 1
+            yield number(f"dx/dt = 2 t from x(3) = 9: x({3 + k}), {name}", where, found[k], exact, text)
+            if name == "Euler":
+                yield number(f"dx/dt = 2 t from x(3) = 9: what Euler's x({3 + k}) lacks", where, (3 + k) ** 2 - found[k], k, str(k))
     by = lambda n, solver: solve(decay, 4.0, QUARTERS, solver, 1 / n)
     where, coarse = "001, Euler for dX/dt = -2X", by(4, EULER)
-    for k, said in enumerate(("2.000", "1.000", "0.500", "0.250"), 1):
-        yield number(f"Euler, n = 4, dx/dt = -2 x from 4: x({QUARTERS[k]:g})", where, coarse[k], 4 * 0.5**k, said)
+    errors = 4 * np.abs(0.5 ** np.arange(5) - np.exp(-THETA * QUARTERS))
+    accumulates = verdict(errors[4] == errors.max(), f"largest at t = {QUARTERS[errors.argmax()]:g}, and falls")
+    for k, said in enumerate((("2.000", "-8.000"), ("1.000", "-4.000"), ("0.500", "-2.000"), ("0.250", "-1.000")), 1):
+        start, t, before = 4 * 0.5 ** (k - 1), QUARTERS[k], coarse[k - 1]
+        yield number(f"Euler, n = 4, dx/dt = -2 x from 4: u of step {k}", where, decay(0.0, before), -THETA * start, said[1])
+        yield number(f"Euler, n = 4, dx/dt = -2 x from 4: x({t:g})", where, coarse[k], 0.5 * start, said[0])
+        error, says = abs(coarse[k] - solve(decay, 4.0, [0, t])[-1]), ("'accumulates'", accumulates) if k == 4 else ()
+        yield number(f"Euler, n = 4, dx/dt = -2 x from 4: error of x({t:g})", "000, Formal Definition", error, errors[k], *says)
     yield number("Euler, n = 100: x(1)", where, by(100, EULER)[-1], 4 * decayed(100), "0.536")
     where, true = "001, Error analysis", np.exp(-THETA)
     relative = lambda n, solver: abs(by(n, solver)[-1] / 4 - true) / true
     for n, said in ((4, "0.25"), (10, "0.10"), (50, "0.02"), (100, "0.01")):
         yield number(f"Euler, n = {n}: relative error", where, relative(n, EULER), abs(decayed(n) - true) / true, said)
-    heun = abs(decayed(25, heun=True) - true) / true
-    yield number("Heun, n = 25, as many evaluations as Euler's 50: relative error", where, relative(25, HEUN), heun, "better", "yes")
-    yield number("Heun, 25 steps of samplers: evaluations", where, solvers.heun()(Linear(), grids.uniform(Linear(), 25)).nfe, 50, "50")
+        yield number(f"Euler, n = {n}, of samplers: evaluations", where, solvers.euler()(Linear(), grids.uniform(Linear(), n)).nfe, n, str(n))
+    heun, euler = (abs(decayed(n, of_heun) - true) / true for n, of_heun in ((25, True), (50, False)))
+    says = {"text": "'better'", "agrees": verdict(heun < euler, f"Euler's is {euler:.4f}")}
+    yield number("Heun, n = 25, as many evaluations as Euler's 50: relative error", where, relative(25, HEUN), heun, **says)
+    yield number("Heun, n = 25, of samplers: evaluations", where, solvers.heun()(Linear(), grids.uniform(Linear(), 25)).nfe, 50, "50")
     for name, solver, by_polynomial, n, text in (
         ("Euler", EULER, decayed, 500, "1"),
         ("Heun", HEUN, lambda n: decayed(n, heun=True), 500, "2"),
@@ -164,8 +183,10 @@ def steps() -> Iterator[dict]:
     yield number("Euler: local order, h = 0.001 to 0.0005", where, np.log2(local(0.001) / local(0.0005)), exact, "2", digits=6)
     outputs = jnp.array([-3.2, -1.8, 0.5, 0.9])
     found = solve(lambda t, x: outputs[jnp.int32(4 * t)] + 0 * x, 1.5, QUARTERS, EULER, 0.25)
-    for t, x, said in zip(QUARTERS[1:], found[1:], ("0.700", "0.250", "0.375", "0.600")):
-        yield number(f"given velocities, four steps from 1.5: x({t:g})", "001, Algorithm 1 by hand", x, float(said), said)
+    exact = 1.5 + 0.25 * np.cumsum(outputs)
+    for k, said in enumerate(("0.700", "0.250", "0.375", "0.600")):
+        what = f"given velocities, four steps from 1.5: x({QUARTERS[k + 1]:g})"
+        yield number(what, "001, Algorithm 1 by hand", found[k + 1], exact[k], said)
 
 
 def rocket_car() -> Iterator[dict]:
@@ -176,40 +197,49 @@ def rocket_car() -> Iterator[dict]:
     yield number("constant speed: x(10), one step of Euler", "000, Case 1", still, 10, "10")
     where = "000, Case 2"
     yield number("burst: x(10) = log 11", where, solve(burst, 0.0, SECONDS)[-1], np.log(11))
-    for h, says in ((1.0, None), (0.1, None), (0.01, "a good fit")):
-        errors = worst(by_steps(burst, EULER, h), np.log1p), worst(in_sums(h, drag=0.0), np.log1p)
-        yield number(f"burst: largest error at t = 1..10, Euler, dt = {h:g}", where, *errors, says, says and "yes")
-    where = "000, Case 3: Wind Tunnel"
-    says = {"text": "Ei, and c", "agrees": "yes, with c = -Ei(0.1) e^-0.1 = 1.4684"}
+    for h in (1.0, 0.1, 0.01):
+        ours, exact = worst(by_steps(burst, EULER, h), np.log1p), worst(in_sums(h, drag=0.0), np.log1p)
+        says = ("'a good fit'", verdict(exact < 0.01, f"off by {exact:.2f}")) if h == 0.01 else ()
+        yield number(f"burst: largest error at t = 1..10, Euler, dt = {h:g}", where, ours, exact, *says)
+    where, c = "000, Case 3: Wind Tunnel", -expi(0.1) * np.exp(-0.1)
+    theirs = (expi(1.1) * np.exp(-0.1) + c) * np.exp(-1)
+    says = {"text": f"({theirs:.4f})", "agrees": verdict(np.isclose(theirs, car_position(10.0)), "", f"with c = -Ei(0.1) e^-0.1 = {c:.4f}")}
     yield number("wind tunnel: x(10)", where, solve(car, 0.0, SECONDS)[-1], car_position(10.0), **says)
     turn = optimize.brentq(lambda t: car(t, solve(car, 0.0, [0, t])[-1]), 1.0, 20.0, xtol=1e-13)
-    yield number("wind tunnel: time at which the car is pushed back", where, turn, car_turns(), "eventually", "yes")
+    says = {"text": "'eventually'", "agrees": verdict(car(20.0, car_position(20.0)) < 0, "not by t = 20")}
+    yield number("wind tunnel: time at which the car is pushed back", where, turn, car_turns(), **says)
     yield number("wind tunnel: how far it comes", where, solve(car, 0.0, [0, turn])[-1], 10 / (1 + car_turns()))
-    ends, says = {}, {"dt = 0.1, Heun": ("a very good match", "yes")}
+    yield from errors_of_steps(by_steps, in_sums, worst)
+
+
+def errors_of_steps(by_steps, in_sums, worst) -> Iterator[dict]:
+    """Of Euler and Heun in the wind tunnel, as steps are made and as they add up."""
+    where, runs = "000, Case 3: Wind Tunnel", {}
     for name, solver, h in (("Euler", EULER, 1.0), ("Euler", EULER, 0.1), ("Euler", EULER, 0.01), ("Heun", HEUN, 1.0), ("Heun", HEUN, 0.1)):
-        label, found, sums = f"dt = {h:g}, {name}", by_steps(car, solver, h), in_sums(h, name == "Heun")
-        errors = worst(found, car_position), worst(sums, car_position)
-        yield number(f"wind tunnel: largest error at t = 1..10, {label}", where, *errors, *says.get(label, ()))
-        ends[label] = found[-1] - car_position(10.0), sums[-1] - car_position(10.0), errors[1]
-    ours, exact, _ = (a / b for a, b in zip(ends["dt = 1, Heun"], ends["dt = 0.1, Euler"]))
-    yield number("wind tunnel: error of Heun's dt = 1 over Euler's dt = 0.1 at t = 10", where, ours, exact, "1", digits=6)
-    needed = lambda error: next(n for n in range(1, 50) if error(n) <= ends["dt = 1, Heun"][2]) / 2
+        runs[name, h] = both = by_steps(car, solver, h), in_sums(h, name == "Heun")
+        ours, exact = (worst(x, car_position) for x in both)
+        says = ("'a very good match'", verdict(exact < 1e-3, f"off by {exact:.4f}")) if (name, h) == ("Heun", 0.1) else ()
+        yield number(f"wind tunnel: largest error at t = 1..10, dt = {h:g}, {name}", where, ours, exact, *says)
+    ours, exact = (np.abs(x - car_position(SECONDS[1:])) for x in runs["Euler", 1.0])
+    for t in (1, 3, 10):
+        grows = verdict(exact[9] == exact.max(), f"largest at t = {exact.argmax() + 1}, {exact.max():.3f}, and falls")
+        says = ("'accumulate over time'", grows) if t == 10 else ()
+        yield number(f"wind tunnel: error at t = {t}, dt = 1, Euler", "000, Formal Definition", ours[t - 1], exact[t - 1], *says)
+    tenths = np.linspace(0, 10, 101)[1:]
+    ours = np.abs(solve(car, 0.0, np.linspace(0, 10, 101), HEUN, 0.1)[1:] - car_position(tenths))
+    exact = np.abs([car_by_steps(t, 0.1, True) - car_position(t) for t in tenths])
+    yield number("wind tunnel: largest error of all steps, dt = 0.1, Heun", where, ours.max(), exact.max())
+    last = tenths[exact.argmax()]
+    says = {"text": "'at the start'", "agrees": verdict(last <= 2, "not in the first fifth", "in the first fifth")}
+    yield number("wind tunnel: time of that error", where, tenths[ours.argmax()], last, **says)
+    at_end = lambda k, *run: runs[run][k][-1] - car_position(10.0)
+    largest = lambda k, *run: worst(runs[run][k], car_position)
+    for name, of in (("error at t = 10", at_end), ("largest error", largest)):
+        ours, exact = (of(k, "Heun", 1.0) / of(k, "Euler", 0.1) for k in (0, 1))
+        says = {"text": "'matches'", "agrees": verdict(abs(exact - 1) < 0.1, f"{exact:.2f} times as large")}
+        yield number(f"wind tunnel: {name} of Heun's dt = 1 over Euler's dt = 0.1", where, ours, exact, digits=6, **says)
+    needed = lambda error: next(n for n in range(1, 50) if error(n) <= largest(1, "Heun", 1.0)) / 2
     ours = needed(lambda n: worst(by_steps(car, EULER, 1 / n), car_position))
     exact = needed(lambda n: worst(in_sums(1 / n), car_position))
-    says = {"text": "5", "agrees": "at t = 10, where both errors are the same; 4 by the largest error"}
-    yield number("wind tunnel: speed-up of Heun's dt = 1 at an equal largest error", where, ours, exact, **says)
-
-
-def schedules() -> Iterator[dict]:
-    """The grids of "Step schedule matters", whose t = 1 is the data."""
-    where, n = "001, Step schedule matters", 10
-    theirs = np.linspace(0, 1, n + 1) ** 2
-    says = {"text": "'more steps near t = 1'", "agrees": "no: fewest there; near the data is 1 - (1 - u)^2"}
-    yield number(f"linspace(0, 1, {n + 1})^2: its step at t = 1", where, np.diff(theirs)[-1], (2 * n - 1) / n**2, **says)
-    ours = grids.with_zero(grids.quadratic(Linear(), n, 1e-9))
-    yield number("samplers.grids.quadratic: its step at the data", where, ours[-3] - ours[-1], 1 / n**2, digits=4)
-    rho, ramp = 7, np.linspace(0, 1, n + 1)
-    theirs = (80 ** (1 / rho) + ramp * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
-    yield number("Karras' schedule: largest difference to samplers.grids", where, np.abs(grids.karras(EDM(), n) - theirs).max(), 0, "0")
-    guided = 2 * solvers.euler()(Linear(), grids.uniform(Linear(), 28)).nfe
-    yield number("evaluations of 28 steps with guidance", "001, complete lifecycle", guided, 56, "56")
+    says = {"text": "5", "agrees": verdict(exact == 5, f"{exact:g} by the largest error; 5 by that at t = 10")}
+    yield number("wind tunnel: speed-up of Heun's dt = 1 at an equal largest error, in whole steps of Euler a second", where, ours, exact, **says)

@@ -1,6 +1,7 @@
 """Stochastic equations of the primer: Brownian motion, Ornstein-Uhlenbeck, the car in turbulence, the noise of VE, VP and DDPM, by diffrax."""
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 import diffrax
 import equinox as eqx
@@ -8,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import integrate
+from scipy.stats import norm
 
-from experiments.tables._primer import drawn, number
+from experiments.tables._primer import distributed, drawn, holds, number, verdict
 from experiments.tables._primer_ordinary import THETA, car, car_position, decay, of_line
-from sde_lib import DDPM, NCSN, OU, VE, VP, SubVP, linear_betas
+from samplers import solvers
+from sde_lib import DDPM, NCSN, OU, VE, VP, SubVP, linear_betas, normal
 
 SIGMA, START = 1.0, 3.0  # of the Ornstein-Uhlenbeck process, whose drift is -THETA x
 still = of_line(0, 0, 0, 0)
+drag = of_line(0, 0, -0.1, 0)  # of the car, without its rocket
 
 
 @eqx.filter_jit
@@ -94,11 +98,16 @@ def brownian(n: int) -> Iterator[dict]:
     ts = np.array([0.0, 0.25, 0.75, 1.0, 4.0])
     _, a, b, one, four = walk(still, 1.0, 0.0, ts, 0.01, jax.random.split(jax.random.key(0), n)).T
     yield drawn(f"Brownian motion, {n} paths, h = 0.01: mean at t = 1", "001, Numerical check", one, 0, "0")
-    yield from (drawn(f"Brownian motion: variance at t = {t}", where, w**2, t, str(t)) for t, w in ((1, one), (4, four)))
+    yield distributed("Brownian motion at t = 1 against N(0, 1)", "001, Numerical check", one, norm.cdf, "N(0, 1)")
+    for t, w, said in ((1, one, "1"), (4, four, "2")):
+        yield drawn(f"Brownian motion: variance at t = {t}", where, w**2, t, str(t))
+        std = np.sqrt(np.mean(w**2))
+        error = np.std(w**2, ddof=1) / np.sqrt(n) / (2 * std)
+        yield number(f"Brownian motion: standard deviation at t = {t}", where, std, np.sqrt(t), said, error=error)
     yield drawn("Brownian motion: covariance of t = 0.25 and 0.75", where, a * b, 0.25, "0.25")
     where, h = "001, The sqrt(h) scaling", 0.01
     ones = lambda noise, key: walk(still, noise, 0.0, [0.0, 1.0], h, jax.random.split(jax.random.key(key), n))[:, -1]
-    yield drawn("noise sigma h in the place of sigma sqrt(h), h = 0.01: variance at t = 1", where, ones(np.sqrt(h), 1) ** 2, h, "0.01")
+    yield drawn("noise sigma h in the place of sigma sqrt(h), h = 0.01: variance at t = 1", where, ones(np.sqrt(h), 1) ** 2, h, "(0.01)")
 
 
 def ornstein_uhlenbeck(n: int) -> Iterator[dict]:
@@ -107,6 +116,10 @@ def ornstein_uhlenbeck(n: int) -> Iterator[dict]:
         mean, std = sde.marginal(jnp.array([[START]]), t)
         for what, ours, exact in zip(("mean", "variance"), (mean[0, 0], std[0] ** 2), ou_moments(t)):
             yield number(f"OU from 3, sde_lib: {what} at t = {t:g}", where, ours, exact)
+    mean, std = (float(c.squeeze()) for c in sde.marginal(jnp.array([[START]]), 0.5))
+    ends = walk(decay, SIGMA, START, [0.0, 0.5], 0.001, jax.random.split(jax.random.key(2), n))[:, -1]
+    row = distributed("OU from 3, h = 0.001, at t = 0.5 against the marginal of sde_lib", "002, 4.3.2", ends, norm(mean, std).cdf)
+    yield row | {"text": "'not without simulating'", "agrees": verdict(not holds(row), "this linear SDE has it: the same law")}
     where = "001, Convergence of the OU process"
     yield number("OU, sde_lib: variance at t = 4", where, sde.variance(4.0), SIGMA**2 / (2 * THETA), "0.25", digits=6)
     for h in (0.1, 0.01):
@@ -128,7 +141,7 @@ def ornstein_uhlenbeck(n: int) -> Iterator[dict]:
     ours = 0.5 * np.log2(squares[0].mean() / squares[1].mean())
     error = np.std(squares[0] / squares[0].mean() - squares[1] / squares[1].mean(), ddof=1) / np.sqrt(n) / (2 * np.log(2))
     exact = np.log2(halving_error(16) / halving_error(32))
-    says = {"text": "0.5", "agrees": "no: 1 where the noise does not depend on x, as here; 0.5 where it does"}
+    says = {"text": "0.5", "agrees": verdict(exact < 0.6, "1 where the noise does not depend on x, as here; 0.5 where it does")}
     yield number("OU, Euler-Maruyama: strong order, 16 to 32 steps", where, ours, exact, error=error, **says)
 
 
@@ -137,11 +150,17 @@ def turbulence(n: int) -> Iterator[dict]:
     where = "000, Stochastic Differential Equations"
     _, one, ten = walk(car, 1.0, 0.0, [0.0, 1.0, 10.0], 0.01, jax.random.split(jax.random.key(3), n)).T
     yield from (drawn(f"turbulence, sigma = 1, dt = 0.01, {n} paths: mean at t = {t}", where, x, car_position(t)) for t, x in ((1, one), (10, ten)))
-    for t, x, says in ((1, one, {}), (10, ten, {"text": "worse later", "agrees": "yes; of the boost it is independent"})):
-        yield drawn(f"turbulence: variance at t = {t}", where, (x - car_position(t)) ** 2, car_variance(t), **says)
-    ours = np.sqrt(integrate.quad(lambda s: np.exp(-s / 5), 0, 10)[0])
-    says = {"text": "'deviations push off course'", "agrees": "no: the wind holds the paths together; without it sqrt(10) = 3.162"}
-    yield number("turbulence: standard deviation at t = 10, by quadrature", where, ours, np.sqrt(car_variance(10)), **says)
+    later = verdict(car_variance(10) > car_variance(1), "less")
+    for t, x, says in ((1, one, ()), (10, ten, ("'worse later'", later))):
+        yield drawn(f"turbulence: variance at t = {t}", where, (x - car_position(t)) ** 2, car_variance(t), *says)
+    boostless = walk(drag, 1.0, 0.0, [0.0, 10.0], 0.01, jax.random.split(jax.random.key(14), n))[:, -1]
+    row = drawn("turbulence without the rocket: variance at t = 10", where, boostless**2, car_variance(10))
+    yield row | {"text": "'as the drift becomes weaker'", "agrees": verdict(not holds(row), "the same without the rocket")}
+    squares = (ten - car_position(10)) ** 2
+    std, exact = np.sqrt(squares.mean()), np.sqrt(car_variance(10))
+    differs = verdict(abs(exact - np.sqrt(10)) > 0.1, "by the noise alone", f"they are pulled back; by the noise alone sqrt(10) = {np.sqrt(10):.3f}")
+    error = np.std(squares, ddof=1) / np.sqrt(n) / (2 * std)
+    yield number("turbulence: standard deviation at t = 10", where, std, exact, "'different drift values'", differs, error=error)
 
 
 def noise_levels() -> Iterator[dict]:
@@ -150,30 +169,64 @@ def noise_levels() -> Iterator[dict]:
     level = 0.01 * 5000**t
     yield number("VE, 0.01 to 50: g(0.1)", where, sde.diffusion(t), level * np.sqrt(2 * np.log(5000)))
     gained = integrate.quad(lambda s: sde.diffusion(s) ** 2, 0, t, epsabs=1e-14)[0]
-    of_text = f"{1e4 * level**2:.3f}"
+    of_text = f"({1e4 * level**2:.3f})"
     yield number("VE: 1e4 times the variance of x(0.1) given x(0)", where + "; 002, eq. (15)", 1e4 * gained, 1e4 * (level**2 - 1e-4), of_text)
-    chain = NCSN(tuple(0.01 * 5000 ** np.linspace(0, 1, 11)))
-    iterated = sum(np.diff(np.append(0.0, chain.sigmas) ** 2)[:3])
-    ours = chain.sigma(chain.time_of_step(3)) ** 2
-    yield number("NCSN, 11 levels: sigma_3^2, the sum of the variances of three steps", "002, eq. (12)", ours, iterated)
-    betas = np.array(linear_betas())
-    alphas = np.cumprod(1 - betas)
-    yield number("DDPM, 1000 steps: 1e5 abar_N, sde_lib", "002, Table 1", 1e5 * DDPM().alpha(1.0) ** 2, 1e5 * alphas[-1])
-    variance = 1.0
-    for beta in betas:
-        variance = (1 - beta) * variance + beta
-    yield number("DDPM: variance after 1000 steps of data of variance 1", "002, eq. (16)", variance, 1, "1")
-    ours = DDPM().alpha(0.999) / DDPM().alpha(1.0) - (1 + 0.5 * betas[-1])
-    says = {"text": "0", "agrees": "to first order; 3/8 beta^2 are left"}
-    exact = 1e4 * (0.98**-0.5 - 1.01)
-    yield number("DDPM: 1e4 times (1 - beta)^-1/2 less 1 + beta/2, beta = 0.02", "002, footnote 4", 1e4 * ours, exact, **says)
     b = 0.1 * 0.1 + 0.5 * 19.9 * 0.1**2
-    says = {"text": "'less slowly'", "agrees": "no: more slowly, by the factor sqrt(1 - e^-B)"}
-    yield number("sub-VP's sigma(0.1) over VP's", "000, New Model Types", SubVP().sigma(0.1) / VP().sigma(0.1), np.sqrt(-np.expm1(-b)), **says)
+    exact = np.sqrt(-np.expm1(-b))
+    says = {"text": "'less slowly'", "agrees": verdict(exact > 1, "more slowly, by the factor sqrt(1 - e^-B)")}
+    yield number("sub-VP's sigma(0.1) over VP's", "000, New Model Types", SubVP().sigma(0.1) / VP().sigma(0.1), exact, **says)
     b = 0.1 * 0.5 + 0.5 * 19.9 * 0.5**2
-    says = {"text": f"{np.expm1(b):.2f}", "agrees": "no: in their notation it is s^2 sigma^2 (2206.00364, eq. 11)"}
-    where = "000, Modern Diffusion Models"
+    right = verdict(np.isclose(np.expm1(b), -np.expm1(-b)), "in their notation it is s^2 sigma^2 (2206.00364, eq. 11)")
+    says, where = {"text": f"({np.expm1(b):.2f})", "agrees": right}, "000, Modern Diffusion Models"
     yield number("VP in Karras' s and sigma: variance of x(0.5) given x(0)", where, VP().variance(0.5), -np.expm1(-b), **says)
     ours = float(VP(1.0, 1.0).drift(jnp.ones((1, 1)), 1.0)[0, 0])
-    says = {"text": "0", "agrees": "no: -x g^2/2; with f = 0 the variance would grow by g^2 dt"}
-    yield number("drift at x = 1 that keeps N(0, 1) where g = 1", "002, figure 3", ours, -0.5, **says)
+    yield number("drift at x = 1 that keeps N(0, 1) where g = 1", "002, 4.2.3: 'remains fixed at unity'", ours, -0.5)
+
+
+def affine(step, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """a and b [n] of x' = a x + b noise in the steps 1..n of a chain, from what it makes of 0 and of 1 by one draw."""
+    key, i, zeros = jax.random.key(13), jnp.arange(1, n + 1), jnp.zeros((n, 1))
+    shift = step(key, zeros, i)
+    return np.asarray(step(key, zeros + 1, i) - shift)[:, 0], np.asarray(shift / normal(key, (n, 1)))[:, 0]
+
+
+def chains() -> Iterator[dict]:
+    """Table 1 of seed 002: the steps of NCSN and DDPM one after another, in one, and in the limit."""
+    where, ends = "002, Table 1", {}
+    for chain in (NCSN(), DDPM()):
+        name, (a, b) = type(chain).__name__, affine(chain.iterate, chain.N)
+        alpha, sigma = affine(lambda *args, chain=chain: chain.single_step(*args)[0], chain.N)
+        signal, variances = np.cumprod(a), list(accumulate(zip(a, b), lambda v, step: step[0] ** 2 * v + step[1] ** 2, initial=0.0))[1:]
+        ends[name] = signal[-1], variances[-1], b[-1]
+        for what, gap in (("factor of x_0", signal / alpha - 1), ("variance", variances / sigma**2 - 1)):
+            gap = np.abs(gap).max()
+            says = {"text": "'='", "agrees": verdict(gap < 1e-9, f"off by {gap:.1g}")}
+            yield number(f"{name}, 1000 steps: largest relative difference of iterated and single steps, {what}", where, gap, 0, **says)
+    betas = lambda n: np.linspace(0.1 / n, 20 / n, n)
+    yield number("DDPM: 1e5 abar_N, iterated", where, 1e5 * ends["DDPM"][0] ** 2, 1e5 * np.prod(1 - betas(1000)))
+    yield number("DDPM: variance after 1000 steps of data of variance 1", "002, eq. (16)", ends["DDPM"][0] ** 2 + ends["DDPM"][1], 1, "1")
+    yield number("NCSN: variance after 1000 steps of a point", "002, eq. (12)", ends["NCSN"][1], 50.0**2, digits=6)
+    growth = np.log(5000) / 999  # of log sigma, a step
+    ours, exact = ends["NCSN"][2] ** 2 / (VE(0.01, 50.0).diffusion(1.0) ** 2 / 999), -np.expm1(-2 * growth) / (2 * growth)
+    says = {"text": "'approximately'", "agrees": verdict(abs(exact - 1) < 0.01, f"{exact:.2f}")}
+    yield number("NCSN: variance of step 1000 over (sigma^2)' dt", "002, eq. (13)", ours, exact, **says)
+    # sum beta_i = B(1), so that what is left is of second order in beta
+    left = lambda n: 2 * np.log(DDPM(linear_betas(n=n)).alpha(1.0) / VP().alpha(1.0))
+    exact = np.log2(np.divide(*(np.sum(np.log1p(-betas(n)) + betas(n)) for n in (1000, 2000))))
+    says = {"text": "'limit'", "agrees": verdict(exact > 0.9, "not reached", "of order 1 in 1/N")}
+    yield number("DDPM to VP: order of log abar_N, 1000 to 2000 steps", "002, eq. (18)", np.log2(left(1000) / left(2000)), exact, digits=6, **says)
+    yield from last_step()
+
+
+def last_step() -> Iterator[dict]:
+    """The first step down, of beta = 0.02: Euler-Maruyama's of VP beside DDPM's, in x, the score and the noise."""
+    beta, times, coefficients = 0.02, np.array([1.0, 0.999]), []
+    for sde, solver in ((DDPM(), solvers.ancestral("forward")), (VP(), solvers.euler_maruyama())):
+        row = solver(sde, times).rows()[0]
+        alpha, sigma = sde.alpha(1.0), sde.sigma(1.0)  # their D is (x + sigma^2 score)/alpha
+        coefficients.append((row.x[0] + row.p[0] / alpha, row.p[0] * sigma**2 / alpha, row.noise))
+    scale = (1 - beta) ** -0.5
+    for what, ddpm, euler, exact in zip(("x", "the score", "the noise"), *coefficients, (scale - 1 - beta / 2, beta * (scale - 1), 0.0)):
+        says = {"text": "'identical'", "agrees": verdict(abs(exact) < 1e-9, f"to first order; {exact / beta**2:.2f} beta^2 are left")}
+        what = f"1e4 times DDPM's factor of {what} less Euler-Maruyama's, beta = 0.02"
+        yield number(what, "002, footnote 4", 1e4 * (ddpm - euler), 1e4 * exact, **says)

@@ -1,17 +1,22 @@
-"""The closed forms of the primer against independent quadrature, recursions and scipy.integrate.solve_ivp; its gate against numbers that are off."""
+"""The closed forms of the primer against independent quadrature, recursions and scipy.integrate.solve_ivp; its gate against numbers that are off, and
+its verdicts against texts that are."""
 
 import json
 
 import jax
 import numpy as np
 import pytest
-from scipy import integrate, special
+from scipy import integrate, special, stats
 
 from experiments.tables import _primer_densities as densities
+from experiments.tables import _primer_models as models
 from experiments.tables import _primer_ordinary as ordinary
+from experiments.tables import _primer_solvers as solvers
 from experiments.tables import _primer_stochastic as stochastic
 from experiments.tables import primer
-from experiments.tables._primer import drawn, number
+from experiments.tables._primer import KOLMOGOROV, distributed, drawn, holds, number
+from samplers import sample
+from sde_lib import Linear
 
 
 def solved(field, y0, t1, t0=0.0, **options):
@@ -68,35 +73,60 @@ def posterior_velocity(t, x, mean, std):
     return np.sum(weights * (t * residual - np.array([-mean, mean]) - (1 - t) * std**2 * residual)) / np.sum(weights)
 
 
-def test_densities():
+def test_models():
+    """Where quantiles are and how fast they move, by the posterior's velocity; moments of mixtures; a field's change along its paths."""
     pdf = lambda x: np.exp(-0.5 * ((x - 1.5) / 0.4) ** 2) / 0.4 / np.sqrt(2 * np.pi)
     folded = lambda x: (abs(x) - 1.5) ** 2 * pdf(x)
     want = sum(integrate.quad(folded, *ends, epsabs=1e-13)[0] for ends in ((-3.0, 0.0), (0.0, 6.0)))
-    assert abs(densities.about_centre(1.5, 0.4) - want) <= 1e-10
-    end = solved(lambda t, x: posterior_velocity(t, x[0], 5.0, 0.5), 0.1, 0.0, t0=1.0).y[0, -1]
-    assert abs(densities.transported(special.ndtr(0.1), 5.0, 0.5) - end) <= 1e-10
+    assert abs(models.about_centre(1.5, 0.4) - want) <= 1e-10
+    start = np.array([0.1, -0.8])
+    for x_T, t in ((0.1, 0.0), (-0.8, 0.0), (-0.8, 0.3)):
+        end = solved(lambda t, x: posterior_velocity(t, x[0], 5.0, 0.5), x_T, t, t0=1.0).y[0, -1]
+        assert abs(models.transported(special.ndtr(start), 5.0, 0.5, t)[start == x_T] - end) <= 1e-10
+        assert abs(models.speed(start, 0.3, 5.0, 0.5)[start == x_T] - posterior_velocity(0.3, x_T, 5.0, 0.5)) <= 1e-12
     for std, sigma in ((1.0, 0.5), (0.4, 1.0)):
 
         def growth(s, v, std=std, sigma=sigma):  # the field of N(0, std^2) is linear; s = 1 - t
             return 2 * (s * std**2 - (1 - s)) / ((s * std) ** 2 + (1 - s) ** 2) * v + sigma**2
 
-        assert abs(densities.widened(std, sigma) - solved(growth, 1.0, 1.0).y[0, -1]) <= 1e-10
-    assert abs(integrate.quad(lambda t: 1 / (t**2 + (1 - t) ** 2), 0, 1, epsabs=1e-13)[0] - np.pi / 2) <= 1e-10
+        assert abs(models.widened(std, sigma) - solved(growth, 1.0, 1.0).y[0, -1]) <= 1e-10
+    # of one Gaussian, in closed form: x is x_T times r = ((1 - t)^2 std^2 + t^2)^0.5, and u = -x_T r'
+    rate = lambda t: (t - (1 - t) * 0.16) / np.hypot((1 - t) * 0.4, t)
+    want = integrate.quad(lambda t: rate(t) ** 2, 0, 1, epsabs=1e-12)[0] / 0.6**2 - 1
+    assert abs(solvers.unsteadiness(0.0, 0.4) - want) <= 1e-8
+
+
+def test_constants():
+    """What losses differ by, and Kolmogorov's law."""
+    variance = lambda t: t**2 + (1 - t) ** 2
+    assert abs(integrate.quad(lambda t: 1 / variance(t), 0, 1, epsabs=1e-13)[0] - np.pi / 2) <= 1e-10
+    want = integrate.quad(lambda t: 1 / variance(t) - 1 / t**2, 0.1, 1, epsabs=1e-13)[0] / 0.9
+    assert abs(densities.score_constant(0.1) - want) <= 1e-10
+    np.testing.assert_allclose(KOLMOGOROV, (stats.kstwobign.mean(), stats.kstwobign.std()), atol=1e-6)
 
 
 def test_gate():
-    """A wrong closed form fails, of a number to its digits and of an estimate by its standard error; the text is told by its own decimals."""
+    """Every row fails where its number is off, by a unit of its last digit or eight standard errors; the text is told by its own decimals."""
     with jax.enable_x64(True):
-        rows = [*ordinary.schedules(), *stochastic.noise_levels()]
+        rows = [*solvers.schedules(), *stochastic.noise_levels(), *stochastic.chains()]
     rows += [drawn("a mean", "", np.random.default_rng(0).standard_normal(400), 0.0)]
     assert all(primer.gates(rows).values())
-    for i, off in ((0, 1e-8), (-1, 0.25)):
-        wrong = [dict(row) for row in rows]
-        wrong[i]["closed form"] += off
-        assert [name for name, held in primer.gates(wrong).items() if not held][1:] == [wrong[i]["what"]]
+    for row in rows:
+        off = 10.0 ** -row["digits"] if row["±"] is None else 8 * row["±"]
+        wrong = primer.gates([other | {"ours": other["ours"] + off * (other is row)} for other in rows])
+        assert [name for name, held in wrong.items() if not held][1:] == [row["what"]]
     assert not any(primer.gates([number("not a number", "", np.nan, 1.0)]).values())
     says = lambda text, exact: number("", "", exact, exact, text)["agrees"]
     assert says("-4.853", -4.8522) == "no: -4.852" and says("-4.852", -4.8522) == "yes" and says("0.0", -0.5) == "no: -0.5"
+    assert says("(0.5)", 0.5) == "yes"
+
+
+def test_another_law_fails():
+    """Normal draws against their law and against one of another width, or mean."""
+    x = np.random.default_rng(0).standard_normal(2000)
+    row = lambda *law: distributed("", "", x, stats.norm(*law).cdf, "N(0, 1)")
+    assert holds(row()) and row()["agrees"] == "yes"
+    assert not holds(row(0, 1.2)) and not holds(row(0.1, 1)) and row(0, 1.2)["agrees"] == "no: another law"
 
 
 @pytest.mark.slow
@@ -107,3 +137,17 @@ def test_quick_table(tmp_path):
     assert json.dumps(rows) and len({*tmp_path.glob("*.png")}) == 6
     off = {row["what"]: row["agrees"] for row in rows if (row["agrees"] or "").startswith("no")}
     assert off["Euler, n = 100: x(1)"] == "no: 0.530" and off["dx/dt = -2 x from 4: velocity at t = 0.25"] == "no: -4.852"
+    assert (
+        off["DPM-Solver++(3M, as released): order"] == "no: 2"
+        and "1.35" in off[next(name for name in off if name.startswith("four Gaussians, along"))]
+    )
+
+
+@pytest.mark.slow
+def test_wrong_sampler_fails():
+    """The law of a coordinate of the showcase tells what seed 001 prints from the SDE with the model's marginals."""
+    x_T = Linear().prior_sample(jax.random.key(0), (1000, 2))
+    den, times = models.four_gaussians().denoiser(Linear()), np.linspace(models.LAST, 0, 201)
+    law = lambda x: 0.5 * (special.ndtr((x - 1.5) / 0.4) + special.ndtr((x + 1.5) / 0.4))
+    for solver, right in ((models.early(2.0), True), (models.with_noise(1.0), True), (models.as_printed(1.0), False)):
+        assert holds(distributed("", "", np.asarray(sample(den, x_T, times, solver, jax.random.key(1)))[:, 0], law)) == right
