@@ -20,7 +20,7 @@ def test_all_paths_are_there():
 
 
 # every path in float32, in float64 a diffusion and a flow; the slow ones are those whose prior or time another one has
-FAST = (VP, Linear)
+FAST = (VP,)
 CASES = [(cls, jnp.float32) for cls in SDE.__subclasses__()] + [(cls, jnp.float64) for cls in (VP, Linear)]
 fast = lambda cls, dtype: cls in FAST and dtype == jnp.float32
 CASES = [pytest.param(c(), d, marks=() if fast(c, d) else pytest.mark.slow, id=f"{c.__name__}-{d.__name__}") for c, d in CASES]

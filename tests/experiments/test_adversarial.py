@@ -178,6 +178,7 @@ def test_times_of_the_features(monkeypatch):
     np.testing.assert_allclose(np.quantile(logits, [0.1587, 0.5, 0.8413]), [0, 1, 2], atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_discriminator_of_embeddings():
     """Of a network that is told pairs of embeddings its heads are told the pooled ones."""
     module = models.MMDiT(width=16, depth=1, num_heads=2, embeddings=(3, 4, 5))
@@ -220,6 +221,7 @@ def test_a_run(tmp_path, name):
     np.testing.assert_allclose(loss(jax.tree.map(lambda a: a[5:9], batch)), loss(batch)[5:9], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_sizes_that_are_told(tmp_path, capsys):
     """Training tells the size of the network, not of the discriminator; features of another shape are named before."""
     config, teacher = small(), config_of(num_classes=10)

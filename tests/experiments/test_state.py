@@ -96,6 +96,7 @@ def test_weights_of_edm2_keep_their_size():
     assert jax.tree.all(jax.tree.map(lambda a: np.all(np.isfinite(a)), forced))
 
 
+@pytest.mark.slow
 def test_adaptive_weights_of_times():
     """exp(w) loss - w: at the start the loss itself; least where w is -log of the loss, where its gradient in w is 0."""
     config, dataset, net = edm2(adaptive=True)

@@ -19,6 +19,7 @@ def test_published_size():
     assert jax.eval_shape(lambda p: net.apply(p, x, method="encode"), params)[0].shape == (1, 32, 32, 4)
 
 
+@pytest.mark.slow
 def test_shapes_and_draws():
     """Encoding and decoding are each other's shapes; without noise the mean is decoded; log-variances are clipped; a patch halves the latents."""
     net = models.KLAutoencoder(**SMALL)

@@ -34,6 +34,7 @@ def test_functions_preserve_magnitudes():
     assert size(joined[..., :1]) == pytest.approx(7 * size(joined[..., 1:]), rel=0.2)
 
 
+@pytest.mark.slow
 def test_network_preserves_magnitudes():
     """At the start every block passes on what has a mean square near 1 (less at the edges, where zeros are beside the image), and with a gain of 1 so
     does the output; in half precision where that is asked for."""
@@ -50,6 +51,7 @@ def test_network_preserves_magnitudes():
     assert float(jnp.mean(y**2)) == pytest.approx(1, abs=0.3)
 
 
+@pytest.mark.slow
 def test_weights_count_by_their_direction():
     """Ten times as large, in each output channel by another factor, they give the same, and a gradient that stands on them."""
     net, params = made()

@@ -41,7 +41,7 @@ def test_double_normalization():
     assert moved("double") < 1e-4 < 1e-2 < moved("scale_shift")
 
 
-@pytest.mark.parametrize("name", models.NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("EDM2", "MMDiT"))) for n in models.NETWORKS])
 def test_network(name):
     """Zero output at the start; depends on x, t and label; an example does not depend on its batch-mates."""
     net = models.NETWORKS[name](**SMALL.get(name, {}), num_classes=3)

@@ -118,6 +118,7 @@ def test_fitted_solvers_start_where_alpha_is_zero():
         assert float(jnp.sqrt(jnp.mean((x - exact) ** 2))) < 0.3
 
 
+@pytest.mark.slow
 def test_fits_survive_their_files(tmp_path):
     statistics = v3.Statistics(np.arange(3.0), *(np.random.default_rng(i).normal(size=(3, 2)) for i in range(3)))
     np.savez(tmp_path / "a.npz", **vars(statistics))

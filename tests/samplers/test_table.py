@@ -237,7 +237,7 @@ def gated_table(sde, name):
     return times[-1], jax.tree.map(np.float32, pad(GATED[name](sde, times), 160, 5))
 
 
-OFTEN = {(VP, "noise"), (DDPM, "noise"), (Linear, "velocity")}  # the other paths and predictions in the slow run
+OFTEN = {(VP, "noise"), (Linear, "velocity")}  # the other paths and predictions in the slow run
 PAIRS = [
     pytest.param(cls(), kind, id=f"{cls.__name__}-{kind}", marks=[pytest.mark.slow] * ((cls, kind) not in OFTEN))
     for cls in SDE.__subclasses__()
