@@ -75,3 +75,6 @@ def test_readme_library_example():
     scope = {}
     exec(code, scope)
     assert scope["x_0"].shape == (64, 2) and np.all(np.isfinite(scope["result"].log_prob))
+    p, h = np.asarray(scope["p"], np.float64), scope["x"][1] - scope["x"][0]
+    exact = np.exp(scope["gm"].marginal_log_prob(scope["sde"], scope["points"], 0.01)).reshape(p.shape)
+    assert p.min() >= 0 and abs(p - exact).sum() * h**2 < 0.1

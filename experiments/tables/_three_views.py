@@ -1,7 +1,6 @@
 """The three views of one process, for --table=three_views: particles, the change of variables, and the distances between what they carry.
 
-The third, the density on a grid, is `sde_lib.fokker_planck`. All take drift(x [N, d], t) and diffusion(t) as `jax.tree_util.Partial`, of which the
-functions are static and the leaves, such as a denoiser's parameters, arguments of compiled code.
+The third, the density on a grid, is `sde_lib.fokker_planck`, as are the processes that all of them carry.
 """
 
 from typing import NamedTuple
@@ -10,46 +9,10 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from samplers.adaptive import solve_ode
-from sde_lib import SDE, Denoiser
-
-
-class Process(NamedTuple):
-    """dx = drift(x, s) ds + diffusion(s) dw in the time s in which it runs: t forward, T - t in reverse."""
-
-    drift: Partial
-    diffusion: Partial
-
-
-def _score(den: Denoiser, x, t):
-    """In the precision of the network's parameters, float32 if it has any, which float64 would only slow down."""
-    leaves = jax.tree.leaves(den.fn)
-    return den.score(x.astype(leaves[0].dtype) if leaves else x, t).astype(x.dtype)
-
-
-def _reverse_drift(sde: SDE, den: Denoiser, eta: float, x, s):
-    return -sde.reverse_drift(x, sde.T - s, _score(den, x, sde.T - s), eta)
-
-
-def _reverse_diffusion(sde: SDE, strength: float, s):
-    return strength * sde.diffusion(sde.T - s)
-
-
-def _velocity(sde: SDE, den: Denoiser, x, t):
-    return sde.probability_flow(x, t, _score(den, x, t))
-
-
-def forward(sde: SDE) -> Process:
-    """dx = f x dt + g dw."""
-    return Process(Partial(sde.drift), Partial(sde.diffusion))
-
-
-def reverse(den: Denoiser, eta: float = 1.0, strength: float = 1.0) -> Process:
-    """dx = [-f x + (1 + eta^2)/2 g^2 score] ds + strength g dw, s = T - t: of the marginals of the forward SDE where strength = eta."""
-    return Process(Partial(_reverse_drift, den.sde, den, eta), Partial(_reverse_diffusion, den.sde, strength))
+from sde_lib import Denoiser, Process, reverse_process
 
 
 @jax.jit
@@ -69,11 +32,11 @@ def particles(key, x: Float[Array, "n d"], times: Float[Array, " k"], process: P
 
 @jax.jit
 def _flow(den, x, at, known, tolerance):
-    field = Partial(_velocity, den.sde, den)
+    drift = reverse_process(den, 0.0).drift
 
     def one(x):
         def slope(t, state):
-            velocity = lambda x: field(x[None], t)[0]
+            velocity = lambda x: -drift(x[None], den.sde.T - t)[0]
             return velocity(state[0]), jnp.trace(jax.jacfwd(velocity)(state[0]))
 
         return solve_ode(slope, (x, jnp.zeros((), x.dtype)), at, known, tolerance, tolerance, diffrax.Tsit5(), diffrax.ForwardMode())[0]
@@ -100,8 +63,11 @@ class Agreement(NamedTuple):
 
 def agreement(x: Float[np.ndarray, "n d"], density, centres: list[np.ndarray], bins: int, block: int = 1) -> Agreement:
     """Of draws x with a density on the grid [n_1, ...], in so many `bins` of about equal mass, fixed by the density alone: runs of neighbouring
-    blocks of `block` cells along each axis. What is beyond the grid counts with its outermost cells. ValueError if the blocks do not divide it."""
-    mass, shape = np.maximum(np.asarray(density, np.float64), 0.0), np.shape(density)  # Crank-Nicolson may leave -1e-30
+    blocks of `block` cells along each axis. What is beyond the grid counts with its outermost cells. ValueError if the blocks do not divide it, and
+    if draws are not finite."""
+    mass, shape, lost = np.asarray(density, np.float64), np.shape(density), int(np.sum(~np.isfinite(x).all(1)))
+    if lost:
+        raise ValueError(f"agreement: {lost} of {len(x)} draws are not finite")
     if any(n % block for n in shape):
         raise ValueError(f"agreement: blocks of {block} cells do not divide a grid of {shape}")
     coarse = tuple(n // block for n in shape)
@@ -129,10 +95,12 @@ def kl(p, q, widths: list[float]) -> float:
 
 @jax.jit
 def _errors(den, exact, draws, times):
+    wrong, right = reverse_process(den), reverse_process(exact)
+
     def one(row):
         t, x0, key = row
-        x = den.sde.perturb(key, x0, t)[0]
-        return 0.5 * den.sde.diffusion(t) ** 2 * jnp.sum((_score(den, x, t) - _score(exact, x, t)) ** 2, -1).mean()
+        x, s = den.sde.perturb(key, x0, t)[0], den.sde.T - t
+        return 0.5 * jnp.sum(((wrong.drift(x, s) - right.drift(x, s)) / right.diffusion(s)) ** 2, -1).mean()
 
     return jax.lax.map(one, (times, *draws))
 
@@ -140,7 +108,8 @@ def _errors(den, exact, draws, times):
 def girsanov(den: Denoiser, exact: Denoiser, x0: Float[Array, "k n d"], eps: float, start: float, key) -> float:
     """Integral of g^2/2 E|score - exact score|^2 from eps to start, at the middles of k steps with n draws of the data each.
 
-    A bound of KL(p_eps || what the reverse SDE makes), but for its start (Song et al. 2021, 2101.09258, theorem 1).
+    It is that of E|drift - exact drift|^2/(2 g^2) of the reverse SDEs, a bound of KL(p_eps || what the one of `den` makes), but for its start (Song
+    et al. 2021, 2101.09258, theorem 1).
     """
     edges = np.linspace(eps, start, len(x0) + 1)
     times = jnp.asarray(0.5 * (edges[1:] + edges[:-1]), x0.dtype)

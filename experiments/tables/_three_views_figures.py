@@ -8,11 +8,11 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 
 from experiments.plots import plt, save
 
-SDE_COLOUR, PDE_COLOUR, ODE_COLOUR = "0.75", "k", "tab:red"
+SDE_COLOUR, PDE_COLOUR, ODE_COLOUR = "0.75", "tab:blue", "tab:red"
 
 
 def _line(axis, x, drawn, pde, ode, bins: int = 60):
-    axis.hist(drawn, bins, (x[0], x[-1]), density=True, color=SDE_COLOUR, label="SDE: particles")
+    axis.hist(drawn, bins, range=(x[0], x[-1]), density=True, color=SDE_COLOUR, label="SDE: particles")
     axis.plot(x, pde, color=PDE_COLOUR, linewidth=1.4, label="PDE: grid")
     axis.plot(x, ode, color=ODE_COLOUR, linewidth=1.4, linestyle=(0, (3, 3)), label="ODE: change of variables")
 
@@ -68,7 +68,7 @@ def animation(x: Float[np.ndarray, " n"], legs: list[tuple], path: str | Path, f
         left.plot(times[: i + 1], paths[: i + 1], color=ODE_COLOUR, linewidth=1.0)
         span = (times[0], times[-1])
         left.set(title=title, xlim=span, ylim=(x[0], x[-1]), xlabel="t (0: data, T: prior)", ylabel="x")
-        right.hist(drawn[i], 60, (x[0], x[-1]), density=True, orientation="horizontal", color=SDE_COLOUR, label="SDE: particles")
+        right.hist(drawn[i], 60, range=(x[0], x[-1]), density=True, orientation="horizontal", color=SDE_COLOUR, label="SDE: particles")
         right.plot(pde[i], x, color=PDE_COLOUR, linewidth=1.4, label="PDE: grid")
         right.plot(ode[i], x, color=ODE_COLOUR, linewidth=1.4, linestyle=(0, (3, 3)), label="ODE: change of variables")
         right.set(title=f"t = {times[i]:.2f}", xlim=(0, top), xticks=[], xlabel="density")
