@@ -15,7 +15,7 @@ tridiagonal solve.
 No cell is ever below 0. Implicit Euler keeps it so whatever the step dt; Crank-Nicolson surely where dt (D/h^2) (B(-w) + B(w)) <= 2, about where dt
 <= h^2/D, and beyond as long as it resolves p in time. Where it does not, as of a peak narrower than sqrt(D dt), a step that would leave a cell below
 0 is one of implicit Euler in its place; that smooths the peak, so that such steps are few and the order stays 2 (as by Rannacher's start, 1984). What
-is within a millionth of p's greatest below 0, in tails, is set to 0 and the rest scaled to the same mass.
+is within a ten-thousandth of p's greatest below 0, in tails, is set to 0 and the rest scaled to the same mass.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from sde_lib.denoiser import Denoiser
 from sde_lib.numerics import as_float
 from sde_lib.sde import SDE
 
-NEGATIVE = 1e-6  # of the greatest density: less below 0 is of tails, more of a step that does not resolve the density
+NEGATIVE = 1e-4  # of the greatest density: less below 0 is of tails, more of a step that does not resolve the density
 
 
 class Process(NamedTuple):
@@ -114,6 +114,10 @@ def _require(ok: bool, given: str, expected: str) -> None:
         raise ValueError(f"fokker_planck: {given}: expected {expected}")
 
 
+def _line(values) -> str:
+    return np.array2string(values.ravel(), threshold=6, edgeitems=2, max_line_width=10**6)
+
+
 def _check_arguments(p, centres, times, drift, diffusion, sde, theta) -> None:
     """Raises ValueError for what `fokker_planck` would make no density of; a traced p is not looked at."""
     given = [name for name, value in (("drift", drift), ("diffusion", diffusion), ("sde", sde)) if value is not None]
@@ -125,9 +129,9 @@ def _check_arguments(p, centres, times, drift, diffusion, sde, theta) -> None:
     _require(p.shape == sum(shapes, ()), f"p of shape {p.shape}", f"{sum(shapes, ())}, that of centres")
     for c in (np.asarray(c, np.float64) for c in centres):
         even = len(c) > 2 and np.all(np.isfinite(c)) and c[0] < c[-1] and np.allclose(np.diff(c), (c[-1] - c[0]) / (len(c) - 1), rtol=1e-4, atol=0)
-        _require(even, f"centres {c}", "three or more along each axis, increasing and evenly apart")
+        _require(even, f"centres {_line(c)}", "three or more along each axis, increasing and evenly apart")
     ran = times.ndim == 1 and len(times) > 1 and np.all(np.isfinite(times)) and np.all(np.diff(times) > 0)
-    _require(ran, f"times {times}", "two or more that increase; a reverse process runs in s = T - t")
+    _require(ran, f"times {_line(times)}", "two or more that increase; a reverse process runs in s = T - t")
     if sde is not None:
         _require(0 <= times[0] and times[-1] <= sde.T, f"times from {times[0]:g} to {times[-1]:g}", f"0 to T = {sde.T:g} of {sde}")
     if not isinstance(p, jax.core.Tracer):

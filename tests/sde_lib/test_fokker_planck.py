@@ -107,9 +107,9 @@ def test_positive_from_a_sharp_peak(dims, x64):
     start, end = (three_views.exact(gm, sde, points, t) for t in (0.0, 0.5))
     p = fokker_planck(start, [x] * dims, np.linspace(0, 0.5, 11), sde=sde)
     assert float(p.min()) >= 0 and float(p.sum()) == pytest.approx(float(start.sum()), rel=1e-8)
-    assert three_views.l1(p, end, [h] * dims) <= 1e-2
+    assert three_views.l1(p, end, [h] * dims) <= {1: 1e-2, 2: 0.1}[dims]
     alone = jax.jit(_theta_step, static_argnums=5)(start, 0 * start[..., 1:], 0.5 * sde.diffusion(0.025) ** 2, h, 0.05, 0.5)
-    assert float(alone.min()) < -0.1 * float(start.max())
+    assert float(alone.min()) < -0.01 * float(start.max())
 
 
 @pytest.mark.parametrize("theta", [0.5, 1.0])
@@ -139,6 +139,8 @@ MISTAKES = {
     "decreasing centres": ({"centres": [X[::-1]]}, "increasing and evenly apart"),
     "uneven centres": ({"centres": [X**2]}, "increasing and evenly apart"),
     "centres that are none": ({"centres": [X * np.nan]}, "increasing and evenly apart"),
+    "many centres": ({"p": np.ones(500), "centres": [np.linspace(0, 1, 500) ** 2]}, "centres .* [.]{3} .*: expected three or more"),
+    "times of two axes": ({"times": [TIMES, TIMES]}, "expected two or more that increase"),
     "two centres": ({"p": np.ones(2), "centres": [[0.0, 1.0]]}, "three or more along each axis"),
     "decreasing times": ({"times": TIMES[::-1]}, "two or more that increase; a reverse process runs in s"),
     "one time": ({"times": [0.0]}, r"times \[0.\]: expected two or more"),
