@@ -173,7 +173,7 @@ def by_values(dataset: data.Dataset, samples: Samples, n: int) -> dict[str, dict
     rows = {}
     for name, value in floor.items():
         of = [group[name] for group in series]
-        rows[name] = {"value": np.mean(of), "stderr": np.std(of, ddof=1) / np.sqrt(f.groups), "floor": value, **about}
+        rows[name] = {"value": np.mean(of), "stderr": metrics.standard_error(of), "floor": value, **about}
         if name.startswith(IN_CLASSIFIER):
             rows[name]["reference_n"] = min(TRAINING, len(train))
     return rows

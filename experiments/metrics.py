@@ -30,6 +30,11 @@ def wasserstein2(a: Points, b: Points) -> float:
     return float(np.sqrt(cost[np.arange(len(cost)), assignment(cost)].mean()))
 
 
+def standard_error(values) -> float:
+    """Of the mean of independent values [n]."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
 def sliced_wasserstein2(a: Points, b: Points, projections: int = 1000, seed: int = 0) -> float:
     """Sliced W2: the root mean square over fixed random directions of the one-dimensional W2, by quantiles (sizes may differ)."""
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], projections))

@@ -195,7 +195,7 @@ def curve(run: runs.Run, keeps: list[Kept]) -> str:
             values, nfe = sampling.generate(run, n * f.groups, f.batch, f.seed, kept=keeps[-1], **options(run, solver, steps))
             series = np.array([distance(evaluate.flat(group)) for group in np.split(values, f.groups)])
             lines[solver][int(nfe)] = series
-            rows.append([solver, steps, int(nfe), float(series.mean()), float(series.std(ddof=1) / np.sqrt(f.groups)), floor])
+            rows.append([solver, steps, int(nfe), float(series.mean()), metrics.standard_error(series), floor])
     if not rows:
         return f"<p>No solver of this curve has at most {budgets[-1]} evaluations: --nfe=2 is the least.</p>"
     grid = options(run, SOLVERS[0], 2)["grid"]

@@ -27,6 +27,12 @@ def eight_gaussians_mixture(variant: str) -> GaussianMixture:
     return GaussianMixture(ring(radius), np.full(8, std))
 
 
+def eight_gaussians_in_x(dataset) -> GaussianMixture:
+    """The exact density of x of a dataset of the ffjord ones."""
+    raw = eight_gaussians_mixture("ffjord")
+    return GaussianMixture((raw.means - dataset.shift) / dataset.scale, raw.stds / dataset.scale)
+
+
 def eight_gaussians(rng: np.random.Generator, n: int, variant: str) -> Float[np.ndarray, "n 2"]:
     radius, std = EIGHT_GAUSSIANS[variant]
     return ring(radius)[rng.integers(8, size=n)] + std * rng.standard_normal((n, 2))

@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.stats import kstest
 
+from experiments.metrics import standard_error
+
 # mean and standard deviation of Kolmogorov's law, that of sqrt(n) times the distance of n draws for n large
 KOLMOGOROV = np.sqrt(np.pi / 2) * np.log(2), np.sqrt(np.pi**2 / 12 - np.pi / 2 * np.log(2) ** 2)
 
@@ -34,7 +36,13 @@ def verdict(right: bool, no: str, yes: str = "") -> str:
 
 def drawn(what: str, where: str, values: np.ndarray, exact, text=None, agrees=None) -> dict:
     """A row of the mean of independent values [n]."""
-    return number(what, where, np.mean(values), exact, text, agrees, error=np.std(values, ddof=1) / np.sqrt(len(values)))
+    return number(what, where, np.mean(values), exact, text, agrees, error=standard_error(values))
+
+
+def deviation(what: str, where: str, squares: np.ndarray, exact, text=None, agrees=None) -> dict:
+    """A row of the root of the mean of independent squares [n]; its standard error to first order."""
+    std = np.sqrt(np.mean(squares))
+    return number(what, where, std, exact, text, agrees, error=standard_error(squares) / (2 * std))
 
 
 def distributed(what: str, where: str, values: np.ndarray, cdf, text=None) -> dict:

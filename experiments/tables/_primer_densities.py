@@ -9,15 +9,9 @@ from scipy import integrate
 from scipy.stats import norm
 
 from experiments.tables._primer import drawn, holds, number, verdict
-from experiments.tables._primer_models import CENTRE, STD, line
+from experiments.tables._primer_models import CENTRE, STD, line, standard
 from samplers import encode
-from sde_lib import EDM, OU, Denoiser, GaussianMixture, Linear, Trig, normal
-from sde_lib.fokker_planck import fokker_planck
-
-
-def standard() -> GaussianMixture:
-    """N(0, 1)."""
-    return GaussianMixture(np.zeros((1, 1)), np.ones(1))
+from sde_lib import EDM, OU, Denoiser, GaussianMixture, Linear, Trig, fokker_planck, normal, reverse_process
 
 
 def score_constant(low: float) -> float:
@@ -30,7 +24,7 @@ def two_maps(n: int) -> Iterator[dict]:
     sde = EDM(sigma_max=np.sqrt(3.0))
     x0 = normal(jax.random.key(0), (n, 1))
     added = np.asarray(sde.perturb(jax.random.key(1), x0, sde.T)[0])[:, 0]
-    den = GaussianMixture(np.zeros((1, 1)), np.ones(1)).denoiser(sde)
+    den = standard().denoiser(sde)
     few = x0[:100]
     times = np.asarray(encode(den, few, rtol=1e-9, atol=1e-9, eps=1e-6).x / few)
     x0, where = np.asarray(x0)[:, 0], "000, Option 1: Adding another random variable"
@@ -74,9 +68,7 @@ def densities() -> Iterator[dict]:
     yield number("its mass", where, np.asarray(forward).sum() * h, exact(0.0).sum() * h, "1")
     ways = ((1.0, "the reverse SDE", "002, eq. (5); 004, SDE (The Sequel)"), (0.5, "a process of half its noise", "003, 4.1: 'for any diffusion'"))
     for eta, name, of in ways:
-        drift = lambda x, s, eta=eta: -sde.reverse_drift(x, sde.T - s, den.score(x, sde.T - s), eta)
-        diffusion = lambda s, eta=eta: eta * sde.diffusion(sde.T - s)
-        back = fokker_planck(exact(sde.T), [x], np.linspace(0, sde.T, 501), drift, diffusion)
+        back = fokker_planck(exact(sde.T), [x], np.linspace(0, sde.T, 501), *reverse_process(den, eta))
         yield number(f"back to t = 0 by {name}: L1 distance to p_0", of, apart(back, 0.0), 0, digits=3)
     first = norm.pdf(x, 3.0, 0.2)
     last = np.asarray(fokker_planck(first, [x], np.linspace(0, 4, 501), sde=OU(theta=2.0, noise=1.0, T=4.0)))

@@ -24,6 +24,11 @@ def four_gaussians() -> GaussianMixture:
     return GaussianMixture(FOUR, np.full(4, STD))
 
 
+def standard(dim: int = 1) -> GaussianMixture:
+    """N(0, 1)."""
+    return GaussianMixture(np.zeros((1, dim)), np.ones(1))
+
+
 def line(mean: float, std: float) -> GaussianMixture:
     """Two Gaussians in one dimension, at +-mean."""
     return GaussianMixture(np.array([[-mean], [mean]]), np.full(2, std))
@@ -135,7 +140,7 @@ def two_modes(n: int) -> Iterator[dict]:
 def twice() -> Iterator[dict]:
     """One x_T sampled by the ODE and by an SDE, each with two keys, of data N(0, 1), whose steps of Euler-Maruyama are linear."""
     where, sigma, times = "001, Same X0 -> same output?", 0.5, np.linspace(LAST, 0, 101)
-    den, start = GaussianMixture(np.zeros((1, 1)), np.ones(1)).denoiser(Linear()), np.full((2000, 1), 0.7)
+    den, start = standard().denoiser(Linear()), np.full((2000, 1), 0.7)
     apart = lambda solver: np.subtract(*(np.asarray(sample(den, start, times, solver, jax.random.key(key)))[:, 0] for key in (15, 16)))
     exact = 0.0  # the variance of x given x_T
     for t, h in zip(times, -np.diff(times)):
@@ -169,7 +174,7 @@ def showcase(n: int, steps: int) -> Iterator[dict]:
         wide = (spread(x) * density).sum() / density.sum()
         what = f"as printed, sigma = {sigma:g}: variance about the nearest centre, against Fokker-Planck"
         yield drawn(what, where, spread(draw(as_printed(sigma))), wide, *keeps(wide, kept))
-    one = GaussianMixture(np.zeros((1, 2)), np.ones(1)).denoiser(Linear())
+    one = standard(2).denoiser(Linear())
     x = np.asarray(sample(one, x_T, np.linspace(1, 0, steps + 1), as_printed(0.5), jax.random.key(11)))
     exact = widened(1.0, 0.5)
     yield drawn("as printed, sigma = 0.5, data N(0, 1): variance, 1 + pi/8", where, (x**2).ravel(), exact, *keeps(exact, 1.0))
@@ -189,6 +194,6 @@ def round_trip() -> Iterator[dict]:
     gap = np.abs(log_likelihood(den, data, eps=end, **tight).log_prob - four_gaussians().marginal_log_prob(Linear(), data, end)).max()
     says = {"text": "'can'", "agrees": verdict(gap < 1e-4, f"off by {gap:.1g}")}
     yield number("four Gaussians, log p of 64 samples by the flow: largest difference", where, gap, 0, digits=5, **says)
-    one = GaussianMixture(np.zeros((1, 1)), np.ones(1)).denoiser(EDM(sigma_max=np.sqrt(3.0)))
+    one = standard().denoiser(EDM(sigma_max=np.sqrt(3.0)))
     ours = log_likelihood(one, np.ones((1, 1)), eps=end, prior_std=2.0, **tight).log_prob[0]
     yield number("log p(1) of N(0, 1) by the flow to N(0, 4)", where, ours, norm.logpdf(1.0), digits=7)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import integrate
 from scipy.stats import norm
 
-from experiments.tables._primer import distributed, drawn, holds, number, verdict
+from experiments.tables._primer import deviation, distributed, drawn, holds, number, verdict
 from experiments.tables._primer_ordinary import THETA, car, car_position, decay, of_line
 from samplers import solvers
 from sde_lib import DDPM, NCSN, OU, VE, VP, SubVP, linear_betas, normal
@@ -101,9 +101,7 @@ def brownian(n: int) -> Iterator[dict]:
     yield distributed("Brownian motion at t = 1 against N(0, 1)", "001, Numerical check", one, norm.cdf, "N(0, 1)")
     for t, w, said in ((1, one, "1"), (4, four, "2")):
         yield drawn(f"Brownian motion: variance at t = {t}", where, w**2, t, str(t))
-        std = np.sqrt(np.mean(w**2))
-        error = np.std(w**2, ddof=1) / np.sqrt(n) / (2 * std)
-        yield number(f"Brownian motion: standard deviation at t = {t}", where, std, np.sqrt(t), said, error=error)
+        yield deviation(f"Brownian motion: standard deviation at t = {t}", where, w**2, np.sqrt(t), said)
     yield drawn("Brownian motion: covariance of t = 0.25 and 0.75", where, a * b, 0.25, "0.25")
     where, h = "001, The sqrt(h) scaling", 0.01
     ones = lambda noise, key: walk(still, noise, 0.0, [0.0, 1.0], h, jax.random.split(jax.random.key(key), n))[:, -1]
@@ -156,11 +154,9 @@ def turbulence(n: int) -> Iterator[dict]:
     boostless = walk(drag, 1.0, 0.0, [0.0, 10.0], 0.01, jax.random.split(jax.random.key(14), n))[:, -1]
     row = drawn("turbulence without the rocket: variance at t = 10", where, boostless**2, car_variance(10))
     yield row | {"text": "'as the drift becomes weaker'", "agrees": verdict(not holds(row), "the same without the rocket")}
-    squares = (ten - car_position(10)) ** 2
-    std, exact = np.sqrt(squares.mean()), np.sqrt(car_variance(10))
+    exact = np.sqrt(car_variance(10))
     differs = verdict(abs(exact - np.sqrt(10)) > 0.1, "by the noise alone", f"they are pulled back; by the noise alone sqrt(10) = {np.sqrt(10):.3f}")
-    error = np.std(squares, ddof=1) / np.sqrt(n) / (2 * std)
-    yield number("turbulence: standard deviation at t = 10", where, std, exact, "'different drift values'", differs, error=error)
+    yield deviation("turbulence: standard deviation at t = 10", where, (ten - car_position(10)) ** 2, exact, "'different drift values'", differs)
 
 
 def noise_levels() -> Iterator[dict]:

@@ -25,7 +25,7 @@ from experiments.assignment import assignment
 from experiments.couplings import Coupling, costs
 from experiments.data import Batches, Dataset
 from experiments.kept import write_text
-from experiments.metrics import wasserstein2
+from experiments.metrics import standard_error, wasserstein2
 from experiments.toy import TOYS, ring
 from models import MLP
 from samplers.bridge import sample_bridge
@@ -220,7 +220,7 @@ def measure(out, seeds, steps: int, batch: int, n: int, held_out: bool = False) 
 def table(found: dict) -> tuple[list[dict], dict[str, bool]]:
     """The rows of what `measure` found, and gates of OT-CFM beside I-CFM."""
     mean = lambda of, column: float(np.mean(of[column]))
-    error = lambda of, column: float(np.std(of[column], ddof=1) / np.sqrt(len(of[column]))) if len(of[column]) > 1 else None
+    error = lambda of, column: standard_error(of[column]) if len(of[column]) > 1 else None
     rows = []
     for name in ("OT-CFM", "I-CFM", "FM", "RF", "SB", "SB, SDE"):
         for i, task in enumerate(TASKS):

@@ -11,6 +11,7 @@ import numpy as np
 from configs import density
 from experiments import runs
 from experiments.likelihood import score
+from experiments.metrics import standard_error
 from experiments.tables._training import trained
 from experiments.toy import eight_gaussians_mixture
 from samplers import log_likelihood
@@ -46,8 +47,8 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
         gap = result["score"] + true_log_prob(name, model.dataset.values["test"][:n])
         row = {
             "data": name, "parameters": sum(a.size for a in jax.tree.leaves(model.params)), "steps": model.step, "entropy": float(entropy),
-            "nats": float(result["score"].mean()), "± nats": float(result["score"].std(ddof=1) / np.sqrt(n)),
-            "above the entropy": float(gap.mean()), "± above the entropy": float(gap.std(ddof=1) / np.sqrt(n)),
+            "nats": float(result["score"].mean()), "± nats": standard_error(result["score"]),
+            "above the entropy": float(gap.mean()), "± above the entropy": standard_error(gap),
             "integral": integral(model, 14 if quick else 280), "evaluations": float(result["nfe"].mean()),
         }  # fmt: skip
         rows.append(row)

@@ -12,6 +12,7 @@ import numpy as np
 from experiments import dequantization
 from experiments.kept import Kept
 from experiments.likelihood import score, summarize
+from experiments.metrics import standard_error
 from experiments.tables._baselines import categorical_bits, gaussian_bits
 from experiments.tables._training import digits_run
 
@@ -31,7 +32,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
         rows[-1] |= {name: finite(value) for name, value in rest.items()}
 
     def baseline(name, bits):
-        row(name, len(bits), bits.mean(), bits.std(ddof=1) / np.sqrt(len(bits)))
+        row(name, len(bits), bits.mean(), standard_error(bits))
 
     def bound(name, num, **options):
         options = {"progress": lambda *_, **__: None, **options}

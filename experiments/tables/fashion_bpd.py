@@ -11,6 +11,7 @@ import numpy as np
 
 from configs import vdm
 from experiments.likelihood import score, summarize
+from experiments.metrics import standard_error
 from experiments.tables._baselines import categorical_bits, gaussian_bits
 from experiments.tables._training import trained
 
@@ -31,7 +32,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
         rows[-1] |= {"over times": over_times, "evaluations": evaluations}
 
     def baseline(name, bits):
-        row(name, len(bits), bits.mean(), bits.std(ddof=1) / np.sqrt(len(bits)))
+        row(name, len(bits), bits.mean(), standard_error(bits))
 
     baseline("uniform", np.full(len(dataset.values["test"]), np.log2(dataset.levels)))
     if not quick:
@@ -44,7 +45,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
     row("the model, variational bound", num, found["mean"], found["stderr_examples"], found["stderr_probes"], found["nfe_mean"])
     if quick:
         return rows, {}
-    above = lambda gain: gain.mean() > 3 * gain.std(ddof=1) / np.sqrt(len(gain))
+    above = lambda gain: gain.mean() > 3 * standard_error(gain)
     return rows, {
         "the Gaussian has the published 6.461 +- 0.011": abs(rows[1]["bits/dim"] - 6.461) <= 0.011,
         "below the published 4.588 of independent pixels by 3 standard errors": above(4.588 - variational),

@@ -32,8 +32,7 @@ from experiments.guidance import guide
 from experiments.progressive import rounds
 from experiments.tables import rectification
 from experiments.tables._training import digits_run, trained
-from experiments.tables.rectification import spread
-from experiments.toy import eight_gaussians_mixture
+from experiments.toy import eight_gaussians_in_x
 from samplers import grids, jumps, sample, sample_adaptive, solvers
 from sde_lib import SDE, Denoiser, FlowMap, GaussianMixture
 
@@ -96,18 +95,18 @@ class Judge(NamedTuple):
         found = {"data": self.data, "model": label, "steps": steps, "RMSE": None, "± RMSE": None}
         if truth is not None:
             square = np.mean((x - truth).reshape(len(x), -1) ** 2, 1) / self.unit**2
-            found |= {"RMSE": float(np.sqrt(square.mean())), "± RMSE": spread(square) / (2 * float(np.sqrt(square.mean())))}
+            found |= {"RMSE": float(np.sqrt(square.mean())), "± RMSE": metrics.standard_error(square) / (2 * float(np.sqrt(square.mean())))}
         for name in ("W2", "energy distance", "FD-clf", "precision", "recall"):
             series = [a[name] for a in of if name in a]
-            found |= {name: float(np.mean(series)), f"± {name}": spread(series)} if series else {name: None, f"± {name}": None}
+            found |= {name: float(np.mean(series)), f"± {name}": metrics.standard_error(series)} if series else {name: None, f"± {name}": None}
         told = published[steps - 1] if steps and steps <= len(published) else None
         return found | {"cost": cost, "FID published": told}, np.array([next(iter(a.values())) for a in of])
 
 
 def of_the_plane(groups: int, n: int) -> tuple[Judge, GaussianMixture]:
     """By W2 and energy distance to as many fresh examples of 8 gaussians; and their density, of x."""
-    dataset, raw = data.load(toy.get_config().data), eight_gaussians_mixture("ffjord")
-    mixture = GaussianMixture((raw.means - dataset.shift) / dataset.scale, raw.stds / dataset.scale)
+    dataset = data.load(toy.get_config().data)
+    mixture = eight_gaussians_in_x(dataset)
     fresh = lambda group: np.asarray(mixture.sample(jax.random.key(group), n))
     measure = lambda group, x: {"W2": metrics.wasserstein2(x, fresh(group)), "energy distance": metrics.energy_distance(x, fresh(group))}
     return Judge("8gaussians", groups, n, (2,), 1.0, measure), mixture
@@ -160,7 +159,8 @@ def better(name: str, models: dict[str, Model], series: dict) -> dict[str, bool]
     for label, model in models.items():
         if model.teacher:
             gain = series[model.teacher, min(model.draws)] - series[label, min(model.draws)]
-            gates[f"{name}: {label} is better than its teacher by as many steps ({min(model.draws)})"] = gain.mean() > 3 * spread(gain)
+            held = gain.mean() > 3 * metrics.standard_error(gain)
+            gates[f"{name}: {label} is better than its teacher by as many steps ({min(model.draws)})"] = held
     return gates
 
 

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from scipy.stats import chi2
 
 from experiments import plots
-from experiments.metrics import sliced_wasserstein2
+from experiments.metrics import sliced_wasserstein2, standard_error
 from samplers import autoguidance, classifier_free, grids, rectified_cfg, sample, solvers
 from sde_lib import Denoiser, GaussianMixture, Linear
 
@@ -82,7 +82,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
     def row(way, omega, parts, nfe):
         found = [figures(*pair, means, stds, axes) for pair in zip(parts, true)]
         values = {name: np.array([group[name] for group in found]) for name in found[0]}
-        told = {f: v for name, a in values.items() for f, v in ((name, float(a.mean())), (f"± {name}", float(a.std(ddof=1) / np.sqrt(groups))))}
+        told = {f: v for name, a in values.items() for f, v in ((name, float(a.mean())), (f"± {name}", standard_error(a)))}
         return {"way": way, "omega": omega, "evaluations": nfe, **told}
 
     draw = lambda den, times: np.asarray(sample(den, x_T, times, solvers.euler()))

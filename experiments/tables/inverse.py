@@ -19,7 +19,7 @@ import numpy as np
 from configs import fashion
 from experiments import inverse, plots, runs
 from experiments.kept import Kept
-from experiments.metrics import sliced_wasserstein2
+from experiments.metrics import sliced_wasserstein2, standard_error
 from experiments.problems import pairs, turned_mixture
 from experiments.tables._training import trained
 from samplers import grids, langevin, operators, replacement, solvers
@@ -65,8 +65,7 @@ def posterior_rows(problem: str, gm: GaussianMixture, quick: bool) -> tuple[list
         of_covariance = [np.linalg.norm(np.cov(s.T) - p.covariance) for s, p in zip(x, posteriors)]
         w2 = [sliced_wasserstein2(s, e, 200) for s, e in zip(x, exact)]
         figures = {"error of mean": of_mean, "error of covariance": of_covariance, "sliced W2": w2}
-        error = lambda v: float(np.std(v, ddof=1) / np.sqrt(len(v)))
-        cells = {column: value for name, v in figures.items() for column, value in ((name, float(np.mean(v))), (f"± {name}", error(v)))}
+        cells = {column: value for name, v in figures.items() for column, value in ((name, float(np.mean(v))), (f"± {name}", standard_error(v)))}
         rows.append({"problem": problem, "method": method, "sampler": sampler, "NFE": nfe, **cells})
         return float(np.mean(w2))
 

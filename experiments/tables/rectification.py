@@ -29,11 +29,6 @@ SLOW = {("digits", "perflow"): 600, ("digits", "meanflow"): 1000}  # a step of t
 WINDOWS = 4
 
 
-def spread(of) -> float:
-    """The standard error of the mean."""
-    return float(np.std(of, ddof=1) / np.sqrt(len(of)))
-
-
 def on_the_plane(folder: Path, quick: bool) -> runs.Run:
     """The teacher of 8 gaussians."""
     config = toy.get_config("8gaussians")
@@ -106,11 +101,11 @@ def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[li
         of = [measure(np.asarray(dataset.from_x(part))) for part in np.split(x, groups)]
         found = {"data": name, "model": label, "steps": steps, "S": None, "± S": None, "RMSE": None, "± RMSE": None}
         if s is not None:
-            found |= {"S": float(s.mean()), "± S": spread(np.asarray(s))}
+            found |= {"S": float(s.mean()), "± S": metrics.standard_error(np.asarray(s))}
         if x is not truth and steps:
             error = np.sum((x - truth).reshape(len(x), -1) ** 2, 1) / dataset.dim
-            found |= {"RMSE": float(np.sqrt(error.mean())), "± RMSE": spread(error) / (2 * float(np.sqrt(error.mean())))}
-        return {**found, "distance": float(np.mean(of)), "± distance": spread(np.array(of))}
+            found |= {"RMSE": float(np.sqrt(error.mean())), "± RMSE": metrics.standard_error(error) / (2 * float(np.sqrt(error.mean())))}
+        return {**found, "distance": float(np.mean(of)), "± distance": metrics.standard_error(np.array(of))}
 
     rows, ends, straight = [], {}, {}
     for label, (run, counts) in models.items():
@@ -127,7 +122,7 @@ def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[li
     rows.append(dict.fromkeys(rows[0]) | {"data": name, "model": "test data (floor)", "distance": float(floor)})
 
     squared = lambda key: np.sum((ends[key] - truth).reshape(len(x_T), -1) ** 2, 1)
-    better = lambda key, than: (gain := squared(than) - squared(key)).mean() > 3 * spread(gain)
+    better = lambda key, than: (gain := squared(than) - squared(key)).mean() > 3 * metrics.standard_error(gain)
     reflowed = float(straight["teacher"].mean()) >= 10 * float(straight["2-rectified flow"].mean())
     gates = {f"{name}: reflow makes S ten times smaller": reflowed}
     for label, steps in {"2-rectified flow": 1, "2-rectified flow, distilled (1)": 1, "MeanFlow": 1, "PeRFlow": WINDOWS}.items():

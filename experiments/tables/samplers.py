@@ -31,7 +31,7 @@ PUBLISHED = {  # P1000, P2000, C2000, PC1000
 
 def difference(a, b) -> tuple[float, float]:
     """Mean of a - b over paired sets, and its standard error."""
-    return float(np.mean(a - b)), float(np.std(a - b, ddof=1) / np.sqrt(len(a)))
+    return float(np.mean(a - b)), metrics.standard_error(a - b)
 
 
 def verdict(better, worse) -> str:
@@ -88,7 +88,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
             gap, error = difference(found[both], found[many])
             row = {"SDE": label, "sampler": sampler}
             for column in columns:
-                row |= {column: found[column].mean(), f"± {column}": found[column].std(ddof=1) / np.sqrt(GROUPS)}
+                row |= {column: found[column].mean(), f"± {column}": metrics.standard_error(found[column])}
             row |= {f"{both} - {many}": gap, f"± {both} - {many}": error}
             rows.append(row | dict(zip(("published P1000", "P2000", "C2000", "PC1000"), PUBLISHED.get((label, sampler), (None,) * 4))))
     floor = distance(evaluate.flat(dataset.values["test"][:n]))

@@ -38,7 +38,7 @@ from experiments import runs
 from experiments.tables import _three_views_figures as figures
 from experiments.tables._three_views import agreement, flow, girsanov, kl, l1, particles
 from experiments.tables._training import trained
-from experiments.toy import EIGHT_GAUSSIANS, ring
+from experiments.toy import eight_gaussians_in_x
 from samplers import grids, log_likelihood, sample_adaptive
 from sde_lib import EDM, NCSN, SDE, VE, VP, GaussianMixture, Linear, Process, fokker_planck, forward_process, reverse_process
 
@@ -195,8 +195,7 @@ def learned(out, of: dict[str, runs.Run], side: int, steps: int, n: int) -> dict
     """8 gaussians from the prior by the exact and by learned scores, on side x side cells: of each score a row, one of the ODE's particles, one on
     cells twice as wide and one on cells of half the width."""
     sde, eps, rows, dataset = VP(), 0.01, {}, next(iter(of.values())).dataset
-    radius, std = EIGHT_GAUSSIANS["ffjord"]
-    gm = GaussianMixture((ring(radius) - dataset.shift) / dataset.scale, np.full(8, std / dataset.scale))
+    gm = eight_gaussians_in_x(dataset)
     grids_of = {s: square(4.25, s) for s in (side // 2 + 1, side, 2 * side - 1)}  # each with every second centre of the next
     (fewer, wide, _), (points, area, x), _ = grids_of.values()
     priors = {s: jnp.exp(sde.prior_log_prob(jnp.asarray(c[0].reshape(-1, 2)))).reshape(s, s) for s, c in grids_of.items()}
