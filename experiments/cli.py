@@ -150,12 +150,20 @@ def build(classes: Mapping[str, type], options: Mapping, what: str):
 
 class StopSignal:
     """Whether SIGINT or SIGTERM has come since the first time that it was asked; a second one ends the command at once, as the first does before.
+    Where what can be saved is a part of a command, that is the body of `with StopSignal() as stop`, after which signals are again what they were.
 
     Of several processes JAX hears the signals (`hosts.stopping`).
     """
 
     def __init__(self):
-        self.name, self.asked = "", False
+        self.name, self.before = "", {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number, frame):
         if self.name:
@@ -163,10 +171,8 @@ class StopSignal:
         self.name = signal.Signals(number).name
 
     def __bool__(self) -> bool:
-        if not self.asked and not jax.distributed.is_initialized():
-            self.asked = True
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._receive)
+        if not self.before and not jax.distributed.is_initialized():
+            self.before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         return bool(self.name)
 
 

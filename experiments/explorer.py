@@ -53,7 +53,7 @@ def explore(run: runs.Run, seed: int) -> dict:
     [K, ARROWS, ARROWS, 2] on grids over the view; and the density of the ODE's `CLOUD` as uint8 [K, CELLS, CELLS].
 
     sde and score are None of a model that has no score (`Denoiser.check_uncoupled`). A conditional model is told class 0.
-    Raises ValueError for a model that is no velocity (`Network.denoiser`).
+    Raises ValueError for a model that is no velocity (`Network.denoiser`), and for one whose particles are not finite.
     """
     sde = run.network.sde
     times = grids.cosine(sde, TIMES - 1)
@@ -61,6 +61,8 @@ def explore(run: runs.Run, seed: int) -> dict:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(CLOUD))
     x_T = jnp.asarray(sampling.starts(run)(keys, np.arange(CLOUD)))
     cloud = np.asarray(sample(run.denoiser(labels(CLOUD)), x_T, times, solvers.dpm_solver_pp(order=2), path=True))
+    if lost := int(np.sum(~np.isfinite(cloud).all((0, 2)))):
+        raise ValueError(f"{lost} of {CLOUD} particles of the ODE are not finite")
     extent = extents(cloud)
 
     def on_grid(name: str, side: int) -> Float[np.ndarray, "k n 2"]:

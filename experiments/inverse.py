@@ -2,9 +2,9 @@
 
 Measures the first --num test images, y = A x + noise, and draws --samples of each image's posterior under the model (`samplers.inverse`). Writes
 inverse/<problem>_<method>_<solver>_<steps>.npz (with seed, noise and other options in its name where they are given; truth and samples uint8,
-measurement and mean float32, in x), how well they fit as .json (PSNR to the truth of the samples and of their mean, in dB; RMS of y - A x), and a
-picture: truth, measurement, samples, their mean. Each batch is kept at once, so that the same command goes on where it was interrupted.
-Sample j of image i depends on --seed, i and j alone. Images are within [-1, 1]: so is --noise to be understood.
+measurement and mean float32, in x), how well they fit as .json (PSNR to the truth of the samples and of their mean, in dB; RMS of y - A x; standard
+errors over images), and a picture: truth, measurement, samples, their mean. Each batch is kept at once, so that the same command goes on where it was
+interrupted. Sample j of image i depends on --seed, i and j alone. Images are within [-1, 1]: so is --noise to be understood.
 """
 
 import json
@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import Float
 
 import samplers
 from experiments import cli, fit, parallel, plots, runs
 from experiments.kept import Kept, quiet, savez, sha256, write_text
+from experiments.metrics import standard_error
 from experiments.sample import make_solver
 from samplers import LinearOperator, grids, operators, solvers
 from samplers.predictor_corrector import evaluations
@@ -98,8 +100,21 @@ def sampler(
     return draw, nfe
 
 
+def rms(square: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
+    """The root of the mean of squares, and its standard error (None of one)."""
+    value = float(np.sqrt(square.mean()))
+    return value, standard_error(square) / max(2 * value, 1e-30) if len(square) > 1 else None
+
+
+def psnr(square: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
+    """Of images in [-1, 1] with these mean squared errors, in dB, and its standard error (None of one)."""
+    error, of_error = rms(square)
+    return float(20 * np.log10(2 / error)), None if of_error is None else 20 / np.log(10) * of_error / error
+
+
 def solve(run: runs.Run, problem: str, num: int, count: int, batch: int, seed: int, kept: Kept | None = None, progress=quiet, **options) -> dict:
-    """truth [num, ...], measurement [num, ...], samples [num, count, ...], all in x, their evaluations, and figures; options as of `sampler`.
+    """truth [num, ...], measurement [num, ...], samples [num, count, ...], all in x, their evaluations, and figures with their standard errors over
+    images ("_stderr"; None of one image); options as of `sampler`.
 
     Raises ValueError for a number of images that there is not."""
     values = run.dataset.values["test"]
@@ -131,9 +146,12 @@ def solve(run: runs.Run, problem: str, num: int, count: int, batch: int, seed: i
     kept.open({"weights": run.fingerprint(), "seed": seed, "problem": problem, "samples": count, **options})
     x = kept.complete(parts, num * count, "samples", progress)["x"]
     mean = x.reshape(num, count, *x.shape[1:]).mean(1)
-    decibels = lambda a, b: float(10 * np.log10(4 / np.mean((np.clip(a, -1, 1) - b) ** 2)))  # the range of x is 2
     residual = y[np.arange(num * count) // count] - np.asarray(operator.forward(jnp.asarray(x)))
-    figures = {"psnr": decibels(x, truth.repeat(count, 0)), "psnr_mean": decibels(mean, truth), "residual": float(np.sqrt(np.mean(residual**2)))}
+    errors = {"psnr": np.clip(x, -1, 1) - truth.repeat(count, 0), "psnr_mean": np.clip(mean, -1, 1) - truth, "residual": residual}
+    figures = {}
+    for name, error in errors.items():
+        square = np.mean(error.reshape(num, -1) ** 2, 1)  # of each image
+        figures[name], figures[f"{name}_stderr"] = (rms if name == "residual" else psnr)(square)
     shown = y if y.shape[1:] == operator.shape else np.asarray(operator.pseudo_inverse(jnp.asarray(y)))
     samples = x.reshape(num, count, *x.shape[1:])
     return {"truth": truth, "measurement": y, "shown": shown, "samples": samples, "mean": mean, "nfe": nfe, "figures": figures}
@@ -164,9 +182,9 @@ def main():
     savez(file, truth=images[0], samples=images[1], measurement=found["measurement"], mean=found["mean"])
     said = {**run.description(), "problem": f.problem, "images": f.num, "samples": f.samples, "seed": f.seed, "nfe": found["nfe"], **options}
     write_text(file.with_suffix(".json"), json.dumps({**said, **found["figures"], "sha256": sha256(file)}, indent=1))
-    psnr, of_mean, residual = found["figures"].values()
+    of = lambda name: f"{found['figures'][name]:.4g}" + (f" ± {found['figures'][f'{name}_stderr']:.2g}" if f.num > 1 else "")
     print(f"{f.num} images, {f.samples} samples of each, {found['nfe']} evaluations, {seconds:.1f} s with compilation ({f.problem}, {f.method})")
-    print(f"PSNR {psnr:.2f} dB of samples, {of_mean:.2f} dB of their mean; RMS of y - A x {residual:.4f}, of the noise {f.noise}")
+    print(f"PSNR {of('psnr')} dB of samples, {of('psnr_mean')} dB of their mean; RMS of y - A x {of('residual')}, of the noise {f.noise}")
     figure = plots.columns({f.problem: picture_rows(run, found, 8, 4)}, file.with_suffix(".png"))
     print(f"wrote {file}\nwrote {figure}")
     kept.remove()

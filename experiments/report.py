@@ -176,6 +176,11 @@ def curve(run: runs.Run, keeps: list[Kept]) -> str:
     n = min(f.num, len(dataset.values["test"]))
     if n < 10 or dataset.dim > evaluate.LARGEST:
         return f"<p>{n} test examples of {dataset.dim} numbers: this distance is of 10 or more, of at most {evaluate.LARGEST} numbers.</p>"
+    jumps = run.network.jumps
+    planned = [(s, b if jumps else within(run, s, b)) for s in ((sampling.JUMPS,) if jumps else SOLVERS) for b in budgets]
+    planned = [job for job in dict.fromkeys(planned) if job[1]]  # two budgets may have the same steps
+    if not planned:
+        return f"<p>No solver of this curve has at most {budgets[-1]} evaluations: --nfe=2 is the least.</p>"
     train = evaluate.flat(dataset.values["train"][: evaluate.TRAINING if dataset.num_classes else LIMIT])
     if dataset.num_classes:
         judge = evaluate.classifier(dataset)
@@ -183,21 +188,14 @@ def curve(run: runs.Run, keeps: list[Kept]) -> str:
     else:
         name, distance = f"sliced W2, {DIRECTIONS} directions", lambda values: metrics.sliced_wasserstein2(values, train, DIRECTIONS)
     floor = distance(evaluate.flat(dataset.values["test"][:n]))
-    lines, rows = {}, []
-    for solver in (sampling.JUMPS,) if run.network.jumps else SOLVERS:
-        lines[solver] = {}
-        for budget in budgets:
-            steps = budget if run.network.jumps else within(run, solver, budget)
-            if not steps or any(row[:2] == [solver, steps] for row in rows):
-                continue
-            keeps.append(Kept(run.workdir / "report"))
-            print(f"{solver}, {budget} evaluations", flush=True)
-            values, nfe = sampling.generate(run, n * f.groups, f.batch, f.seed, kept=keeps[-1], **options(run, solver, steps))
-            series = np.array([distance(evaluate.flat(group)) for group in np.split(values, f.groups)])
-            lines[solver][int(nfe)] = series
-            rows.append([solver, steps, int(nfe), float(series.mean()), metrics.standard_error(series), floor])
-    if not rows:
-        return f"<p>No solver of this curve has at most {budgets[-1]} evaluations: --nfe=2 is the least.</p>"
+    lines, rows = {solver: {} for solver, _ in planned}, []
+    for solver, steps in planned:
+        keeps.append(Kept(run.workdir / "report"))
+        print(f"{solver}, {steps} steps", flush=True)
+        values, nfe = sampling.generate(run, n * f.groups, f.batch, f.seed, kept=keeps[-1], **options(run, solver, steps))
+        series = np.array([distance(evaluate.flat(group)) for group in np.split(values, f.groups)])
+        lines[solver][int(nfe)] = series
+        rows.append([solver, steps, int(nfe), float(series.mean()), metrics.standard_error(series), floor])
     grid = options(run, SOLVERS[0], 2)["grid"]
     of = f"the first {len(train)} training examples of {dataset.name}"
     about = {"groups": f.groups, "of": f"{n} samples", "grid": grid, "seed": f.seed, "reference": of}
@@ -266,7 +264,7 @@ def explored(run: runs.Run) -> tuple[str, str]:
         "at each time and interpolated between them, bilinearly in space and linearly in time; so does its past. Axes are x = "
         f"(u {-run.dataset.shift:+.4g}) / {run.dataset.scale:.4g} of data u. Seed {flags.FLAGS.seed}.{told}"
     )
-    packed = json.dumps(numbers).replace("<", "\\u003c")
+    packed = json.dumps(numbers, allow_nan=False).replace("<", "\\u003c")
     script = f'<script type="application/json" id="explorer-data">{packed}</script>\n<script>\n{(PAGE / "explorer.js").read_text()}</script>'
     return f'{(PAGE / "explorer.html").read_text()}<p class="about">{text(note)}</p>', script
 
@@ -307,6 +305,8 @@ def main():
         raise ValueError(f"--num={f.num}: expected at least 10 samples a group")
     if not all(word.isdigit() and int(word) > 0 for word in f.nfe):
         raise ValueError(f"--nfe={','.join(f.nfe)}: expected numbers of evaluations, as 4,8,16")
+    if f.out and (Path(f.out).is_dir() or not Path(f.out).name):
+        raise ValueError(f"--out={f.out}: expected a file, not a folder; try {Path(f.out) / 'report.html'}")
     run = runs.from_flags(sources=True)
     keeps: list[Kept] = []
     out = Path(f.out) if f.out else run.workdir / "report.html"

@@ -100,7 +100,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint; the newest by default.")
     flags.DEFINE_multi_string("lora", [], "FILE[:WEIGHT], an adapter that experiments.export wrote, to be added to the weights; any number of them.")
     flags.DEFINE_integer("batch", 256, "Examples at once, over all devices. No result depends on it.")
-    flags.DEFINE_integer("seed", 0, "Seed of all randomness.")
+    flags.DEFINE_integer("seed", 0, "Seed of all randomness.", 0, 2**63 - 1)
 
 
 def from_flags(sources: bool = False) -> Run:
@@ -113,13 +113,22 @@ def from_flags(sources: bool = False) -> Run:
         raise ValueError("--workdir is missing: expected a run made by `python -m experiments.train`")
     parallel.check_batch(f.batch, "--batch")
     run = load_run(f.workdir, f.checkpoint, f.weights)
-    if isinstance(run.network, Autoencoder):
-        raise ValueError(f"--workdir={f.workdir} is an autoencoder: encode data with experiments.autoencode, and pass a run that is trained on them")
-    if isinstance(run.network, Classifier):
-        raise ValueError(f"--workdir={f.workdir} is a classifier: name a generative model, which experiments.sample --classifier={f.workdir} guides")
+    check_generates(run)
     if not sources:
         check_noise(run)
     return adapted(run, f.lora)
+
+
+def check_generates(run: Run) -> None:
+    """Raises ValueError for an autoencoder and a classifier."""
+    if isinstance(run.network, Autoencoder):
+        raise ValueError(
+            f"--workdir={run.workdir} is an autoencoder: encode data with experiments.autoencode, and pass a run that is trained on them"
+        )
+    if isinstance(run.network, Classifier):
+        raise ValueError(
+            f"--workdir={run.workdir} is a classifier: name a generative model, which experiments.sample --classifier={run.workdir} guides"
+        )
 
 
 def check_noise(run: Run) -> None:

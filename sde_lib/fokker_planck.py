@@ -18,6 +18,7 @@ No cell is ever below 0. Implicit Euler keeps it so whatever the step dt; Crank-
 is within a ten-thousandth of p's greatest below 0, in tails, is set to 0 and the rest scaled to the same mass.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -166,6 +167,10 @@ def fokker_planck(
     widths = tuple(float(c[-1] - c[0]) / (len(c) - 1) for c in centres)
     process = (drift, diffusion) if sde is None else forward_process(sde)
     drift, diffusion = (fn if isinstance(fn, Partial) else Partial(fn) for fn in process)
+    x, t = faces[0].reshape(-1, p.ndim), steps[0][0]
+    of_drift, of_diffusion = jax.eval_shape(drift, x, t).shape, jax.eval_shape(diffusion, t).shape
+    _require(of_drift == x.shape, f"a drift of shape {of_drift} at x of {x.shape}", "the shape of x")
+    _require(math.prod(of_diffusion) == 1, f"a diffusion of shape {of_diffusion}", "a number g(t)")
     p = _run(p, faces, steps, drift, diffusion, widths, theta)
     finite = isinstance(p, jax.core.Tracer) or bool(jnp.all(jnp.isfinite(p)))
     _require(finite, f"a density that is not finite at {times[-1]:g}", f"drift and diffusion that are finite from {times[0]:g} on")

@@ -6,9 +6,9 @@ and a longer protocol, paper(out), for --paper. Writes OUT/NAME/table.md, table.
 
 table.json: what (the docstring), rows (values, standard errors in columns "± NAME", published figures), gates, passed, seeds, sources, seconds, and
 of: the beginnings of the SHA-256 of the project's code, and of config.json of each run that the table trained or read.
---quick goes to OUT/quick in the place of OUT. --list lists the tables and how each ended in OUT; --all runs all of them, one after another in
-processes of their own (`make tables`), and puts that list into README.md, between its marks; those that passed with this code and --workdir are not
-run again.
+--quick goes to OUT/quick in the place of OUT, and has no gates. --list lists the tables and how each ended in OUT; --all runs all of them, one after
+another in processes of their own (`make tables`), and puts that list into README.md, between its marks; those that passed with this code and
+--workdir are not run again. A stop saves what is being trained, and the same command goes on there.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import pkgutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -34,10 +35,10 @@ NAMES = sorted(m.name for m in pkgutil.iter_modules(tables.__path__) if not m.na
 
 def markdown(rows: list[dict]) -> str:
     """A Markdown table; numbers with four significant digits, a standard error beside its value."""
-    text = lambda v: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v)
+    text = lambda v: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v).replace("|", "\\|")
     beside = lambda row, name: f" ± {row[f'± {name}']:.2g}" if row.get(f"± {name}") is not None else ""
     names = [name for name in rows[0] if not (name.startswith("± ") and name[2:] in rows[0])]
-    lines = [names, ["---"] * len(names), *([text(row[name]) + beside(row, name) for name in names] for row in rows)]
+    lines = [[text(name) for name in names], ["---"] * len(names), *([text(row[name]) + beside(row, name) for name in names] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -48,21 +49,32 @@ def code() -> str:
 
 
 def hashes(module, out: Path, workdir: str) -> dict[str, str]:
-    """The beginning of the SHA-256 of config.json of each run in `out`, and of those that the table reads."""
-    read = [Path(workdir) if name == "workdir" else out.parent / name for name in getattr(module, "READS", ())]
-    return {str(file.parent): sha256(file)[:8] for folder in (out, *read) for file in sorted(folder.rglob("config.json"))}
+    """The beginning of the SHA-256 of config.json of each run in `out` and of those that the table reads, by their folder there."""
+    read = {name: Path(workdir) if name == "workdir" else out.parent / name for name in getattr(module, "READS", ())}
+    found = {name: (folder, sorted(folder.rglob("config.json"))) for name, folder in {out.name: out, **read}.items()}
+    return {str(Path(name) / file.parent.relative_to(folder)): sha256(file)[:8] for name, (folder, files) in found.items() for file in files}
 
 
-def index(out: Path) -> str:
-    """A Markdown table of all tables: what each is, and how long it took and how its gates ended in `out`, if it was run there."""
+def ended(name: str, out: Path) -> dict:
+    """What table.json of a table says; nothing if it is not there, or damaged."""
+    try:
+        said = read_json(out / name / "table.json")
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def index(out: Path, failed: Sequence[str] = ()) -> str:
+    """A Markdown table of all tables: what each is, and how long it took and how its gates ended in `out`, if it was run there. failed: those that
+    ended with an error since, whatever is there."""
     rows = []
     for name in NAMES:
-        file = out / name / "table.json"
-        of = read_json(file) if file.exists() else {}
+        said, doc = ended(name, out), importlib.import_module(f"experiments.tables.{name}").__doc__
+        passed = False if name in failed else said.get("passed")
         rows.append({
-            "`--table=`": f"`{name}`", "what": importlib.import_module(f"experiments.tables.{name}").__doc__.splitlines()[0].rstrip("."),
-            "minutes": f"{of['seconds'] / 60:.1f}" if "seconds" in of else None,
-            "gates": ("passed" if of["passed"] else "FAILED") if "passed" in of else None,
+            "`--table=`": f"`{name}`", "what": doc.splitlines()[0].rstrip("."),
+            "minutes": f"{said['seconds'] / 60:.1f}" if "seconds" in said else None,
+            "gates": {None: "none", True: "passed", False: "FAILED"}[passed] if said or name in failed else None,
         })  # fmt: skip
     return markdown(rows)
 
@@ -77,23 +89,40 @@ def with_index(readme: str, found: str) -> str:
 
 
 def current(name: str, out: Path, workdir: str) -> bool:
-    """Whether the table passed, with this code and of these models."""
-    file = out / name / "table.json"
-    if not file.exists():
-        return False
-    said, module = read_json(file), importlib.import_module(f"experiments.tables.{name}")
-    return said["passed"] and said.get("of") == {"code": code(), **hashes(module, file.parent, workdir)}
+    """Whether the table ended with this code and of these models, and no gate failed."""
+    said, module = ended(name, out), importlib.import_module(f"experiments.tables.{name}")
+    return said.get("passed", False) in (True, None) and said.get("of") == {"code": code(), **hashes(module, out / name, workdir)}
+
+
+def alone(name: str, out: Path, workdir: str) -> int:
+    """The exit code of a table in a process of its own. Raises cli.Stopped when stopped, once that process has saved."""
+    command = [sys.executable, "-m", "experiments.tables", f"--table={name}", f"--out={out}", f"--workdir={workdir}"]
+    with cli.StopSignal() as stop:
+        told = bool(stop)  # asked before it begins, or the first signal would leave it alone
+        with subprocess.Popen(command) as process:
+            try:
+                while process.poll() is None:
+                    time.sleep(0.05)
+                    if stop.name == "SIGTERM" and not told:  # SIGINT of a terminal has come to both
+                        process.terminate()
+                        told = True
+            except cli.Stopped:  # by a second signal, which does not wait
+                process.kill()
+                raise
+    if stop.name:
+        raise cli.Stopped(f"stopped by {stop.name} in {name}: the same command goes on there")
+    return process.returncode
 
 
 def every(out: Path, workdir: str) -> None:
-    """All tables, each in a process of its own; then the list in README.md. Exits with 1 if a gate failed."""
+    """All tables; then the list in README.md. Exits with 1 if a gate failed, or a table ended with an error."""
     failed = []
     for name in NAMES:
         if current(name, out, workdir):
             print(f"{name}: passed with this code, in {out / name}")
-        elif subprocess.run([sys.executable, "-m", "experiments.tables", f"--table={name}", f"--out={out}", f"--workdir={workdir}"]).returncode:
+        elif alone(name, out, workdir):
             failed.append(name)
-    write_text(README, with_index(README.read_text(), index(out)))
+    write_text(README, with_index(README.read_text(), index(out, failed)))
     print(f"{len(NAMES) - len(failed)} of {len(NAMES)} tables passed; wrote {README}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
@@ -105,25 +134,28 @@ def plain(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def record(module, out: Path, workdir: str, rows: list[dict], gates: dict, seconds: float) -> tuple[list[dict], str, bool]:
-    """Write table.md and table.json; the rows as they are in it, what is said of the gates, and whether all hold."""
+def record(module, out: Path, workdir: str, rows: list[dict], gates: dict, seconds: float, by: str) -> tuple[list[dict], str, bool | None]:
+    """Write table.md and table.json; the rows as they are in it, what is said of the gates, and whether all hold, None where there are none. by: the
+    hash of the code."""
     rows = [{name: plain(value) for name, value in row.items()} for row in rows]
     gates = {name: bool(held) for name, held in gates.items()}
-    passed = all(gates.values())
-    ended = "".join(f"{'passed' if held else 'FAILED'}: {name}\n" for name, held in gates.items())
-    ended += f"{seconds:.0f} s; gates {'passed' if passed else 'FAILED'}\n"
-    write_text(out / "table.md", f"{module.__doc__}\n{markdown(rows)}\n{ended}")
+    passed = all(gates.values()) if gates else None
+    of_gates = "".join(f"{'passed' if held else 'FAILED'}: {name}\n" for name, held in gates.items())
+    of_gates += f"{seconds:.0f} s; {'gates passed' if passed else 'gates FAILED' if gates else 'no gates'}\n"
+    write_text(out / "table.md", f"{module.__doc__}\n{markdown(rows)}\n{of_gates}")
     said = {"table": out.name, "what": module.__doc__, "rows": rows, "gates": gates, "passed": passed, "seconds": seconds}
     said |= {"seeds": getattr(module, "SEEDS", {}), "sources": getattr(module, "SOURCES", {})}
-    said["of"] = {"code": code(), **hashes(module, out, workdir)}
+    said["of"] = {"code": by, **hashes(module, out, workdir)}
     write_text(out / "table.json", json.dumps(said, indent=1, allow_nan=False))
-    return rows, ended, passed
+    return rows, of_gates, passed
 
 
 def main():
     f = flags.FLAGS
     if f.all + f.list + f.quick + f.paper > 1:
         raise ValueError(f"--all={f.all} --list={f.list} --quick={f.quick} --paper={f.paper}: expected one of them at most")
+    if f.table and (f.all or f.list):
+        raise ValueError(f"--table={f.table}: --{'all' if f.all else 'list'} is of all tables; expected one of the two")
     if f.list:
         print(index(Path(f.out)), end="")
         return
@@ -137,11 +169,11 @@ def main():
     if f.paper and not hasattr(module, "paper"):
         raise ValueError(f"--paper: {f.table} has no longer protocol; expected cfm_2d")
     out.mkdir(parents=True, exist_ok=True)
-    clock = time.perf_counter()
+    clock, by = time.perf_counter(), code()  # now, lest it is changed in the meantime
     rows, gates = module.paper(out) if f.paper else module.run(out, f.quick, f.workdir)
-    rows, ended, passed = record(module, out, f.workdir, rows, gates, time.perf_counter() - clock)
-    print(markdown(rows) + ended + f"wrote {out / 'table.md'} and {out / 'table.json'}")
-    if not passed:
+    rows, of_gates, passed = record(module, out, f.workdir, rows, gates, time.perf_counter() - clock, by)
+    print(markdown(rows) + of_gates + f"wrote {out / 'table.md'} and {out / 'table.json'}")
+    if passed is False:
         sys.exit(1)
 
 

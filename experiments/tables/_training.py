@@ -1,4 +1,4 @@
-"""Models that a table trains for itself, and the one that it is given."""
+"""Models that a table trains for itself, and those that it is given."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments import runs
+from experiments import cli, runs
 from experiments.train import train
 
 
@@ -14,14 +14,22 @@ def trained(config: ConfigDict, folder: Path, quick: bool) -> runs.Run:
     """The run of `folder`, if `quick` after two silent steps; one that is there already goes on where it was."""
     if quick:
         config.training.update(steps=2, batch=8)
-    with contextlib.redirect_stdout(io.StringIO()) if quick else contextlib.nullcontext():
-        train(config, folder)
+    with contextlib.redirect_stdout(io.StringIO()) if quick else contextlib.nullcontext(), cli.StopSignal() as stop:
+        train(config, folder, stop)
     return runs.load_run(folder)
 
 
-def digits_run(workdir: str) -> runs.Run:
-    """The run in --workdir. Raises ValueError if it is not one of the digits."""
+def given(workdir: str) -> runs.Run:
+    """The run in --workdir. Raises ValueError if it does not generate from noise."""
     run = runs.load_run(workdir)
+    runs.check_generates(run)
+    runs.check_noise(run)
+    return run
+
+
+def digits_run(workdir: str) -> runs.Run:
+    """The run in --workdir. Raises ValueError if it is not a generative one of the digits."""
+    run = given(workdir)
     if run.dataset.name != "digits":
         raise ValueError(f"--workdir={workdir}: its data are {run.dataset.name}; expected a run on digits (make demo)")
     return run

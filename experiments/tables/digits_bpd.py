@@ -1,6 +1,6 @@
 """Bits/dim of the 8x8 digits: what must be beaten, and bounds of the model in --workdir by dequantization and draws.
 
-Test split (360 images, 17 levels), standard errors over images, draws and probes apart. Baselines are fitted to the training split:
+Test split (360 images, 17 levels), standard errors over images (±), draws and probes apart. Baselines are fitted to the training split:
 the uniform distribution; a Gaussian, and a mixture of one Gaussian for each class, of uniformly dequantized levels; independent categorical
 pixels, with one count more of each level. Rows of the model: Hutchinson's estimate with 2 probes on all images, by three dequantizations (the
 variational one is fitted first, if --workdir has none); the exact trace with 4 draws on the first 32, once as the mean and once importance-weighted;
@@ -28,7 +28,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
     def row(model, images, bits, over_images, over_draws=None, over_probes=None, evaluations=None):
         finite = lambda v: None if v is None or not np.isfinite(v) else float(v)
         rest = {"over draws": over_draws, "over probes": over_probes, "evaluations": evaluations}
-        rows.append({"model": model, "images": images, "bits/dim": float(bits), "over images": float(over_images)})
+        rows.append({"model": model, "images": images, "bits/dim": float(bits), "± bits/dim": float(over_images)})
         rows[-1] |= {name: finite(value) for name, value in rest.items()}
 
     def baseline(name, bits):

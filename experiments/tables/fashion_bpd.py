@@ -28,7 +28,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
 
     def row(name, images, bits, error, over_times=None, evaluations=None):
         size = sum(a.size for a in jax.tree.leaves(model.params)) if name.startswith("the model") else None
-        rows.append({"model": name, "parameters": size, "images": images, "bits/dim": float(bits), "over images": float(error)})
+        rows.append({"model": name, "parameters": size, "images": images, "bits/dim": float(bits), "± bits/dim": float(error)})
         rows[-1] |= {"over times": over_times, "evaluations": evaluations}
 
     def baseline(name, bits):

@@ -27,8 +27,9 @@ from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 
 from configs import consistency, digits, distill, edm, toy
-from experiments import data, evaluate, export, metrics, plots, runs
+from experiments import data, evaluate, export, metrics, plots, runs, weights
 from experiments.guidance import guide
+from experiments.kept import savez
 from experiments.progressive import rounds
 from experiments.tables import rectification
 from experiments.tables._training import digits_run, trained
@@ -309,7 +310,7 @@ def by_class(out: Path, quick: bool) -> tuple[list[dict], dict[str, bool]]:
     mirrored = folder / "mirrored.npz"
     if not mirrored.exists():
         values, labels = {split: a[:, :, ::-1] for split, a in teacher.dataset.values.items()}, teacher.dataset.labels
-        np.savez(mirrored, x=15 * values["train"], y=labels["train"], x_test=15 * values["test"], y_test=labels["test"])
+        savez(mirrored, x=15 * values["train"], y=labels["train"], x_test=15 * values["test"], y_test=labels["test"])
     config.data.update(name="npz", path=str(mirrored))
     config.training.update(steps=1000, init=str(teacher.workdir))
     tuned = trained(config, folder / "mirrored", quick)
@@ -320,7 +321,7 @@ def by_class(out: Path, quick: bool) -> tuple[list[dict], dict[str, bool]]:
         config.lora.base = str(teacher.workdir) if config.lora.rank else ""
         found[name] = trained(config, folder / name, quick)
     adapter = folder / "adapter"
-    if not adapter.exists():
+    if not (adapter / weights.SAID).exists():
         export.write(str(found["lcm_lora"].workdir), adapter, which=("ema",))
     moved = runs.adapted(tuned, [str(adapter / "lora.safetensors")])
 

@@ -6,8 +6,8 @@ Gaussian (VP), whose posteriors are in closed form; 512 samples of each; dps wit
 the floor. Pairs: 64 x 512 pairs N(0, [[1, 0.9], [0.9, 1]]) of VE of which one is measured as 1.5; the other's mean and variance are 1.35 and 0.19,
 by replacement with and without corrector at 1000 steps (score_sde's known answers .937/.315 and 1.349/.195). Images: the first test images of digits
 (--workdir) and of Fashion-MNIST (a U-Net that is trained here in minutes), four problems, noise 0.05, CPU-scale: PSNR in dB of samples and of their
-mean, RMS of y - A x. NFE: evaluations, without the reverse passes: one for each evaluation of dps and pigdm, eight of moment (5 iterations).
-Samples of images are kept until the table is complete.
+mean, RMS of y - A x, standard errors over images. NFE: evaluations, without the reverse passes: one for each evaluation of dps and pigdm, eight of
+moment (5 iterations). Samples of images are kept until the table is complete.
 """
 
 import shutil
@@ -21,7 +21,7 @@ from experiments import inverse, plots, runs
 from experiments.kept import Kept
 from experiments.metrics import sliced_wasserstein2, standard_error
 from experiments.problems import pairs, turned_mixture
-from experiments.tables._training import trained
+from experiments.tables._training import given, trained
 from samplers import grids, langevin, operators, replacement, solvers
 from sde_lib import VE, VP, GaussianMixture
 
@@ -124,8 +124,9 @@ def image_rows(out, run: runs.Run, quick: bool) -> list[dict]:
         for method in inverse.METHODS if problem == "inpainting" else ("pigdm", "moment"):
             kept = Kept(out / "kept" / f"{run.dataset.name}_{problem}_{method}")
             found = inverse.solve(run, problem, num, count, num * count, 0, kept=kept, method=method, **options)
-            psnr, of_mean, residual = found["figures"].values()
-            cells = {"PSNR of samples": psnr, "PSNR of their mean": of_mean, "RMS of y - A x": residual}
+            figures, cells = found["figures"], {}
+            for column, name in (("PSNR of samples", "psnr"), ("PSNR of their mean", "psnr_mean"), ("RMS of y - A x", "residual")):
+                cells |= {column: figures[name], f"± {column}": figures[f"{name}_stderr"]}
             rows.append({"problem": f"{run.dataset.name}: {problem}", "method": method, "sampler": "SDE", "NFE": found["nfe"], **cells})
         panels[problem] = inverse.picture_rows(run, found, 3, 4)
     plots.columns(panels, out / f"{run.dataset.name}.png")
@@ -137,7 +138,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
     config = fashion_config()
     if quick:
         config.model.channels = 8
-    models = [runs.load_run(workdir), trained(config, out / "fashion", quick)]  # first, lest the data are missing
+    models = [given(workdir), trained(config, out / "fashion", quick)]  # first, lest the data are missing
     mixture = turned_mixture(8, 0.4)
     gaussian = GaussianMixture(mixture.means[:1], mixture.stds[:1], eigenvectors=mixture.eigenvectors[:1])
     rows, gaussian_w2 = posterior_rows("Gaussian", gaussian, quick)

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments import fit, plots, runs
 from experiments.problems import turned_mixture
+from experiments.tables._training import given
 from samplers import amed, gits, grids, sample, solvers
 from samplers.solvers import v3
 from samplers.table import execute, pad
@@ -164,7 +165,7 @@ def fitted_to_model(run, den, x_T, exact) -> dict[str, dict[int, np.ndarray]]:
 
 def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
     """Rows, and gates on the mixture; figures are written to `out`."""
-    trained = None if quick else fitted(runs.load_run(workdir))  # first, lest it is missing
+    trained = None if quick else fitted(given(workdir))  # first, lest it is missing
     gm, den, x_T, exact = problem()
     nfes = (5, 10) if quick else NFES
     found, best = errors(den, x_T, exact, nfes, rms)

@@ -8,6 +8,7 @@ from small import MODEL, small_config
 
 from configs import classifier as config_of
 from experiments import guidance, objectives, runs, sample
+from experiments.tables._training import digits_run
 from experiments.train import train
 
 OPTIONS = {"solver": "euler", "steps": 4, "grid": "uniform", "tolerance": 1e-3}
@@ -120,3 +121,5 @@ def test_senseless_flags_are_refused(folders, run, flags, words):
 def test_a_classifier_does_not_generate(classifier, start):
     done = start("experiments.sample", f"--workdir={classifier}")
     assert done.wait() == 1 and "is a classifier" in done.said, done.said
+    with pytest.raises(ValueError, match="is a classifier"):
+        digits_run(classifier)

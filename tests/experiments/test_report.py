@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -32,6 +33,17 @@ const errors = Array.from({length: data.particles}, (_, i) => {
   return [i, (i + 1) % data.particles].map((j) => Math.hypot(...ends(paths.ode, data.particles, j).map((v, c) => v - a[c])));
 });
 return [0, 1].map((c) => errors.map((e) => e[c]).sort((a, b) => a - b)[Math.floor(data.particles / 2)]);
+"""
+
+# how red the picture is where one dense cell of time 20 lies between two times, in the view of that moment and in the view of time 20
+IN_REGISTER = """
+for (const name of ["score", "ode", "sde"]) get(name).checked = false;
+get("density").checked = true;
+const c = data.cells, n = 40, place = ((n + 0.5) / c * 2 - 1) * (data.extent[20] = 3 * data.extent[21]);
+density.fill(0, 20 * c * c, 21 * c * c);
+density[20 * c * c + n * c + n] = 255;
+seek(20.4);
+return [extent(20.4), data.extent[20]].map((e) => pen.getImageData(...pixel(place, place, e).map(Math.round), 1, 1).data[0]);
 """
 
 
@@ -163,6 +175,14 @@ def test_the_view_moves_only_where_the_scale_does():
     assert np.ptp(explorer.extents(points)) == 0 < np.ptp(explorer.extents(points * np.array([80.0, 5.0, 1.0])[:, None, None]))
 
 
+def test_particles_that_are_not_finite_are_said(workdir):
+    """In place of an explorer that the browser cannot read."""
+    run = runs.load_run(workdir)
+    lost = replace(run, params=jax.tree.map(lambda a: a * np.nan, run.params))
+    with pytest.raises(ValueError, match="10000 of 10000 particles of the ODE are not finite"):
+        explorer.explore(lost, 0)
+
+
 @pytest.mark.slow
 def test_a_run_of_images(start, tmp_path):
     """Samples and trajectories are pictures, the curve is of FD-clf; fewer evaluations than any solver's, in a folder that is not there yet."""
@@ -182,7 +202,9 @@ def test_same_bytes_twice(start, content, workdir):
     assert not [*workdir.glob("report.*.partial")]
 
 
-@pytest.mark.parametrize("word, said", [("--nfe=ten", "expected numbers"), ("--groups=1", "at least 2"), ("--num=3", "at least 10")])
+@pytest.mark.parametrize(
+    "word, said", [("--nfe=ten", "expected numbers"), ("--groups=1", "at least 2"), ("--num=3", "at least 10"), ("--out=.", "expected a file")]
+)
 def test_mistakes_end_in_one_line(start, workdir, word, said):
     command = start("experiments.report", f"--workdir={workdir}", word)
     assert command.wait() == 1 and said in command.said and "Traceback" not in command.said
@@ -287,4 +309,6 @@ def test_in_a_browser(browser, content, workdir):
     assert position() == stopped
     get("time").send_keys(Keys.END)
     assert position() == 59
+    in_view, unscaled = browser.execute_script(IN_REGISTER)
+    assert in_view < 120 and unscaled == 255, "the density is where its particles are, though the view has grown"
     assert not browser.get_log("browser")

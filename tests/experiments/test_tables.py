@@ -1,16 +1,23 @@
 import importlib
 import inspect
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
+from threading import Thread
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import small_config
 
+from experiments import cli
 from experiments.tables import __main__ as tables
-from experiments.tables import cfm_2d, convergence, few_step, zoo
+from experiments.tables import _training, cfm_2d, convergence, few_step, zoo
 from experiments.tables.__main__ import NAMES, index, markdown
 from sde_lib import Linear
 
@@ -30,23 +37,24 @@ def test_a_quick_table_is_beside_the_measured_one(start, tmp_path):
     (tmp_path / "zoo" / "table.json").write_text(json.dumps({"passed": False, "seconds": 90.0}))
     done = start("experiments.tables", "--table=zoo", "--quick", f"--out={tmp_path}")
     assert done.wait() == 0, done.said
-    assert json.loads((tmp_path / "quick" / "zoo" / "table.json").read_text())["passed"]
+    assert json.loads((tmp_path / "quick" / "zoo" / "table.json").read_text())["passed"] is None and "no gates" in done.said
     rows = {line.split("`")[1]: line.rsplit("|", 3)[1:3] for line in index(tmp_path).splitlines()[2:]}
     assert rows["zoo"] == [" 1.5 ", " FAILED "] and all(ended == ["  ", "  "] for name, ended in rows.items() if name != "zoo")
 
 
 def test_what_a_table_says(tmp_path):
-    """A standard error stands beside its value, what is not finite is JSON still, a gate that fails is named, and so are seeds and sources."""
-    rows = [{"model": "a", "W2": 0.1234, "± W2": np.float32(0.01), "floor": None}, {"model": "b", "W2": float("nan"), "± W2": None, "floor": 1}]
+    """A standard error stands beside its value, a bar is no column, what is not finite is JSON still, a gate that fails is named, and so are seeds
+    and sources; models are named by their folder, wherever that is."""
+    rows = [{"model": "a", "W2": 0.1234, "± W2": np.float32(0.01), "floor": None}, {"model": "|b|", "W2": float("nan"), "± W2": None, "floor": 1}]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    rows, ended, passed = tables.record(cfm_2d, tmp_path, "", rows, {"near": np.bool_(True), "far": False}, 60.0)
-    assert markdown(rows).splitlines() == ["| model | W2 | floor |", "| --- | --- | --- |", "| a | 0.1234 ± 0.01 |  |", "| b | nan | 1 |"]
-    assert not passed and ended.splitlines() == ["passed: near", "FAILED: far", "60 s; gates FAILED"]
+    rows, ended, passed = tables.record(cfm_2d, tmp_path, "", rows, {"near": np.bool_(True), "far": False}, 60.0, "abc")
+    assert markdown(rows).splitlines() == ["| model | W2 | floor |", "| --- | --- | --- |", "| a | 0.1234 ± 0.01 |  |", r"| \|b\| | nan | 1 |"]
+    assert passed is False and ended.splitlines() == ["passed: near", "FAILED: far", "60 s; gates FAILED"]
     said = json.loads((tmp_path / "table.json").read_text())
     assert said["gates"] == {"near": True, "far": False} and not said["passed"] and said["rows"][1]["W2"] == "nan"
     assert said["seeds"]["short"] == [42, 43, 44] and "2307.03672" in said["sources"]["published"]
-    assert said["of"] == {"code": tables.code(), str(tmp_path / "run"): "44136fa3"}
+    assert said["of"] == {"code": "abc", f"{tmp_path.name}/run": "44136fa3"}
 
 
 def test_every_table_says_its_seeds():
@@ -58,28 +66,30 @@ def test_every_table_says_its_seeds():
 
 
 def test_all_tables(tmp_path, monkeypatch, capsys):
-    """Each in its process, but those that passed with this code and models; one that fails does not stop the others, and the list is in README.md."""
+    """Each but those that passed with this code and models; one that fails, or ends without a word, does not stop the others, and the list is in
+    README.md."""
     (tmp_path / "README.md").write_text("before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n")
     monkeypatch.setattr(tables, "README", tmp_path / "README.md")
     monkeypatch.setattr(tables, "NAMES", ["correctors", "guidance", "solvers", "zoo"])
-    ran = []
+    ran, crash = [], []
 
-    def run(command):
-        name = command[3].removeprefix("--table=")
+    def alone(name, out, workdir):
         ran.append(name)
+        if name in crash:
+            return 1
         (tmp_path / name).mkdir(exist_ok=True)
-        held = name != "guidance"
-        tables.record(importlib.import_module(f"experiments.tables.{name}"), tmp_path / name, str(tmp_path / "run"), [{"a": 1}], {"it": held}, 90.0)
-        return subprocess.CompletedProcess(command, int(not held))
+        gates, module = {} if name == "zoo" else {"it": name != "guidance"}, importlib.import_module(f"experiments.tables.{name}")
+        return int(tables.record(module, out / name, workdir, [{"a": 1}], gates, 90.0, tables.code())[2] is False)
 
-    monkeypatch.setattr(tables.subprocess, "run", run)
+    monkeypatch.setattr(tables, "alone", alone)
+    ended = lambda name: next(line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
     again = lambda: pytest.raises(SystemExit, match="failed: guidance")
     with again():
         tables.every(tmp_path, str(tmp_path / "run"))
     assert ran == ["correctors", "guidance", "solvers", "zoo"]
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n<!-- tables -->\n| `--table=` |") and text.endswith("<!-- end of tables -->\nafter\n") and "old" not in text
-    assert "| 1.5 | FAILED |" in next(line for line in text.splitlines() if line.startswith("| `guidance`"))
+    assert "| 1.5 | FAILED |" in ended("guidance") and "| 1.5 | none |" in ended("zoo")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")  # another model, of which solvers is
     with again():
@@ -89,9 +99,74 @@ def test_all_tables(tmp_path, monkeypatch, capsys):
     with again():
         tables.every(tmp_path, str(tmp_path / "run"))
     assert ran[6:] == ["correctors", "guidance", "solvers", "zoo"]
-    (tmp_path / "zoo" / "table.json").write_text("{")
-    with pytest.raises(ValueError, match="zoo/table.json is not readable JSON"):
-        index(tmp_path)
+    crash.append("correctors")
+    for file, text in (("correctors", "{"), ("solvers", "[1]"), ("zoo", '{"seconds": 90}')):
+        (tmp_path / file / "table.json").write_text(text)
+    with pytest.raises(SystemExit, match="failed: correctors, guidance"):
+        tables.every(tmp_path, str(tmp_path / "run"))
+    assert ran[10:] == ["correctors", "guidance", "solvers", "zoo"] and "|  | FAILED |" in ended("correctors")
+    crash.append("solvers")
+    (tmp_path / "run" / "config.json").write_text("{ }")
+    with pytest.raises(SystemExit, match="failed: correctors, guidance, solvers"):
+        tables.every(tmp_path, str(tmp_path / "run"))
+    assert ended("solvers").endswith("| 1.5 | FAILED |"), "though the one before passed"
+
+
+def signalled(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_waits_until_the_table_has_saved(tmp_path, monkeypatch, number):
+    """SIGTERM is passed on, once; SIGINT, which a terminal sends to both, is not. Signals are then what they were."""
+    saves = "import signal, sys, time; from pathlib import Path; out = Path(sys.argv[1])\n"
+    saves += "signal.signal(signal.SIGTERM, lambda *_: (out.write_text(out.read_text() + ' saved'), sys.exit(75)))\n"
+    saves += "out.write_text('begun'); time.sleep(60 if sys.argv[2] == 'SIGTERM' else 1)"
+    out, popen, before = tmp_path / "said", subprocess.Popen, signal.getsignal(number)
+    monkeypatch.setattr(tables.subprocess, "Popen", lambda command: popen([sys.executable, "-c", saves, str(out), number.name]))
+
+    def stop():
+        while not out.exists() or not out.read_text():
+            time.sleep(0.01)
+        signalled(number)
+
+    Thread(target=stop).start()
+    with pytest.raises(cli.Stopped, match=f"stopped by {number.name} in zoo: the same command goes on there"):
+        tables.alone("zoo", tmp_path, "")
+    assert out.read_text() == ("begun saved" if number == signal.SIGTERM else "begun") and signal.getsignal(number) == before
+
+
+def test_models_of_tables_are_saved_at_a_stop(tmp_path, monkeypatch):
+    """The training is told of it, and signals are then what they were."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def train(config, folder, stop):
+        assert not stop
+        signalled()
+        assert stop.name == "SIGTERM"
+        raise cli.Stopped
+
+    monkeypatch.setattr(_training, "train", train)
+    with pytest.raises(cli.Stopped):
+        _training.trained(small_config(), tmp_path, False)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--all --quick", "expected one of them at most"),
+        ("--all --table=zoo", "--table=zoo: --all is of all tables"),
+        ("--list --table=nothing", "--table=nothing: --list is of all tables"),
+        ("--table=zoo --paper", "zoo has no longer protocol; expected cfm_2d"),
+        ("--table=zoo --out={0}/file", "file"),
+    ],
+)
+def test_mistakes_end_in_one_line(start, tmp_path, words, said):
+    (tmp_path / "file").write_text("")
+    done = start("experiments.tables", *words.format(tmp_path).split())
+    assert done.wait() == 1 and said in done.said and "Traceback" not in done.said
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_gates_of_learned_scores():
         rows = {}
         for name, (apart, bound, divergence) in scores.items():
             own = three_views.row(mass=0, z_PDE=0, z_ODE=0 if name == "exact" else 70, KL=divergence, bound=bound, PDE_ODE=apart)
-            coarse, fine = (three_views.row(PDE_ODE=apart * by if name == "exact" else apart) for by in (4, 0.25))
+            coarse, fine = (three_views.row(mass=0, PDE_ODE=apart * by if name == "exact" else apart) for by in (4, 0.25))
             rows[name] = [own | wrong.get(name, {}), None, coarse, fine | wrong.get(f"{name}, fine", {})]
         return list(three_views.gates_of_learned(rows).values())
 
@@ -118,6 +118,8 @@ def test_gates_of_learned_scores():
     for wrong in (
         {"few": {"z PDE": 4}},
         {"exact": {"mass": 1e-6}},
+        {"few, fine": {"mass": 1e-6}},
+        {"exact": {"KL": 0.02}},
         {"exact": {"z ODE": 5}},
         {"exact, fine": {"PDE-ODE": 0.02}},
         {"few, fine": {"PDE-ODE": 0.05}},

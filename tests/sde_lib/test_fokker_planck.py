@@ -150,6 +150,11 @@ MISTAKES = {
     "not a number": ({"p": P * np.nan}, "p from nan to nan: expected a density"),
     "negative": ({"p": P - 2}, "p from -1 to -1: expected a density"),
     "nowhere": ({"p": 0 * P}, "p from 0 to 0: expected a density"),
+    "a drift without axes": (
+        {"sde": None, "drift": lambda x, t: x[:, 0], **NOISE},
+        r"a drift of shape \(4,\) at x of \(4, 1\): expected the shape of x",
+    ),
+    "a diffusion of x": ({"sde": None, "diffusion": lambda t: np.ones(4), **DRIFT}, r"a diffusion of shape \(4,\): expected a number"),
     "a drift without value": ({"sde": None, "drift": lambda x, t: x / 0, **NOISE}, "not finite at 1: expected drift and diffusion that are finite"),
 }
 
