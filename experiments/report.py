@@ -7,6 +7,7 @@ the curve kept while they are drawn, so that the same command goes on where it w
 """
 
 import base64
+import bisect
 import html
 import json
 import shlex
@@ -159,7 +160,8 @@ def loss(run: runs.Run) -> str:
 def within(run: runs.Run, solver: str, nfe: int) -> int:
     """The most steps of a solver with at most `nfe` evaluations, the denoising one included; 0 if there are none."""
     cost = lambda steps: sampling.make_solver(solver)(run.network.sde, getattr(grids, flags.FLAGS.grid)(run.network.sde, steps - 1)).nfe + 1
-    return next((steps for steps in range(nfe, 1, -1) if cost(steps) <= nfe), 0)
+    fits = bisect.bisect_right(range(2, nfe + 1), nfe, key=cost)  # more steps cost more
+    return fits + 1 if fits else 0
 
 
 def curve(run: runs.Run, keeps: list[Kept]) -> str:

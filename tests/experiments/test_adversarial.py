@@ -29,6 +29,7 @@ def heads(*shapes, num_classes=0):
     return net, params, features
 
 
+@pytest.mark.slow
 def test_discriminator():
     """A logit for each place, which depends on the features, the time and the label, and on no batch-mate."""
     net, params, features = heads((4,), (5, 4), (6, 6, 4), num_classes=3)

@@ -108,6 +108,7 @@ def small_config(**more):
     return config
 
 
+@pytest.mark.slow
 def test_a_network_is_told_in_training_only():
     """The loss of an augmented batch depends on the labels' weights; without labels, as sampling is, they do nothing; a network that cannot be told,
     and the bound of the data, are refused."""

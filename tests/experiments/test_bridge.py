@@ -59,6 +59,7 @@ def test_minimum(x64, interpolant, kind):
     assert max(sigmas(Interpolant(interpolant.sde, constant)) for constant in (0.0, 1.5)) > 8
 
 
+@pytest.mark.slow
 def test_runs(tmp_path):
     """A bridge between two sets by its velocity and its noise: as an SDE, of the strength asked for, and as an ODE; what needs a score is refused."""
     config = coupled_config("sinkhorn", regularization=2.0, bridge=1.0, source={"name": "8gaussians"})
@@ -88,6 +89,7 @@ def test_runs(tmp_path):
         runs.load_run(tmp_path / "noise").denoiser()
 
 
+@pytest.mark.slow
 def test_runs_of_constant_noise(tmp_path):
     """I-CFM by its velocity and its noise: an SDE of any D by the bridge's solver, the ODE at strength 0; a D of its own it has not."""
     config = coupled_config(constant=0.3)

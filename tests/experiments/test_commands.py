@@ -47,9 +47,10 @@ SHORT = {
 
 
 def measures(command):
-    """Whether a command is left to the slow run: tables, benchmarks, profiles, latents, adapters, classifiers, some solvers, other ways to train."""
+    """Whether a command is left to the slow run: what has fast tests of its own, tables and benchmarks, some solvers, other ways to train."""
     commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "_lora", "_twin", "latent", "_classifier")
-    solvers = ("=amed", "=gits", "=unipc", "=churn", "=restart", "super_resolution")
+    commands += ("experiments.inverse", "experiments.export", "experiments.report")
+    solvers = ("=amed", "=gits", "=unipc", "=churn", "=restart", "=reverse_diffusion", "=euler_maruyama")
     ways = ("runs/vdm", "runs/scoreflow", "runs/sliced", "runs/meanflow", "runs/autoencoder", "runs/joined", "8gaussians", "rectified")
     ways += ("runs/bridge", "runs/ict", "runs/tcd")
     slow = (*commands, *solvers, *ways)

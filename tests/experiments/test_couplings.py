@@ -154,6 +154,7 @@ def test_training_and_sampling_of_two_data_sets(tmp_path):
         sample.generate(run, 4, 4, 0, solver="ancestral", **options)
 
 
+@pytest.mark.slow
 def test_coupled_models_refuse_what_takes_a_score(mixture):
     """Each in one line; the flow and its likelihood stand: of an exact field the same samples and the exact density."""
     sde = VP()

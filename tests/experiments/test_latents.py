@@ -95,6 +95,7 @@ def test_an_autoencoder_learns_and_resumes(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
+@pytest.mark.slow
 def test_latents_are_the_autoencoders(folders, tmp_path):
     """Moments of the images and of their mirror images, whatever the batch; the scale is the standard deviation of draws (6400 numbers: 3 %)."""
     run = runs.load_run(folders / "ae")
@@ -118,6 +119,7 @@ def test_latents_are_the_autoencoders(folders, tmp_path):
     assert abs(z.mean()) < 4 / np.sqrt(z.size) and abs(z.std() - 1) < 4 / np.sqrt(2 * z.size)  # 4 standard errors
 
 
+@pytest.mark.slow
 def test_samples_are_images(folders):
     """x decodes to levels, as by hand and whatever stands before the last axes; samples of a latent run are images; guidance is of
     every channel."""

@@ -68,6 +68,7 @@ def test_ends_of_the_windows(x64, kind):
     assert errors[2] < 0.02 < 0.02 + errors[2] < errors[0] + 0.02 and 1.7 < errors[1] / errors[2] < 2.3
 
 
+@pytest.mark.slow
 def test_loss_vanishes_at_the_student():
     """The loss at the exact student, of a teacher of many steps, is 0; at the teacher itself it is not."""
     sde, x0 = Linear(), STD * jax.random.normal(jax.random.key(0), (64, 1))

@@ -71,6 +71,7 @@ def test_exact_of_a_straight_flow(x64):
     np.testing.assert_allclose(progressive.target(point, COUNT, x, t), 0.7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradient(x64):
     """Of the loss in a shift of the student's data prediction: 0 at the target, 2 max(SNR, 1) times the shift beside it."""
     sde, teacher = VP(), gaussian().denoiser(VP())

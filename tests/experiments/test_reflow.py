@@ -102,6 +102,7 @@ def test_reflow_again(folders, tmp_path):
     assert np.isfinite(figures["sliced W2"])
 
 
+@pytest.mark.slow
 def test_rounds(tmp_path):
     """Two rounds: each flow begins at the weights of the one before, and is trained on that one's pairs; the same command does nothing anew."""
     save_random(config_of(), tmp_path / "teacher")
@@ -156,6 +157,7 @@ def test_rounds_stop_between_batches(tmp_path):
     assert about["num"] == 8 and not (tmp_path / "out" / "pairs_1.tmp").exists()
 
 
+@pytest.mark.slow
 def test_interpolants(tmp_path):
     """One of constant noise begins at N(0, sigma(T)^2 + constant^2), and its pairs have that in units of it; one that begins at other data has
     none, by the library as by the command."""

@@ -68,6 +68,7 @@ def edm2(**objective):
     return config, dataset, network.from_config(config, dataset.num_classes)
 
 
+@pytest.mark.slow
 def test_weights_of_edm2_keep_their_size():
     """After three steps at a high rate the mean square of what leads to a channel is 1; without it, it has grown."""
     config, dataset, net = edm2()

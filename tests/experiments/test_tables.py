@@ -245,6 +245,7 @@ def test_paper_of_cfm_2d(tmp_path, monkeypatch):
     assert (tmp_path / "seed_44.json").read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_training_returns_the_weights_of_the_least_held_out_loss(monkeypatch):
     """Those of the best of three looks, of each of two runs, as training that stops there has them: of held-out points that are like the others the
     last, of those with their ends exchanged, to which the flow leads ever less, the first."""

@@ -45,6 +45,7 @@ def test_agreement_in_the_plane():
         agreement(x, square, [GRID, GRID], 200, 4)
 
 
+@pytest.mark.slow
 def test_a_wrong_score_is_measured_and_bounded(x64):
     """N(0, 0.25) taken for N(m, 0.25): the score is off by alpha m/S^2 everywhere, so that Girsanov's integral is known without sampling error, and
     so is the density of the flow, whose KL is then far below it."""

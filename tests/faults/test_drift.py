@@ -89,6 +89,7 @@ def test_drift(tmp_path, times, count, capsys):
     count("drift", held, of)
 
 
+@pytest.mark.slow
 def test_all_that_drifted_is_said_at_once(tmp_path, capsys):
     """Three fields and other data behind the same path; then they are allowed, training goes on, and the history has a line of each change."""
     run, config = tmp_path / "run", small_config(tmp_path)

@@ -58,6 +58,7 @@ def test_network(name):
     np.testing.assert_allclose(apply(IMAGE[1:2], t[1:2], label[1:2]), y[1:2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_classifier():
     """Logits depend on x and t, and on no batch-mate."""
     net = models.NoisyClassifier(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=3, dropout=0.5)
@@ -152,6 +153,7 @@ def test_growing_unets(grow):
         models.UNet(**SMALL["UNet"], grow_input="fast").init(jax.random.key(0), IMAGE, jnp.ones(4))
 
 
+@pytest.mark.slow
 def test_embeddings_condition_a_transformer():
     """Tokens and a pooled vector of any encoder; an order of tokens does not matter, the tokens do."""
     net = models.MMDiT(**SMALL["MMDiT"] | {"dropout": 0.0})
