@@ -75,29 +75,26 @@ const plane = (px, py, e) => [(2 * px / canvas.width - 1) * e, (1 - 2 * py / can
 const cells = document.createElement("canvas");
 cells.width = cells.height = data.cells;
 
-// The time whose fields are drawn at a position, and how large their view is in the one of that position.
-const nearest = (p) => { const k = Math.round(p); return [k, data.extent[k] / extent(p)]; };
-
+// Density and score are drawn over the whole view, as at the nearest time: where the view moves, it is because the path scales, and they scale with it.
 function drawDensity() {
-  const [k, size] = nearest(state.p), c = data.cells, image = new ImageData(c, c);
+  const k = Math.round(state.p), c = data.cells, image = new ImageData(c, c);
   for (let j = 0; j < c; j++) for (let i = 0; i < c; i++) {
     const d = Math.sqrt(density[k * c * c + (c - 1 - j) * c + i] / 255); // its root: faint parts are seen
     image.data.set([255 - 160 * d, 255 - 90 * d, 255 - 35 * d, 255], 4 * (j * c + i));
   }
   cells.getContext("2d").putImageData(image, 0, 0);
-  const edge = (1 - size) / 2;
-  pen.drawImage(cells, edge * canvas.width, edge * canvas.height, size * canvas.width, size * canvas.height);
+  pen.drawImage(cells, 0, 0, canvas.width, canvas.height);
 }
 
 function drawScore() {
-  const [k, size] = nearest(state.p), side = data.arrows, cell = size * canvas.width / (side - 1), edge = (1 - size) / 2 * canvas.width;
+  const k = Math.round(state.p), side = data.arrows, cell = canvas.width / (side - 1);
   pen.strokeStyle = COLOURS.score;
   pen.lineWidth = canvas.width / 500;
   pen.beginPath();
   for (let j = 0; j < side; j++) for (let i = 0; i < side; i++) {
     const n = 2 * (k * side * side + j * side + i), sx = data.sigma[k] * score[n], sy = data.sigma[k] * score[n + 1];
     const length = Math.hypot(sx, sy), scale = 0.9 * cell / (1 + length), dx = sx * scale, dy = -sy * scale;
-    const x = edge + i * cell, y = canvas.height - edge - j * cell, turn = (c, s) => [x + dx - 0.3 * (c * dx - s * dy), y + dy - 0.3 * (s * dx + c * dy)];
+    const x = i * cell, y = canvas.height - j * cell, turn = (c, s) => [x + dx - 0.3 * (c * dx - s * dy), y + dy - 0.3 * (s * dx + c * dy)];
     pen.moveTo(x, y);
     pen.lineTo(x + dx, y + dy);
     pen.lineTo(...turn(0.8, 0.6));

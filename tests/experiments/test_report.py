@@ -35,17 +35,6 @@ const errors = Array.from({length: data.particles}, (_, i) => {
 return [0, 1].map((c) => errors.map((e) => e[c]).sort((a, b) => a - b)[Math.floor(data.particles / 2)]);
 """
 
-# how red the picture is where one dense cell of time 20 lies between two times, in the view of that moment and in the view of time 20
-IN_REGISTER = """
-for (const name of ["score", "ode", "sde"]) get(name).checked = false;
-get("density").checked = true;
-const c = data.cells, n = 40, place = ((n + 0.5) / c * 2 - 1) * (data.extent[20] = 3 * data.extent[21]);
-density.fill(0, 20 * c * c, 21 * c * c);
-density[20 * c * c + n * c + n] = 255;
-seek(20.4);
-return [extent(20.4), data.extent[20]].map((e) => pen.getImageData(...pixel(place, place, e).map(Math.round), 1, 1).data[0]);
-"""
-
 
 class Page(HTMLParser):
     """Tags with their attributes, the text outside of scripts and styles, rows of tables, and what scripts hold."""
@@ -309,6 +298,4 @@ def test_in_a_browser(browser, content, workdir):
     assert position() == stopped
     get("time").send_keys(Keys.END)
     assert position() == 59
-    assert not browser.get_log("browser")  # before pixels are read back, of which Chromium warns
-    in_view, unscaled = browser.execute_script(IN_REGISTER)
-    assert in_view < 120 and unscaled == 255, "the density is where its particles are, though the view has grown"
+    assert not browser.get_log("browser")
