@@ -32,7 +32,7 @@ slow: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[test,peers,browser]'
 	$(BIN)/pytest -m slow
 
-# every table that fits two cores, one after another, and the list of them in README.md: about three hours; interrupted, it goes on at the next one
+# every table that fits two cores, one after another, and the list of them in README.md: about three hours; interrupted, it goes on where it was
 tables: .venv/installed demo
 	$(BIN)/python -m experiments.tables --all --workdir=$(RUN)
 

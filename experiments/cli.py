@@ -8,6 +8,7 @@ import re
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -149,14 +150,16 @@ def build(classes: Mapping[str, type], options: Mapping, what: str):
 
 
 class StopSignal:
-    """Whether SIGINT or SIGTERM has come since the first time that it was asked; a second one ends the command at once, as the first does before.
+    """Whether SIGINT or SIGTERM has come since the first time that it was asked; one more than a second later ends the command at once, as the first
+    does before.
+
     Where what can be saved is a part of a command, that is the body of `with StopSignal() as stop`, after which signals are again what they were.
 
     Of several processes JAX hears the signals (`hosts.stopping`).
     """
 
     def __init__(self):
-        self.name, self.before = "", {}
+        self.name, self.since, self.before = "", 0.0, {}
 
     def __enter__(self):
         return self
@@ -166,9 +169,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _receive(self, number, frame):
-        if self.name:
+        if not self.name:
+            self.name, self.since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self.since > 1:  # sooner it is the same stop, which a group's members and their parents have passed on
             leave(number, frame)
-        self.name = signal.Signals(number).name
 
     def __bool__(self) -> bool:
         if not self.before and not jax.distributed.is_initialized():

@@ -189,6 +189,14 @@ def reference(dataset: Dataset) -> Dataset:
     return load(ConfigDict(dataset.about["images"]["config"])) if isinstance(dataset, Latents) else dataset
 
 
+def shown(dataset: Dataset) -> np.ndarray:
+    """Test examples of `reference`, to be drawn beside samples; none [0, ...] where they cannot be loaded."""
+    try:
+        return reference(dataset).values["test"]
+    except (OSError, ValueError):
+        return dataset.images.values["test"]
+
+
 def empty(name: str, facts: dict) -> Dataset:
     """The data set of these `Dataset.facts` without its examples. Raises KeyError, TypeError or ValueError if they are none."""
     shape, shift, scale, levels, num_classes = (facts[fact] for fact in FACTS)

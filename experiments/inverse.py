@@ -108,7 +108,7 @@ def rms(square: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
 
 def psnr(square: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
     """Of images in [-1, 1] with these mean squared errors, in dB, and its standard error (None of one)."""
-    error, of_error = rms(square)
+    error, of_error = rms(np.maximum(square, 1e-30))
     return float(20 * np.log10(2 / error)), None if of_error is None else 20 / np.log(10) * of_error / error
 
 

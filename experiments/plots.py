@@ -129,14 +129,16 @@ def identifiability(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"], pa
 
 
 def scatter(samples: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, "n 2"], path: str | Path) -> Path:
-    """Samples beside data, on equal axes."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.5), sharex=True, sharey=True)
-    for axis, points, title in zip(axes, (reference, samples), ("data", "samples")):
+    """Samples beside data, if there are any, on equal axes."""
+    panels = {name: points for name, points in (("data", reference), ("samples", samples)) if len(points)}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.5), sharex=True, sharey=True, squeeze=False)
+    for axis, (name, points) in zip(axes[0], panels.items()):
         axis.scatter(*points.T, s=2, alpha=0.4, linewidths=0)
-        axis.set(title=f"{title} (n = {len(points)})", aspect="equal")
-    low, high = reference.min(0), reference.max(0)
+        axis.set(title=f"{name} (n = {len(points)})", aspect="equal")
+    first = next(iter(panels.values()))
+    low, high = first.min(0), first.max(0)
     margin = 0.25 * (high - low)
-    axes[0].set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
+    axes[0, 0].set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
     return save(figure, path)
 
 

@@ -121,7 +121,8 @@ def samples_by_steps(run: runs.Run) -> str:
     names = {f"{steps} {'jump' if run.network.jumps else 'step'}{'s' * (steps > 1)}": values for steps, values in panels.items()}
     if kind.is_image:
         return drawn(plots.columns, {"": {name: plots.to_uint8(v, kind.levels) for name, v in names.items()}}, caption=caption)
-    return drawn(plots.by_steps, names | {"test data": kind.values["test"][:n]}, caption=caption)
+    test = data.shown(run.dataset)[:n]
+    return drawn(plots.by_steps, names | ({"test data": test} if len(test) else {}), caption=caption)
 
 
 def trajectories(run: runs.Run) -> str:

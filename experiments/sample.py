@@ -21,7 +21,7 @@ from absl import flags
 from jaxtyping import Float
 
 import samplers
-from experiments import cli, fit, parallel, plots, runs
+from experiments import cli, data, fit, parallel, plots, runs
 from experiments import guidance as guiding
 from experiments.kept import Kept, savez, sha256, write_text
 from samplers import amed, grids, jumps, sample, sample_adaptive, sample_sde, solvers
@@ -348,13 +348,13 @@ def frames(run: runs.Run, path: Float[np.ndarray, "s n ..."], count: int) -> np.
 def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, label: int = -1, **options) -> list:
     """The picture of samples and, for a table solver, of trajectories; returns the files. options: of `sampler`."""
     run = guide.run
-    folder, data = run.workdir / "samples", run.dataset.images
+    folder, kind = run.workdir / "samples", run.dataset.images
     files = []
-    is_image, is_plane = data.is_image, data.shape == (2,)
+    is_image, is_plane = kind.is_image, kind.shape == (2,)
     if is_image:
-        files.append(plots.grid(plots.to_uint8(values[:100], data.levels), folder / f"{name}.png"))
+        files.append(plots.grid(plots.to_uint8(values[:100], kind.levels), folder / f"{name}.png"))
     elif is_plane:
-        files.append(plots.scatter(values, data.values["test"][: len(values)], folder / f"{name}.png"))
+        files.append(plots.scatter(values, data.shown(run.dataset)[: len(values)], folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3, BRIDGE, NONE) and (is_image or is_plane):
         index = np.arange(8 * jax.device_count() if is_image else 256)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples

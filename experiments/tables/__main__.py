@@ -6,9 +6,9 @@ and a longer protocol, paper(out), for --paper. Writes OUT/NAME/table.md, table.
 
 table.json: what (the docstring), rows (values, standard errors in columns "± NAME", published figures), gates, passed, seeds, sources, seconds, and
 of: the beginnings of the SHA-256 of the project's code, and of config.json of each run that the table trained or read.
---quick goes to OUT/quick in the place of OUT, and has no gates. --list lists the tables and how each ended in OUT; --all runs all of them, one after
-another in processes of their own (`make tables`), and puts that list into README.md, between its marks; those that passed with this code and
---workdir are not run again. A stop saves what is being trained, and the same command goes on there.
+--quick goes to OUT/quick in the place of OUT, and has no gates (but primer). --list lists the tables and how each ended in OUT; --all runs all of
+them, one after another in processes of their own (`make tables`), and puts that list into README.md, between its marks; those that passed with this
+code and --workdir are not run again. A stop saves what is being trained, and the same command goes on there.
 """
 
 import hashlib
@@ -103,14 +103,14 @@ def alone(name: str, out: Path, workdir: str) -> int:
             try:
                 while process.poll() is None:
                     time.sleep(0.05)
-                    if stop.name == "SIGTERM" and not told:  # SIGINT of a terminal has come to both
+                    if stop.name == "SIGTERM" and not told:  # SIGINT of a terminal comes to both
                         process.terminate()
                         told = True
             except cli.Stopped:  # by a second signal, which does not wait
                 process.kill()
                 raise
-    if stop.name:
-        raise cli.Stopped(f"stopped by {stop.name} in {name}: the same command goes on there")
+    if stop.name or process.returncode == cli.RESUMABLE:
+        raise cli.Stopped(f"stopped by {stop.name or 'a signal'} in {name}: the same command goes on there")
     return process.returncode
 
 
@@ -183,6 +183,6 @@ if __name__ == "__main__":
     flags.DEFINE_bool("all", False, "Run all of them: hours.")
     flags.DEFINE_string("out", "runs/tables", "Where the results go.")
     flags.DEFINE_string("workdir", "runs/digits", "The trained model of a table that needs one; `make demo` makes it.")
-    flags.DEFINE_bool("quick", False, "A smaller problem without gates, to see that it runs, in OUT/quick.")
+    flags.DEFINE_bool("quick", False, "A smaller problem without gates (but primer), to see that it runs, in OUT/quick.")
     flags.DEFINE_bool("paper", False, "The full protocol of a table that has a shorter one, in OUT/paper.")
     cli.run(main)

@@ -16,6 +16,8 @@ def trained(config: ConfigDict, folder: Path, quick: bool) -> runs.Run:
         config.training.update(steps=2, batch=8)
     with contextlib.redirect_stdout(io.StringIO()) if quick else contextlib.nullcontext(), cli.StopSignal() as stop:
         train(config, folder, stop)
+    if stop.name:  # since its last step
+        raise cli.Stopped(f"stopped by {stop.name}, {folder} is trained: the same command goes on from there")
     return runs.load_run(folder)
 
 

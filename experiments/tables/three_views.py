@@ -15,7 +15,7 @@ cells and steps to this one; "before": a quarter to half. "mass": its error. "SD
 500 steps of weak order 2, in 60 bins; "due": what so many draws from the PDE's density have on average; "slope": of SDE-PDE in the number of
 particles (400, 4000, 40,000; log to log); "z PDE", "z ODE": Pearson's statistic in its standard errors, seeds fixed. Gates: PDE <= 6e-4, mass <=
 1e-8, ratios 3.5 to 4.5, ODE <= 1e-6 and closer than the looser one, |z| <= 3, slopes -0.5 +- 0.1. Beside them the cells of a 2-D grid alone (three
-Gaussians on VP, 200 steps: the last ratio 3.5 to 4.5). Controls, z > 10: the ODE's drift with the SDE's noise, and 5 % more noise.
+Gaussians on VP, 200 steps: the last ratio 3.5 to 4.5, mass <= 1e-8). Controls, z > 10: the ODE's drift with the SDE's noise, and 5 % more noise.
 
 Learned: an MLP (3x128, velocity, VP) on 8 gaussians, after 500 and 4000 steps, and the exact score, from the prior at T to 0.01: 100 steps, 81 x 81
 cells, 10,000 particles in 200 bins. "PDE", "ODE": L1 of the reverse SDE's and of the flow's density (`log_likelihood`, 81 x 81 points) to the exact

@@ -49,7 +49,7 @@ SHORT = {
 def measures(command):
     """Whether a command is left to the slow run: what has fast tests of its own, tables and benchmarks, some solvers, other ways to train."""
     commands = ("experiments.tables", "benchmarks", "experiments.profile", "dequantization", "_lora", "_twin", "latent", "_classifier")
-    commands += ("experiments.inverse", "experiments.export", "experiments.report")
+    commands += ("experiments.export", "experiments.report")
     solvers = ("=amed", "=gits", "=unipc", "=churn", "=restart", "=reverse_diffusion", "=euler_maruyama")
     ways = ("runs/vdm", "runs/scoreflow", "runs/sliced", "runs/meanflow", "runs/autoencoder", "runs/joined", "8gaussians", "rectified")
     ways += ("runs/bridge", "runs/ict", "runs/tcd")

@@ -1,6 +1,7 @@
 """Reflow: pairs of a trained run, the data set of them, and what is trained on them."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 from small import config_of, save_random
 
 from configs import toy
-from experiments import cli, data, evaluate, network, objectives, reflow, runs
+from experiments import cli, data, evaluate, network, objectives, plots, reflow, runs, sample
 from experiments.guidance import guide
 from experiments.train import train
 from samplers import sample_adaptive
@@ -130,6 +131,24 @@ def test_rounds_are_of_the_path_between_pairs(tmp_path):
     save_random(config, tmp_path / "run")
     found = reflow.rounds(runs.load_run(tmp_path / "run"), tmp_path / "out", 1, 2, num=8, held_out=4, batch=4, **ADAPTIVE)
     assert found.network.interpolant is None and found.step == 2
+
+
+def test_samples_of_pairs_are_drawn_beside_what_their_model_was_trained_on(tmp_path):
+    """In the plane: pairs have no examples of their own to show. Where those are not here, samples are drawn alone."""
+    config = toy.get_config("moons")
+    config.model.update(width=8, depth=1)
+    save_random(config, tmp_path / "teacher")
+    teacher = runs.load_run(tmp_path / "teacher")
+    reflow.write(teacher, tmp_path / "pairs", 8, 4, 4, **ADAPTIVE)
+    pairs = data.load(ConfigDict({"name": "pairs", "path": str(tmp_path / "pairs")}))
+    np.testing.assert_array_equal(data.shown(pairs), teacher.dataset.values["test"])
+    run = replace(teacher, dataset=pairs)
+    assert [file.exists() for file in sample.pictures(guide(run), np.zeros((4, 2)), "it", 0, **ADAPTIVE)] == [True]
+    lost = replace(
+        pairs, about=pairs.about | {"of": pairs.about["of"] | {"config": {"name": "folder", "path": str(tmp_path / "nowhere"), "size": 8}}}
+    )
+    assert data.shown(lost).shape == (0, 2)
+    assert plots.scatter(np.zeros((4, 2)), data.shown(lost), tmp_path / "alone.png").exists()
 
 
 def test_rounds_that_cannot_be_trained_are_refused_at_once(tmp_path):

@@ -47,6 +47,20 @@ def test_stopped_at_3_of_200_steps(tmp_path, monkeypatch, count):
     count("stopped at 3 of 200 steps: state and next 10 batches identical, 0 ULP", held, 11)
 
 
+def test_two_signals_at_once_are_one_stop():
+    """As of a process group, whose parents pass on what their children have got; a later one does not wait. Signals are then what they were."""
+    before = signal.getsignal(signal.SIGTERM)
+    with cli.StopSignal() as stop:
+        assert not stop
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop and stop.name == "SIGTERM"
+        stop.since -= 1.1
+        with pytest.raises(cli.Stopped):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def temporary(workdir):
     return [f for f in workdir.rglob("*") if "tmp" in f.name]
 
