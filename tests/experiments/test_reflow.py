@@ -148,7 +148,7 @@ def test_samples_of_pairs_are_drawn_beside_what_their_model_was_trained_on(tmp_p
         pairs, about=pairs.about | {"of": pairs.about["of"] | {"config": {"name": "folder", "path": str(tmp_path / "nowhere"), "size": 8}}}
     )
     assert data.shown(lost).shape == (0, 2)
-    assert plots.scatter(np.zeros((4, 2)), data.shown(lost), tmp_path / "alone.png").exists()
+    assert plots.scatter(pairs.values["train"], data.shown(lost), tmp_path / "alone.png").exists()
 
 
 def test_rounds_that_cannot_be_trained_are_refused_at_once(tmp_path):
