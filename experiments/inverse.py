@@ -20,7 +20,7 @@ from jaxtyping import Float
 import samplers
 from experiments import cli, fit, parallel, plots, runs
 from experiments.kept import Kept, quiet, savez, sha256, write_text
-from experiments.metrics import standard_error
+from experiments.metrics import rms
 from experiments.sample import make_solver
 from samplers import LinearOperator, grids, operators, solvers
 from samplers.predictor_corrector import evaluations
@@ -98,12 +98,6 @@ def sampler(
         return denoised(guided(method, den, operator, y, times, noise, zeta, iterations), x_T, times, solver, noise_keys)
 
     return draw, nfe
-
-
-def rms(square: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
-    """The root of the mean of squares, and its standard error (None of one)."""
-    value = float(np.sqrt(square.mean()))
-    return value, standard_error(square) / max(2 * value, 1e-30) if len(square) > 1 else None
 
 
 def psnr(square: Float[np.ndarray, " n"]) -> tuple[float, float | None]:

@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from experiments import cli, plots, runs
 from experiments.dequantization import DEQUANTIZATIONS, bin_time
 from experiments.kept import Kept, savez, write_text
+from experiments.metrics import standard_error
 from samplers import log_likelihood, variational_bound
 from samplers.decoupled import LEVELS, PATHS
 from samplers.likelihood import DIVERGENCES
@@ -145,7 +146,7 @@ def summarize(run: runs.Run, result: dict[str, np.ndarray]) -> dict:
         "n": n,
         "unit": run.dataset.unit,
         "mean": float(result["score"].mean()),
-        "stderr_examples": float(result["score"].std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"),
+        "stderr_examples": standard_error(result["score"]) if n > 1 else float("nan"),
         "stderr_draws": over(result["stderr_draws"] ** 2 - np.nan_to_num(of_probes)),
         "stderr_probes": over(of_probes),
         "truncation": float(result["truncation"].mean()),

@@ -35,6 +35,12 @@ def standard_error(values) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
+def rms(square: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
+    """The root of the mean of squares, and its standard error (None of one)."""
+    value = float(np.sqrt(square.mean()))
+    return value, standard_error(square) / max(2 * value, 1e-30) if len(square) > 1 else None
+
+
 def sliced_wasserstein2(a: Points, b: Points, projections: int = 1000, seed: int = 0) -> float:
     """Sliced W2: the root mean square over fixed random directions of the one-dimensional W2, by quantiles (sizes may differ)."""
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], projections))

@@ -189,6 +189,7 @@ function resize() {
 
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 slider.max = last;
+slider.value = state.p; // a page that is loaded again may have it where it was
 for (const name of ["score", "sde"]) if (!(name === "score" ? score : paths.sde)) get(name).disabled = true;
 for (const name of ["density", "score", "ode", "sde"]) get(name).addEventListener("change", draw);
 slider.addEventListener("input", () => { play(false); seek(Number(slider.value)); });
@@ -209,4 +210,3 @@ canvas.addEventListener("keydown", (event) => {
 canvas.addEventListener("blur", () => { state.cross = null; draw(); });
 window.addEventListener("resize", resize);
 resize();
-seek(0); // a page that is loaded again may have its slider where it was

@@ -96,7 +96,7 @@ class Judge(NamedTuple):
         found = {"data": self.data, "model": label, "steps": steps, "RMSE": None, "± RMSE": None}
         if truth is not None:
             square = np.mean((x - truth).reshape(len(x), -1) ** 2, 1) / self.unit**2
-            found |= {"RMSE": float(np.sqrt(square.mean())), "± RMSE": metrics.standard_error(square) / (2 * float(np.sqrt(square.mean())))}
+            found["RMSE"], found["± RMSE"] = metrics.rms(square)
         for name in ("W2", "energy distance", "FD-clf", "precision", "recall"):
             series = [a[name] for a in of if name in a]
             found |= {name: float(np.mean(series)), f"± {name}": metrics.standard_error(series)} if series else {name: None, f"± {name}": None}

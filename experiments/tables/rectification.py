@@ -103,8 +103,7 @@ def problem(name: str, teacher: runs.Run, folder: Path, quick: bool) -> tuple[li
         if s is not None:
             found |= {"S": float(s.mean()), "± S": metrics.standard_error(np.asarray(s))}
         if x is not truth and steps:
-            error = np.sum((x - truth).reshape(len(x), -1) ** 2, 1) / dataset.dim
-            found |= {"RMSE": float(np.sqrt(error.mean())), "± RMSE": metrics.standard_error(error) / (2 * float(np.sqrt(error.mean())))}
+            found["RMSE"], found["± RMSE"] = metrics.rms(np.sum((x - truth).reshape(len(x), -1) ** 2, 1) / dataset.dim)
         return {**found, "distance": float(np.mean(of)), "± distance": metrics.standard_error(np.array(of))}
 
     rows, ends, straight = [], {}, {}

@@ -48,7 +48,6 @@ def restored(start):
     return digests
 
 
-@pytest.mark.slow
 def test_saved_on_eight_devices(on, restored, tmp_path, times, count):
     """Saved on 8, trained on on 1, 2, 4 and 8, whole or divided: the arrays, the next ten batches and their noise are the same bits, the losses those
     of one device to 1e-5."""

@@ -39,7 +39,6 @@ def ended(commands, killed=()):
     return said, time.monotonic() - began
 
 
-@pytest.mark.slow
 def test_processes_train_as_one(start, tmp_path, times, count):
     """2 (and 4) processes, with either sharding, that resume half-way in the full version: losses and weights of one process."""
     flags, wide, config = {"steps": 6, "log_every": 1, "checkpoint_every": 3}, "--config.model.width=64", small_config(steps=6)

@@ -371,8 +371,8 @@ if __name__ == "measure":  # run by the process that the test starts
 
 
 def test_files_that_do_harm_are_refused(tmp_path, times, count):
-    """Each file to each reader; in the short version a sixth of them."""
-    share = times(6, 1)
+    """Each file to each reader; in the short version a third of them."""
+    share = times(3, 1)
     process = SERVER.Process(target=runpy.run_path, args=(str(HERE), {"FOLDER": str(tmp_path), "SHARE": share}, "measure"))
     process.start()
     process.join(300)
