@@ -64,6 +64,17 @@ def divergence_forms(den: Denoiser, phi, z, probes, kind: str, chunk: int):
     return a * z + b * prediction, scalar(a) * z[0].size + scalar(b) * forms
 
 
+def integrand(w: Float[Array, "n b"], z, slope, v, forms: Float[Array, "n b k"]):
+    """g = (div v - score . (dz/dphi - v)) dphi/dw at nodes w of a path z [n, b, ...] with dz/dw = slope, for each form of div v: [n, b, k].
+
+    And the network's score [n, b, ...], and score . dz/dw [n, b]."""
+    inner = lambda a, b: jnp.sum((a * b).reshape(*w.shape, -1), -1)
+    trailing = lambda c: c.reshape(c.shape + (1,) * (z.ndim - c.ndim))
+    score = -(z + v / trailing(jnp.tan(w**2)))
+    moved = inner(score, slope)
+    return 2 * w[..., None] * forms - (moved - 2 * w * inner(score, v))[..., None], score, moved
+
+
 def first_order_truncation(phi, z, v, divergence, c):
     """log p_0(x) - log p_eps(x) [B] at x = c z, from v and div v [B] at phi = phi(eps).
 

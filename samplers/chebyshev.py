@@ -67,3 +67,14 @@ def quadrature_plan(levels: tuple[int, ...]):
         blocks += [np.pad(new, (0, 1), mode="edge") for new in every(n)[1::2].reshape(-1, least)]
         first.append(len(blocks))
     return rules, np.stack(blocks), np.array(first)
+
+
+def coefficients(n: int) -> Float[np.ndarray, "n+1 n+1"]:
+    """Matrix from values at `nodes(n)` to the Chebyshev coefficients of the polynomial through them."""
+    return np.linalg.inv(chebyshev.chebvander(2 * nodes(n) - 1, n))
+
+
+def differentiation(n: int) -> Float[np.ndarray, "n+1 n+1"]:
+    """Matrix from values at `nodes(n)` to the derivative, there, of the polynomial through them."""
+    rows = [2 * chebyshev.chebval(2 * nodes(n) - 1, chebyshev.chebder(c)) for c in coefficients(n).T]
+    return np.stack(rows, 1)

@@ -133,5 +133,7 @@ def log_likelihood(
         raise ValueError(f"eps = {times[0]}, start = {start}: expected eps < start <= T = {sde.T}")
     number = lambda c: namespace(c).asarray(c, x.dtype)  # an argument of the compiled solve
     ends, radii = (tuple(number(fn(sde, t)) for t in times) for fn in (angle, radius))
-    arguments = (den, x, vectors, ends, radii, number(rtol), number(atol), solver, divergence, chunk, prior_std)
-    return decoupled(*arguments) if adjoint is None else _coupled(*arguments, adjoint)
+    arguments = (den, x, vectors, ends, radii, number(rtol), number(atol))
+    if adjoint is None:
+        return decoupled(*arguments, divergence, chunk, prior_std)
+    return _coupled(*arguments, solver, divergence, chunk, prior_std, adjoint)
