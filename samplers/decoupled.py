@@ -1,7 +1,6 @@
 """The log-likelihood's path and divergence computed apart: one rule over the whole interval where it is accurate, else panels."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 from samplers.blocks import block_size, denoiser_of, map_blocks, probes_of, update_blocks

@@ -146,19 +146,18 @@ def by_panels(den: Denoiser, z_0, w_0, w_T, v_0, forms_0, probes, active, rtol, 
     derivative = number(differentiation(m) @ low)
     tangents = min(chunk, dim) if kind == "exact" else forms_0.shape[-1]
     slope = lambda w, z: 2 * expand(w, z) * velocity(den, w**2, z)
-    z_tolerance = PATH_ERROR * (atol + rtol)
 
     def with_divergence(w, z, rows):
         return divergence_forms(denoiser_of(den, rows), w**2, z, probes_of(probes, rows, z.ndim), kind, chunk)
 
     def panel(s: Progress) -> Progress:
-        radius, direction = spectral_radius(lambda z: slope(s.w, z), s.z, s.direction)
-        radius = 1.5 * radius  # it is estimated from below, and grows along the panel
+        stiffness, direction = spectral_radius(lambda z: slope(s.w, z), s.z, s.direction)
+        stiffness = 1.5 * stiffness  # it is estimated from below, and grows along the panel
         remaining = w_T - s.w
-        h = jnp.minimum(jnp.minimum(s.h, longest_stable_step(radius) / widest), remaining)
+        h = jnp.minimum(jnp.minimum(s.h, longest_stable_step(stiffness) / widest), remaining)
         final = h >= remaining
         w = (s.w + h * number(y)[:, None]).at[-1].set(jnp.where(final, w_T, s.w + h))
-        stages = stages_for(radius * h * widest)
+        stages = stages_for(stiffness * h * widest)
         stiff = stages > 1
 
         # the path
@@ -167,6 +166,8 @@ def by_panels(den: Denoiser, z_0, w_0, w_T, v_0, forms_0, probes, active, rtol, 
         slopes = jnp.where(aligned(jnp.broadcast_to(stiff, (m + 1, b)), values), jnp.tensordot(derivative, values, 1) / lengths, slopes)
         path = s.z + lengths * jnp.tensordot(integral, slopes, 1)
         path_error = jnp.max(norm(path - values), 0) / dim**0.5
+        radius = jnp.max(norm(path), 0) / dim**0.5
+        z_tolerance = PATH_ERROR * (atol + rtol * jnp.maximum(radius, 1)) + 16 * ulp * radius
 
         # the integrand along it
         v, forms = at_nodes(with_divergence, w[1:], path[1:], tangents)

@@ -15,14 +15,21 @@ from samplers.change_of_variables import divergence_forms, integrand, velocity
 from samplers.chebyshev import coefficients, interpolation, nodes, path_plan, quadrature_plan
 from samplers.panels import DENSITY, PATH_ERROR, Integral, aligned, distance_from_data, norm
 from sde_lib.denoiser import Denoiser
-from sde_lib.numerics import expand
 
 PATHS = (12, 24, 48, 96)  # intervals of the path
 PATH_ERRORS = (0.1, 3e-3, 2e-4)  # of all but the last, in the root mean square over z, as measured on mixtures and on networks
 LEVELS = (12, 24, 48, 96)  # intervals of the quadrature
 FAR = 3.0  # most of a path's `distance_from_data`
+NEAR = 0.5  # up to which an example is as the data are; beyond it all bounds are stricter, unless a nat is allowed
+ATYPICAL = 0.1
+LOOSE = 5e-4  # atol + rtol from which on a rule may look converged that has missed something
 ACCEPT = 3.0  # tolerances that the estimate, which is an upper bound, may be
 HOPELESS = 1e3  # tolerances that an error may exceed before finer levels are not tried
+
+
+def z_tolerance(rtol, atol):
+    """The error that a path may have, in the root mean square over z, which is of order 1."""
+    return jnp.minimum(PATH_ERROR * (atol + rtol), PATH_ERRORS[0])
 
 
 def march(den: Denoiser, z, w, n, weights):
@@ -39,12 +46,12 @@ def march(den: Denoiser, z, w, n, weights):
 
 def smooth_path(den: Denoiser, z_0, w, rtol, atol, least):
     """Slopes dz/dw of a path for each z_0 [b, ...], at the nodes of the last of PATHS [N + 1, b, ...]; the error of the path [b],
-    evaluations [b], and whether the path is good to its tolerance [b].
+    evaluations [b], the intervals of its last level [b], and whether it is sharper than expected [b].
 
     w: from [0, 1]. Levels below `least`, and those whose error is expected to be too large, are left out."""
     dtype, batch = z_0.dtype, len(z_0)
     points, weights, finest, defects = jax.tree.map(lambda c: jnp.asarray(c, dtype), path_plan(PATHS))
-    span, tolerance = w(1.0) - w(0.0), PATH_ERROR * (atol + rtol)  # z is of order 1
+    span, tolerance = w(1.0) - w(0.0), z_tolerance(rtol, atol)
     counts = jnp.asarray(PATHS)
 
     def judged(fine, defect):
@@ -57,17 +64,18 @@ def smooth_path(den: Denoiser, z_0, w, rtol, atol, least):
     branches = [judged(*matrices) for matrices in zip(finest, defects)]
 
     def level(state):
-        k, active, slopes, error, nfe = state
+        k, active, slopes, error, nfe, last = state
         new, defect = jax.lax.switch(k, branches, march(den, z_0, w(points[k]), counts[k], span * weights[k]))
         slopes, error = jnp.where(aligned(active, z_0), new, slopes), jnp.where(active, defect, error)
         wanted = active & ~(defect <= tolerance) & (defect <= HOPELESS * tolerance)
-        return k + 1, wanted, slopes, error, nfe + jnp.where(active, counts[k] + 1, 0)
+        last = jnp.where(active, counts[k], last)
+        return k + 1, wanted, slopes, error, nfe + jnp.where(active, counts[k] + 1, 0), last
 
     first = jnp.maximum(least, jnp.sum(np.array(PATH_ERRORS) > tolerance))
     zero = jnp.zeros(batch, dtype)
-    start = (first, jnp.ones(batch, bool), jnp.zeros((PATHS[-1] + 1, *z_0.shape), dtype), zero, jnp.zeros(batch, int))
-    _, _, slopes, error, nfe = jax.lax.while_loop(lambda state: (state[0] < len(PATHS)) & jnp.any(state[1]), level, start)
-    return slopes, error, nfe, error <= tolerance
+    start = (first, jnp.ones(batch, bool), jnp.zeros((PATHS[-1] + 1, *z_0.shape), dtype), zero, jnp.zeros(batch, int), jnp.zeros(batch, int))
+    _, _, slopes, error, nfe, last = jax.lax.while_loop(lambda state: (state[0] < len(PATHS)) & jnp.any(state[1]), level, start)
+    return slopes, error, nfe, last, last > jnp.maximum(counts[first], PATHS[1])
 
 
 def level_plan(levels: tuple[int, ...]):
@@ -95,7 +103,7 @@ def by_whole(den: Denoiser, z_0, w_0, w_T, probes, rtol, atol, kind: str, chunk:
     w = lambda y: w_0 + span * number(y)
     # the first levels are the least sure: they serve loose tolerances, where the probes' noise is larger by far
     least = jnp.where((kind == "hutchinson") & (rtol + atol > 0.01), 0, 1)
-    slopes, z_error, path_nfe, smooth = smooth_path(den, z_0, w, rtol, atol, least)
+    slopes, z_error, path_nfe, path_level, sharp = smooth_path(den, z_0, w, rtol, atol, least)
 
     n_forms = 1 if kind == "exact" else probes.shape[-1 - z_0.ndim]
     tangents = min(chunk, dim) if kind == "exact" else n_forms
@@ -135,17 +143,21 @@ def by_whole(den: Denoiser, z_0, w_0, w_T, probes, rtol, atol, kind: str, chunk:
         estimate = span * end * decay
         rounding = 8 * jnp.finfo(dtype).eps * span * jnp.tensordot(rules[k + 2], jnp.abs(table), 1).mean(-1)
         tolerance = jnp.maximum(dim * atol + rtol * jnp.abs(best.mean(-1)), rounding)
-        dense = spacing[k] <= DENSITY
+        dense = (spacing[k] <= DENSITY) & (~sharp | ~loose | (jnp.asarray(LEVELS)[k] >= path_level))
         change = jnp.where(active[:, None], best, change)
         error = jnp.where(active, estimate + rounding, error)
         used = jnp.where(active, jnp.asarray(LEVELS)[k] + 1, used)
-        good = active & dense & (estimate <= ACCEPT * tolerance)
+        good = active & dense & (estimate <= strict * ACCEPT * tolerance)
         # what a finer level is expected to leave: twice the nodes square the decay of all coefficients
-        hopeful = jnp.where(dense, estimate * decay**4, 0) <= HOPELESS * tolerance
+        hopeful = jnp.where(dense, estimate * decay**4, 0) <= HOPELESS * strict * tolerance
         return k + 1, active & ~good & hopeful, done | good, table, change, error, used
 
     zero = jnp.zeros(b, dtype)
-    possible = smooth & (spacing[-1] <= DENSITY) & (jnp.max(distance, 0) <= FAR)
+    # two modes that a path passes unseen are worth about a nat, and so is the noise of probes at loose tolerances
+    loose = (least > 0) & (atol + rtol > LOOSE)
+    allowed = jnp.where(loose, jnp.clip(dim * (atol + rtol), ATYPICAL, 1), 1)
+    strict = jnp.where((jnp.max(distance, 0) <= NEAR) & ~sharp, 1, allowed)
+    possible = (z_error <= strict * z_tolerance(rtol, atol)) & (spacing[-1] <= DENSITY) & (jnp.max(distance, 0) <= FAR)
     table = jnp.zeros((LEVELS[-1] + 1, b, n_forms), dtype)
     start = (least, possible, jnp.zeros(b, bool), table, jnp.zeros((b, n_forms), dtype), zero, jnp.zeros(b, int))
     wanted = lambda s: (s[0] == least) | (s[0] < len(LEVELS)) & jnp.any(s[1])
