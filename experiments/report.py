@@ -264,8 +264,8 @@ def explored(run: runs.Run) -> tuple[str, str]:
     note = (
         f"{shown}, {ways}. The density is the histogram of {explorer.CLOUD} particles of the ODE, smoothed by one of {explorer.CELLS} cells a side, "
         f"each time over its own maximum. {score} A dropped particle follows the ODE's velocity, known on {explorer.FIELD} x {explorer.FIELD} points "
-        "at each time and interpolated between them, bilinearly in space and linearly in time; so does its past. Axes are x = "
-        f"(u {-run.dataset.shift:+.4g}) / {run.dataset.scale:.4g} of data u. Seed {flags.FLAGS.seed}.{told}"
+        "at each time and interpolated between them, bilinearly in space and linearly in time; so does its past. Axes are "
+        f"{run.dataset.space} of data u. Seed {flags.FLAGS.seed}.{told}"
     )
     packed = json.dumps(numbers, allow_nan=False).replace("<", "\\u003c")
     script = f'<script type="application/json" id="explorer-data">{packed}</script>\n<script>\n{(PAGE / "explorer.js").read_text()}</script>'

@@ -380,10 +380,12 @@ def main():
     kept, clock = Kept(file.with_suffix("")), time.perf_counter()
     values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, progress=print, **options)
     seconds = time.perf_counter() - clock
-    images = plots.to_uint8(values, run.dataset.images.levels) if run.dataset.images.levels else values
     guide, rest = guided(run, **options)
     labels = guide.labels(f.num, f.label)
-    savez(file, arr_0=images, **({"arr_1": labels} if isinstance(labels, np.ndarray) else {}))
+    arrays = {"arr_0": run.dataset.images.written(values)}
+    if isinstance(labels, np.ndarray):
+        arrays["arr_1"] = run.dataset.labels_written(labels)
+    savez(file, **arrays)
     said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": sha256(file)}
     write_text(file.with_suffix(".json"), json.dumps(said, indent=1))
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")

@@ -40,7 +40,8 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
     check_settings(config.training)
     if (workdir / weights.SAID).exists():
         raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
-    dataset = data.load(config.data)
+    dataset = read(config, workdir)
+    check_used(config, dataset)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     couple = couplings.from_config(config, dataset, net, jax.process_count())
     divided = parallel.divided if config.training.sharding == "fsdp" else None
@@ -79,6 +80,8 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
         size = sum(a.size for name, of in current.params.items() if name != "discriminator" for a in jax.tree.leaves(of))
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         of = " of an adapter" if config.lora.rank else ""
+        if dataset.reading:
+            print(f"{dataset.name}: {dataset.reading}")
         print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters{of}; {devices}")
         print("compiling ...", flush=True)
 
@@ -127,6 +130,25 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
         plots.loss_curve(workdir)
     hosts.barrier("trained")
     return current
+
+
+def read(config: ConfigDict, workdir: Path) -> data.Dataset:
+    """The data of `config`; of a run that is resumed, read as they were at its start unless an option of the reading changes. Raises what
+    `data.load` raises."""
+    if not any((workdir / "checkpoints").glob("[0-9]*")) or not (workdir / "config.json").exists():
+        return data.load(config.data)
+    before = cli.load_config(workdir).data
+    same = all(before.get(name) == config.data.get(name) for name in ("name", *data.READING))
+    return data.load(config.data, weights.facts(workdir) if same else None)
+
+
+def check_used(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Raise ValueError for embeddings in the data that the network does not take, which would then train without them."""
+    if dataset.embeddings and not config.model.embeddings:
+        raise ValueError(
+            f"config.data.path = '{config.data.path}' has tokens and pooled, which config.model.name = '{config.model.name}' does not use: expected "
+            f"an MMDiT with --config.model.embeddings='{dataset.embeddings}', or data without them"
+        )
 
 
 def check_settings(training: ConfigDict) -> None:

@@ -113,7 +113,7 @@ def test_folders_of_images(tmp_path):
         for k, color in enumerate(((255, 0, 0), (0, 0, 255))):
             for i in range(n):
                 image(tmp_path / "set" / split / f"class{k}" / f"{i}.png", color)
-    config = ConfigDict({"name": "folder", "path": str(tmp_path / "set"), "size": 8})
+    config = ConfigDict({"name": "folder", "path": str(tmp_path / "set"), "size": 8, "levels": 256})
     dataset = data.load(config)
     assert dataset.shape == (8, 8, 3) and dataset.num_classes == 2 and isinstance(dataset.values["train"], np.memmap)
     assert sorted(dataset.labels["train"]) == [0, 0, 0, 1, 1, 1]
@@ -122,64 +122,64 @@ def test_folders_of_images(tmp_path):
     batch = next(data.batches(dataset, 4, 0))
     assert np.all(batch["value"][..., 0] == np.where(batch["label"] == 0, 255, 0)[:, None, None])
     image(tmp_path / "set" / "train" / "class0" / "0.png", (0, 255, 0))
-    assert np.sum(np.all(folders.folder(str(tmp_path / "set"), 8)[0]["train"] == [0, 255, 0], (1, 2, 3))) == 1
+    assert np.sum(np.all(folders.folder(str(tmp_path / "set"), {"size": 8})[0]["train"] == [0, 255, 0], (1, 2, 3))) == 1
     for i in range(60):
         image(tmp_path / "many" / f"class{i // 30}" / f"{i}.png", (i, 0, 0))
-    labels = folders.folder(str(tmp_path / "many"), 4)[1]["train"]
+    labels = folders.folder(str(tmp_path / "many"), {"size": 4})[1]["train"]
     assert 5 < labels[:20].sum() < 15  # the first ones are of all classes
     gradient = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
     Image.fromarray(gradient).save(tmp_path / "set" / "gray.png")
-    small = folders.squared(tmp_path / "set" / "gray.png", 16)
+    small = folders.fitted(tmp_path / "set" / "gray.png", 16)
     np.testing.assert_allclose(small[..., 0], np.tile(gradient[0].reshape(16, 4).mean(1), (16, 1)), atol=1)  # boxes
     with pytest.raises(ValueError, match="gray.png is in no folder of a class"):
         (tmp_path / "set" / "gray.png").rename(tmp_path / "set" / "val" / "gray.png")
-        folders.folder(str(tmp_path / "set"), 8)
+        folders.folder(str(tmp_path / "set"), {"size": 8})
 
 
 def test_images_as_they_are_meant(tmp_path):
     """Upright by EXIF, white where transparent, 16-bit values by their high byte; a link to a folder is followed."""
     file = tmp_path / "one.png"
     Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)).save(file)
-    np.testing.assert_array_equal(folders.squared(file, 16)[..., 0], np.arange(256).reshape(16, 16))
+    np.testing.assert_array_equal(folders.fitted(file, 16)[..., 0], np.arange(256).reshape(16, 16))
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(file)
-    assert np.all(folders.squared(file, 4) == 255)
+    assert np.all(folders.fitted(file, 4) == 255)
     turned = Image.fromarray(np.array([[0, 0], [255, 255]], np.uint8).repeat(8, 0).repeat(8, 1))
     exif = turned.getexif()
     exif[0x0112] = 6  # turned by 90 degrees
     turned.save(file, exif=exif)
-    np.testing.assert_array_equal(folders.squared(file, 16)[0, :, 0], np.repeat([255, 0], 8))
+    np.testing.assert_array_equal(folders.fitted(file, 16)[0, :, 0], np.repeat([255, 0], 8))
     Image.new("L", (300, 2)).save(file)
     with pytest.raises(ValueError, match="too narrow"):
-        folders.squared(file, 2)
+        folders.fitted(file, 2)
     for i in range(60):
         image(tmp_path / "elsewhere" / f"{i}.png", (i, 0, 0), (4, 4))
     (tmp_path / "set" / "a").mkdir(parents=True)
     (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
     image(tmp_path / "set" / "a" / "x.png", (0, 0, 0), (4, 4))
-    values, _, classes = folders.folder(str(tmp_path / "set"), 4)
-    assert classes == 2 and sum(len(v) for v in values.values()) == 61
+    values, _, classes = folders.folder(str(tmp_path / "set"), {"size": 4})
+    assert len(classes) == 2 and sum(len(v) for v in values.values()) == 61
 
 
 def test_a_flat_folder_is_split_by_name(tmp_path):
     for i in range(60):
         image(tmp_path / f"{i}.png", (i, i, i), (4, 4))
-    values, labels, classes = folders.folder(str(tmp_path), 4)
-    assert classes == 0 and sum(len(v) for v in values.values()) == 60 and 0 < len(values["test"]) < 15
+    values, labels, classes = folders.folder(str(tmp_path), {"size": 4})
+    assert classes == () and sum(len(v) for v in values.values()) == 60 and 0 < len(values["test"]) < 15
     image(tmp_path / "new.png", (99, 0, 0), (4, 4))
-    again = folders.folder(str(tmp_path), 4)[0]
+    again = folders.folder(str(tmp_path), {"size": 4})[0]
     old = lambda v: sorted(x[0, 0, 0] for x in v if x[0, 0, 1])
     assert old(again["test"]) == old(values["test"])  # what is held out stays so
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="broken.jpg cannot be read as an image"):
-        folders.folder(str(tmp_path), 4)
+        folders.folder(str(tmp_path), {"size": 4})
     assert not list((tmp_path / "cache").rglob("*.tmp"))
     with pytest.raises(ValueError, match="config.data.size = 0"):
-        folders.folder(str(tmp_path), 0)
+        folders.folder(str(tmp_path), {"size": 0})
     with pytest.raises(FileNotFoundError, match="expected a folder"):
-        folders.folder(str(tmp_path / "none"), 4)
+        folders.folder(str(tmp_path / "none"), {"size": 4})
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images to train"):
-        folders.folder(str(tmp_path / "empty"), 4)
+        folders.folder(str(tmp_path / "empty"), {"size": 4})
 
 
 def test_npz(tmp_path):
@@ -188,7 +188,7 @@ def test_npz(tmp_path):
     images, labels = RNG.integers(0, 256, (40, 4, 4, 3)).astype(np.uint8), np.arange(40) % 7
     np.savez(file, arr_0=images, arr_1=labels)
     values, found, classes = sources.npz(str(file))
-    assert classes == 7 and len(values["train"]) == 38
+    assert classes == (*range(7),) and len(values["train"]) == 38
     np.testing.assert_array_equal(values["test"], images[[19, 39]])
     np.testing.assert_array_equal(found["test"], labels[[19, 39]])
     latents = RNG.normal(3.0, 5.0, (50, 2, 2, 4))
@@ -205,9 +205,9 @@ def test_npz(tmp_path):
         (dict(x=images, x_test=images[:3] / 255.0), "of float64 to test"),
         (dict(x=images, y=labels[:9]), "9 labels of 40 examples"),
         (dict(x=images, y=labels - 1), "expected 38 integers from 0"),
-        (dict(x=images, x_test=images, y_test=labels), "labels of one split only"),
-        (dict(x=np.full((40, 2), np.nan)), "not finite"),
-        (dict(x=images[:5]), "0 examples"),
+        (dict(x=images, x_test=images, y_test=labels), "has y_test without y"),
+        (dict(x=np.full((40, 2), np.nan)), r"x\[0\] and 39 more of 40 examples has the value nan"),
+        (dict(x=images[:5]), "5 examples: expected at least 20"),
     ):
         np.savez(file, **arrays)
         with pytest.raises(ValueError, match=words):
@@ -219,7 +219,7 @@ def test_npz(tmp_path):
     np.save(tmp_path / "mine.npy", images)
     with pytest.raises(ValueError, match="cannot be read as an .npz"):
         sources.npz(str(tmp_path / "mine.npy"))
-    np.savez(file, images=np.zeros((3, 2, 2, 1), np.int64))
+    np.savez(file, images=np.full((3, 2, 2, 1), "text"))
     with pytest.raises(ValueError, match="has the arrays images"):
         sources.npz(str(file))
 
