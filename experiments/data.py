@@ -97,7 +97,10 @@ class Dataset:
         """x [B, ...] of raw values [B, ...]; keys [B], one per example, draw the dequantization noise (unused for continuous data)."""
         u = jnp.asarray(values, jnp.float32)
         if self.levels:
-            u = u + jax.vmap(lambda k: jax.random.uniform(k, u.shape[1:]))(keys)
+            noise = jax.vmap(lambda k: jax.random.uniform(k, u.shape[1:]))(keys)
+            if self.levels > 256:  # float32 holds 8 more bits than 65536 levels: in these, no sum is rounded to the next level
+                noise = (2 * jnp.floor(128 * noise) + 1) / 256
+            u = u + noise
         return (u - self.shift) / self.scale
 
     def mirror(self, keys, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
