@@ -123,6 +123,10 @@ class Dataset:
         """The numbers of the user's file that values [..., *shape] stand for."""
         return self.units.raw(values)
 
+    def plane(self, values) -> np.ndarray:
+        """Values as pictures with equal axes have them: the numbers of the user's file, or standardised coordinates where each has its own scale."""
+        return self.raw(values) if np.ndim(self.units.step) == 0 else np.asarray(values)
+
     def written(self, values) -> np.ndarray:
         """Values as files of samples have them: images of up to 256 levels as 0 to 255, all others as in the user's file."""
         spread = self.is_image and self.levels <= 256
@@ -523,20 +527,21 @@ def check() -> None:
     dataset = from_flags()
     for split, values in dataset.values.items():
         some = values[:10_000]
-        print(f"{dataset.name} {split}: {len(values)} examples of shape {dataset.shape}, {values.dtype} from {some.min():.4g} to {some.max():.4g}")
+        own = dataset.raw(some)
+        print(f"{dataset.name} {split}: {len(values)} examples of shape {dataset.shape}, {own.dtype} from {own.min():.4g} to {own.max():.4g}")
         if dataset.num_classes:
             counts = np.bincount(dataset.labels[split], minlength=dataset.num_classes)
             print(f"    {dataset.num_classes} classes of {counts.min()} to {counts.max()} examples")
         if dataset.embeddings:
             print("    with {} tokens of {} numbers, and {} pooled".format(*dataset.embeddings))
+    if dataset.reading:
+        print(dataset.reading)
     first = next(batches(dataset, 64, 0))
     keys = jax.random.split(jax.random.key(0), 64)
     x = dataset.to_x(keys, dataset.mirror(keys, first["value"]))
     if dataset.augment:
         x, _ = augment(keys, x, dataset.augment)
-    print(
-        f"x = (u - {dataset.shift:.4g})/{dataset.scale:.4g}: from {float(x.min()):.3f} to {float(x.max()):.3f}, mean {float(x.mean()):.3f}, ", end=""
-    )
+    print(f"{dataset.space}: from {float(x.min()):.3f} to {float(x.max()):.3f}, mean {float(x.mean()):.3f}, ", end="")
     print(f"standard deviation {float(x.std()):.3f} (objective.sigma_data)")
     if dataset.is_image:
         print(f"wrote {plots.grid(plots.to_uint8(dataset.from_x(x), dataset.levels), f.out)}")

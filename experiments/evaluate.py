@@ -238,6 +238,8 @@ def main():
             raise ValueError(f"--samples={f.samples} has {len(samples.values)}: expected at least {10 * f.groups}, for {f.groups} groups")
     else:
         n = min(len(dataset.values["test"]), f.limit)
+        if n < 10:
+            raise ValueError(f"{dataset.name} has {n} test examples: expected at least 10, with which samples are compared")
         samples = drawn(run, n * f.groups, keeps[0])
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -248,6 +250,9 @@ def main():
         reference = reference or statistics.of_training_data(extract, dataset)
         rows |= by_inception(extract, dataset, samples, reference, keeps[1])
     rows = {name: {key: None if value != value else value for key, value in row.items()} for name, row in rows.items()}  # JSON has no NaN
+    if dataset and np.ndim(dataset.units.step):
+        print(f"distances are between standardised coordinates, {dataset.space}")
+        rows = {name: row | {"space": dataset.space} for name, row in rows.items()}
     write_text(folder / "metrics.json", json.dumps({**samples.about, "metrics": rows}, indent=1))
     log, lines = folder / "metrics.jsonl", [json.dumps({"figure": name, **row, **samples.about}) for name, row in rows.items()]
     before = log.read_text().splitlines() if log.exists() else []
@@ -271,7 +276,7 @@ def main():
         test = statistics.images_of(dataset, dataset.values["test"][: min(100, n)])
         written.append(plots.side_by_side(samples.images[: len(test)], test, folder / "samples_and_data.png"))
     elif dataset and dataset.shape == (2,):
-        written.append(plots.scatter(samples.values[:n], dataset.values["test"][:n], folder / "samples_and_data.png"))
+        written.append(plots.scatter(dataset.plane(samples.values[:n]), dataset.plane(dataset.values["test"][:n]), folder / "samples_and_data.png"))
     for kept in keeps:
         kept.remove()
     print("wrote " + ", ".join(map(str, written)))

@@ -354,7 +354,8 @@ def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, lab
     if is_image:
         files.append(plots.grid(plots.to_uint8(values[:100], kind.levels), folder / f"{name}.png"))
     elif is_plane:
-        files.append(plots.scatter(values, data.shown(run.dataset)[: len(values)], folder / f"{name}.png"))
+        shown = data.shown(run.dataset)[: len(values)]
+        files.append(plots.scatter(kind.plane(values), kind.plane(shown), folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3, BRIDGE, NONE) and (is_image or is_plane):
         index = np.arange(8 * jax.device_count() if is_image else 256)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
@@ -363,7 +364,7 @@ def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, lab
         if is_image:
             files.append(plots.trajectory(frames(run, path, 8), folder / f"{name}_trajectory.png"))
         else:
-            files.append(plots.trajectories({name: run.dataset.from_x(path)}, folder / f"{name}_trajectory.png"))
+            files.append(plots.trajectories({name: kind.plane(run.dataset.from_x(path))}, folder / f"{name}_trajectory.png"))
     return files
 
 

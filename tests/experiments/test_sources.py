@@ -235,3 +235,77 @@ def test_flips():
     np.testing.assert_array_equal(dataset.mirror(keys[5:9], values[5:9]), flipped[5:9])
     with pytest.raises(ValueError, match="config.data.flip mirrors images"):
         data.load(ConfigDict({"name": "moons", "flip": True}))
+
+
+def saved(file, array):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(file)
+
+
+def test_hidden_folders_and_files_are_no_images(tmp_path):
+    """What notebooks, macOS and file servers leave is no class and no image, wherever it is."""
+    for split in ("train", "test"):
+        for k in range(2):
+            for i in range(3):
+                saved(tmp_path / split / f"class{k}" / f"{i}.png", RNG.integers(0, 256, (4, 4), np.uint8))
+            for junk in (".ipynb_checkpoints/0.png", f"class{k}/.ipynb_checkpoints/0.png", f"class{k}/._0.png", "__MACOSX/0.png"):
+                saved(tmp_path / split / junk, RNG.integers(0, 256, (4, 4), np.uint8))
+        (tmp_path / split / ".DS_Store").write_bytes(b"x")
+    values, labels, classes = folders.folder(str(tmp_path), {"size": 4})
+    assert classes == ("class0", "class1") and len(values["train"]) == len(values["test"]) == 6
+    assert sorted(labels["train"]) == [0, 0, 0, 1, 1, 1]
+
+
+def test_images_keep_their_channels_and_range(tmp_path):
+    """Grey is one channel, 12 bits in 16 are 4096 levels, floats are floats, binary is two levels; what no mode holds is refused."""
+    load = lambda name, **options: data.load(ConfigDict({"name": "folder", "path": str(tmp_path / name), "size": 8, **options}))
+    grey, deep = RNG.integers(0, 256, (8, 8), np.uint8), RNG.integers(0, 4096, (8, 8)).astype(np.uint16)
+    floats = RNG.normal(1e3, 2e3, (8, 8)).astype(np.float32)
+    bits = RNG.integers(0, 2, (8, 8)).astype(np.uint8) * 255
+    for split in ("train", "test"):
+        for name, array, end in (("grey", grey, "png"), ("deep", deep, "png"), ("floats", floats, "tif"), ("bits", bits, "png")):
+            saved(tmp_path / name / split / f"0.{end}", array)
+            saved(tmp_path / name / split / f"1.{end}", array[::-1])
+    for name, array, levels in (("grey", grey, 256), ("deep", deep, 4096), ("floats", floats, 0), ("bits", bits, 2)):
+        found = load(name)
+        assert found.shape == (8, 8, 1) and found.levels == levels
+        raw = found.raw(found.values["test"])[..., 0]
+        assert any(np.allclose(raw[0], a, rtol=1e-6, atol=1e-3) for a in (array, array[::-1])), name
+    assert load("grey", mode="RGB").shape == (8, 8, 3)
+    assert load("deep", mode="L", levels=256).values["train"].max() == deep.max() >> 8  # as before, when asked for
+    saved(tmp_path / "grey" / "train" / "2.png", RNG.integers(0, 256, (8, 8, 3), np.uint8))
+    data._images.cache_clear()
+    assert load("grey").shape == (8, 8, 3)  # of both kinds
+    saved(tmp_path / "grey" / "train" / "3.png", deep)
+    saved(tmp_path / "floats" / "train" / "2.tif", np.full((8, 8), np.nan, np.float32))
+    data._images.cache_clear()
+    with pytest.raises(ValueError, match="whose ranges differ.*mode = L or RGB"):
+        load("grey")
+    with pytest.raises(ValueError, match="2.tif cannot be read as an image .*not finite"):
+        load("floats")
+    with pytest.raises(ValueError, match="mode = 'grey': expected"):
+        load("deep", mode="grey")
+
+
+def test_images_are_cropped_padded_or_kept(tmp_path):
+    """Of 8 x 16 pixels: the middle square, a square with black above and below, or all of them."""
+    wide = np.tile(np.arange(100, 116, dtype=np.uint8), (8, 1))
+    saved(tmp_path / "a.png", wide)
+    np.testing.assert_array_equal(folders.fitted(tmp_path / "a.png", 8, "L", "crop")[..., 0], wide[:, 4:12])
+    np.testing.assert_array_equal(folders.fitted(tmp_path / "a.png", 16, "L", "pad")[..., 0], np.pad(wide, ((4, 4), (0, 0))))
+    for size in (0, 8):
+        np.testing.assert_array_equal(folders.fitted(tmp_path / "a.png", size, "L", "keep")[..., 0], wide)
+    assert folders.fitted(tmp_path / "a.png", 4, "L", "keep").shape == (4, 8, 1) and folders.fitted(tmp_path / "a.png", 8, "L", "pad").shape == (
+        8,
+        8,
+        1,
+    )
+    for split in ("train", "test"):
+        saved(tmp_path / "set" / split / "a.png", wide)
+        saved(tmp_path / "set" / split / "b.png", wide[:, ::-1])
+    assert folders.folder(str(tmp_path / "set"), {"fit": "keep"})[0]["train"].shape == (2, 8, 16, 1)
+    saved(tmp_path / "set" / "train" / "c.png", wide.T)
+    with pytest.raises(ValueError, match="expected one shape, or config.data.fit = crop or pad"):
+        folders.folder(str(tmp_path / "set"), {"fit": "keep"})
+    with pytest.raises(ValueError, match="fit = 'stretch'"):
+        folders.folder(str(tmp_path / "set"), {"size": 8, "fit": "stretch"})
