@@ -169,6 +169,11 @@ class Dataset:
         return own.index(label)
 
     @property
+    def affine(self) -> tuple:
+        """a and b of u = a + b x, of the numbers of the user's file."""
+        return self.units.origin + self.units.step * self.shift, self.units.step * self.scale
+
+    @property
     def log_volume(self) -> float:
         """log |du/dx|: u the numbers of the user's file for continuous data, and in levels for discrete data."""
         own = 0.0 if self.levels else self.units.log_volume(self.dim)

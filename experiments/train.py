@@ -71,7 +71,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
             if hosts.writes():
                 plots.loss_curve(workdir)
             return current
-        fixed = frozen(config, net, dataset.shape, workdir, resuming)
+        fixed = frozen(config, net, dataset, workdir, resuming)
         if not resuming:
             current = begun(config, current if divided else make())
         step_fn = parallel.training_step(config, net, dataset, fixed)
@@ -163,14 +163,14 @@ def check_settings(training: ConfigDict) -> None:
     parallel.check_batch(training.batch, "config.training.batch", training.accumulate)
 
 
-def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], workdir: Path, resuming: bool) -> state.Frozen:
+def frozen(config: ConfigDict, net: network.Network, dataset: data.Dataset, workdir: Path, resuming: bool) -> state.Frozen:
     """The averaged weights of `config.lora.base`, which an adapter is trained on, and the model of `config.teacher.workdir`, if any: copied to the
     workdir first.
 
     Raises ValueError if the weights are of another network, or either is of another path, prediction or examples; and for a teacher without a use, or
     a loss without its teacher.
     """
-    name, taught = config.lora.base, config.teacher.workdir
+    name, taught, shape = config.lora.base, config.teacher.workdir, dataset.shape
     if bool(config.lora.rank) != bool(name):
         raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
     if distils(config.objective) != bool(taught):
@@ -186,6 +186,7 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         run = kept(name, "config.lora.base", workdir / runs.BASE, resuming, net, keys)
         like = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
         weights.check(flatten_dict(run.params, sep="/"), flatten_dict(like, sep="/"), f"config.lora.base = {name} is not of this config's network")
+        check_space(run.dataset, dataset, f"config.lora.base = {name}")
         base = run.params
     if taught:
         run = kept(taught, "config.teacher.workdir", workdir / runs.TEACHER, resuming, net, ("sde", "none"))
@@ -196,6 +197,7 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
             )
         if run.dataset.shape != shape:
             raise ValueError(f"config.teacher.workdir = {taught} is of examples {run.dataset.shape}: expected those of config.data, {shape}")
+        check_space(run.dataset, dataset, f"config.teacher.workdir = {taught}")
         high = config.objective.consistency.omega[1]
         if high and config.teacher.guidance != 1:
             raise ValueError(
@@ -211,6 +213,15 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
             if seen(run.network) != seen(net):
                 raise ValueError(f"config.teacher.workdir = {taught}: its features are not of the shapes of config.model's; expected a like network")
     return state.Frozen(base, teacher, features)
+
+
+def check_space(theirs: data.Dataset, ours: data.Dataset, what: str) -> None:
+    """Raise ValueError if x of two data sets stand for different numbers: by a percent of a standard deviation, or more."""
+    of_pairs = lambda dataset: dataset.of if isinstance(dataset, data.Pairs) else dataset
+    theirs, ours = of_pairs(theirs), of_pairs(ours)
+    (their_shift, their_scale), (our_shift, our_scale) = theirs.affine, ours.affine
+    if not np.all(np.abs(their_shift - our_shift) <= 0.01 * our_scale) or not np.allclose(their_scale, our_scale, rtol=0.01, atol=0):
+        raise ValueError(f"{what} was trained on {theirs.space}, config.data are {ours.space}: expected the same (config.data.standardize, levels)")
 
 
 def distils(objective: ConfigDict) -> bool:

@@ -329,3 +329,14 @@ def test_attention_of_any_size(size):
     assert parameters(EDM2(**small))
     with pytest.raises(ValueError, match=r"attention='\(-1,\)'"):
         parameters(UNet(**small, attention=(7 * size,)))
+
+
+def test_a_teacher_of_other_units_is_refused(load):
+    """Its x stands for other numbers; of the same file read in the same way it does not."""
+    from experiments.train import check_space
+
+    x = RNG.normal(size=(100, 2)) * [1, 100]
+    own, one = load(x=x), load(options={"standardize": "one"}, x=x)
+    check_space(own, load(x=x + 1e-3), "teacher")
+    with pytest.raises(ValueError, match=r"teacher was trained on x = \(u - .*each of 2 coordinates.*expected the same"):
+        check_space(one, own, "teacher")
