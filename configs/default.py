@@ -23,6 +23,11 @@ def get_config() -> ConfigDict:
     config.data.variant = ""  # of a toy set; the first by default
     config.data.path = ""  # file or folder, where there are files
     config.data.size = 0  # side of the images of a folder, in pixels
+    config.data.fit = "crop"  # a folder's images to squares; or pad, or keep, which keeps their shape
+    config.data.mode = ""  # of a folder's images: "" as in the files, or L, RGB (8 bits), I;16 (16 bits), F (floats)
+    config.data.levels = 0  # of integers in a user's files: 0 finds them, N says 0 to N - 1, -1 all that their type has
+    config.data.standardize = ""  # of floats: coordinate, one (scale for all), none; "" is coordinate for the vectors of an npz
+    config.data.classes = 0  # of labels in a user's files: 0 finds them, N says 0 to N - 1
     config.data.flip = False  # mirror half of the training images
     config.data.augment = 0.0  # probability of each of EDM's augmentations, of which a network with model.augment_dim = 9 is told
 

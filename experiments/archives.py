@@ -63,7 +63,7 @@ def fashion_mnist(path: str) -> Source:
     folder = Path(path) if path else FASHION_FOLDER if FASHION_FOLDER.is_dir() else FASHION_CACHE
     values = {split: _idx(f"{part}-images-idx3-ubyte", folder)[..., None] for split, part in (("train", "train"), ("test", "t10k"))}
     labels = {split: _idx(f"{part}-labels-idx1-ubyte", folder).astype(np.int32) for split, part in (("train", "train"), ("test", "t10k"))}
-    return values, labels, 10
+    return values, labels, tuple(range(10))
 
 
 # --- CIFAR ----------------------------------------------------------------------------------------------------------------------------
@@ -159,4 +159,4 @@ def cifar(classes: int, path: str) -> Source:
         labels[split] = labels[split].astype(np.int32)
         if len(values[split]) != CIFAR_SIZES[split]:
             raise ValueError(f"{place} has {len(values[split])} images to {split}: expected {CIFAR_SIZES[split]}")
-    return values, labels, classes
+    return values, labels, tuple(range(classes))

@@ -197,7 +197,11 @@ def load_config(workdir: str) -> ConfigDict:
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file} is no config: expected a JSON object")
+    from experiments.data import with_old_reading
+
     objective = values.get("objective", {})
     if "adaptive" in objective.get("scm", {}):  # where it was, and of that loss alone
         objective["adaptive"] = objective["scm"].pop("adaptive") and objective.get("loss") == "scm"
+    if "name" in values.get("data", {}):
+        values["data"] = with_old_reading(values["data"], values.get("model", {}).get("num_classes") or 0)
     return ConfigDict(filled(values, default.get_config().to_dict()))

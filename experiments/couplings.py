@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from experiments import data
+from experiments import data, units
 from experiments.assignment import assignment
 from sde_lib import SDE
 from sde_lib.interpolants import Interpolant
@@ -79,7 +79,15 @@ def source_of(config: ConfigDict, dataset: data.Dataset) -> data.Dataset | None:
     and ValueError if its examples have another shape."""
     if not config.source.name:
         return None
-    source = data.load(config.source)
+    if config.source.name in data.SOURCES:  # read to the values of the data that it is joined with
+        source = data.load(config.source, dataset.facts | {"classes": [], "num_classes": 0})
+    else:
+        source = data.load(config.source)
+        if not dataset.units.trivial:
+            if source.levels:
+                raise ValueError(f"config.coupling.source.name = '{config.source.name}' has levels, the data other units: expected both as npz")
+            values = {split: units.values_of(source.raw(part), dataset.units, dataset.levels) for split, part in source.values.items()}
+            source = replace(source, values=values)
     if source.shape != dataset.shape or isinstance(source, data.Latents):
         raise ValueError(f"config.coupling.source.name = '{config.source.name}' has examples {source.shape}: expected {dataset.shape}, as the data")
     return replace(source, shift=dataset.shift, scale=dataset.scale)

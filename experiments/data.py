@@ -6,15 +6,19 @@ dequantized first, u = level + uniform[0, 1), and scaled by shift = scale = L/2 
     bits/dim = -log2 p(level) <= [-log p(x)/D + log(scale)] / log 2        (discrete data; scale = L/2 whatever L is),
     nats     = -log p(u)       =  -log p(x) + D log(scale)                 (continuous data, in their own units).
 
+The numbers of a user's file are converted to values u first, integers to levels and floats to centred or standardised
+coordinates (`experiments.units`); the nats above are of the numbers in the file. `Dataset.raw` converts back.
+
 Position in the training stream is ONE number, the global example index p = 0, 1, ...: epoch p // n, place p % n in that epoch's shuffle. Batch k is
 examples k B to (k + 1) B - 1, whatever the number of devices, and noise, dequantization and dropout are keyed by p.
 """
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import grain
 import jax
@@ -25,9 +29,10 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict, config_flags
 from sklearn import datasets
 
-from experiments import archives, cli, folders, records, sources
+from experiments import archives, cli, folders, records, sources, units
 from experiments.augmentation import augment
 from experiments.toy import TOYS
+from experiments.units import Units
 from sde_lib.noise import normal
 
 FACTS = ("shape", "shift", "scale", "levels", "num_classes")  # of a data set, without which samples are no images
@@ -41,6 +46,8 @@ class Dataset:
     levels: number of discrete levels, 0 for continuous data. shift, scale: x = (u - shift)/scale. num_classes: 0 if unlabelled.
     flip: whether training images are mirrored, half of them each time. augment: the probability of each of EDM's augmentations in training
     (`experiments.augmentation`), of which a network is told.
+    units: how values and the numbers of the user's file belong together (`experiments.units`). classes: the user's own
+    labels of the classes, integers or names of folders, where these are not 0, 1, ...
     """
 
     name: str
@@ -52,6 +59,8 @@ class Dataset:
     num_classes: int = 0
     flip: bool = False
     augment: float = 0.0
+    units: Units = Units()
+    classes: tuple = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,7 +86,8 @@ class Dataset:
     @property
     def facts(self) -> dict:
         """The kind of data, from which `empty` makes it again."""
-        return {name: getattr(self, name) for name in (*FACTS, "embeddings")}
+        found = {name: getattr(self, name) for name in (*FACTS, "embeddings")}
+        return found | {"units": self.units.facts, "classes": list(self.classes)}
 
     @property
     def dim(self) -> int:
@@ -87,7 +97,10 @@ class Dataset:
         """x [B, ...] of raw values [B, ...]; keys [B], one per example, draw the dequantization noise (unused for continuous data)."""
         u = jnp.asarray(values, jnp.float32)
         if self.levels:
-            u = u + jax.vmap(lambda k: jax.random.uniform(k, u.shape[1:]))(keys)
+            noise = jax.vmap(lambda k: jax.random.uniform(k, u.shape[1:]))(keys)
+            if self.levels > 256:  # float32 holds 8 more bits than 65536 levels: in these, no sum is rounded to the next level
+                noise = (2 * jnp.floor(128 * noise) + 1) / 256
+            u = u + noise
         return (u - self.shift) / self.scale
 
     def mirror(self, keys, values: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
@@ -104,11 +117,97 @@ class Dataset:
     def from_x(self, x: Float[Array, "b ..."]) -> np.ndarray:
         """Raw values of x: for discrete data the level whose bin x lies in, clipped to the valid ones; uint8 then, else float32."""
         u = np.asarray(x, np.float32) * self.scale + self.shift
-        return np.clip(np.floor(u), 0, self.levels - 1).astype(np.uint8) if self.levels else u
+        return np.clip(np.floor(u), 0, self.levels - 1).astype(units.level_type(self.levels)) if self.levels else u
+
+    def raw(self, values) -> np.ndarray:
+        """The numbers of the user's file that values [..., *shape] stand for."""
+        return self.units.raw(values)
+
+    def plane(self, values) -> np.ndarray:
+        """Values as pictures with equal axes have them: the numbers of the user's file, or standardised coordinates where each has its own scale."""
+        return self.raw(values) if np.ndim(self.units.step) == 0 else np.asarray(values)
+
+    def written(self, values) -> np.ndarray:
+        """Values as files of samples have them: images of up to 256 levels as 0 to 255, all others as in the user's file."""
+        spread = self.is_image and self.levels <= 256
+        return np.round(values * (255.0 / (self.levels - 1))).astype(np.uint8) if spread else self.raw(values)
+
+    def read(self, array: np.ndarray) -> np.ndarray:
+        """Values of `written` arrays; of images also of those in the numbers of the user's file, if all of them are levels there. Raises ValueError
+        for a number that is none."""
+        if not (self.is_image and self.levels <= 256):
+            return units.convert(array, self.units, self.levels)
+        numbers = np.arange(self.levels)
+        found = np.unique(array)
+        as_images, as_user = (np.isin(found, levels).all() for levels in (self.written(numbers), self.raw(numbers)))
+        if as_user and not as_images:
+            return units.convert(array, self.units, self.levels)
+        if found[0] < 0 or found[-1] > 255:
+            raise ValueError(f"images with values from {found[0]} to {found[-1]}: expected 0 to 255, or {units.described(self.units, self.levels)}")
+        return np.round(array * ((self.levels - 1) / 255.0)).astype(np.uint8)
+
+    def labels_written(self, labels: np.ndarray) -> np.ndarray:
+        """Classes [n] as the integers that the user's file has for them."""
+        own = np.asarray(self.classes)
+        return own[labels] if own.size and np.issubdtype(own.dtype, np.integer) else labels
+
+    def labels_read(self, labels: np.ndarray) -> np.ndarray:
+        """Classes [n] of `labels_written`. Raises ValueError for another label."""
+        own = np.asarray(self.classes)
+        if not own.size or not np.issubdtype(own.dtype, np.integer):
+            return labels
+        if (other := np.setdiff1d(labels, own)).size:
+            raise ValueError(f"the label {other[0]}: expected {', '.join(map(str, self.classes[:8]))}{', ...' * (len(own) > 8)}")
+        return np.searchsorted(own, labels)
+
+    def class_of(self, label: int) -> int:
+        """The class that the user's label stands for. Raises ValueError if there is none."""
+        own = self.classes if self.classes and isinstance(self.classes[0], int) else range(self.num_classes)
+        if label not in own:
+            expected = f"0 to {len(own) - 1}" if isinstance(own, range) else ", ".join(map(str, own))
+            raise ValueError(f"--label={label}: expected {expected}")
+        return own.index(label)
+
+    @property
+    def affine(self) -> tuple:
+        """a and b of u = a + b x, of the numbers of the user's file."""
+        return self.units.origin + self.units.step * self.shift, self.units.step * self.scale
+
+    @property
+    def log_volume(self) -> float:
+        """log |du/dx|: u the numbers of the user's file for continuous data, and in levels for discrete data."""
+        own = 0.0 if self.levels else self.units.log_volume(self.dim)
+        return self.dim * float(np.log(self.scale)) + own
+
+    @property
+    def space(self) -> str:
+        """What x is, in words."""
+        x = f"x = (u - {self.shift:g}) / {self.scale:g}"
+        if self.levels:
+            own = "" if self.units.trivial else f", of {units.described(self.units, self.levels)} in the file"
+            return f"{x}, u in levels 0 to {self.levels - 1}{own}"
+        origin, step = self.units.origin, self.units.step
+        if np.ndim(step):
+            ends = f"{np.min(step):.4g} to {np.max(step):.4g}" if self.dim > 1 else f"{np.min(step):.4g}"
+            return f"x = (u - mean) / std in each of {self.dim} coordinates, std {ends}"
+        return f"x = (u - {self.shift + origin:.9g}) / {self.scale * step:g}"
+
+    @property
+    def reading(self) -> str:
+        """What was made of a user's file, in a line, with the options that change it; empty for other data."""
+        if self.name not in SOURCES or (self.units.trivial and self.levels in (0, 256) and not self.classes):
+            return ""
+        option = "config.data.levels" if self.levels else "config.data.standardize"
+        what = units.described(self.units, self.levels) if self.levels else self.space
+        line = f"{'integers of ' if self.levels else ''}{what} ({option})"
+        if self.classes:
+            shown = ", ".join(map(str, self.classes[:4])) + (", ..." if len(self.classes) > 4 else "")
+            line += f"; the labels {shown} are classes 0 to {len(self.classes) - 1}"
+        return line
 
     def score(self, log_prob: Float[Array, " b"]) -> np.ndarray:
         """log p(x) in nats, [B], as bits/dim (discrete data) or as -log p(u) in nats (continuous data)."""
-        nats = -np.asarray(log_prob, np.float64) + self.dim * np.log(self.scale)
+        nats = -np.asarray(log_prob, np.float64) + self.log_volume
         return nats / (self.dim * np.log(2)) if self.levels else nats
 
     @property
@@ -185,8 +284,20 @@ def reference(dataset: Dataset) -> Dataset:
     """What samples are judged against: the data set, of latents the images that they were made from, of pairs what their model was trained on. Raises
     what `load` raises."""
     if isinstance(dataset, Pairs):
-        return reference(load(ConfigDict(dataset.about["of"]["config"])))
-    return load(ConfigDict(dataset.about["images"]["config"])) if isinstance(dataset, Latents) else dataset
+        return reference(as_noted(dataset.about["of"]))
+    return as_noted(dataset.about["images"]) if isinstance(dataset, Latents) else dataset
+
+
+def as_noted(about: dict) -> Dataset:
+    """The data set of about["config"], read as the facts beside it say. Raises what `load` raises."""
+    return load(ConfigDict(with_old_reading(about["config"], 0, "units" in about)), about)
+
+
+def with_old_reading(config: dict, num_classes: int, new: bool = False) -> dict:
+    """`config.data` of a run; before the options of `OLD` there was one way of reading files, which they name. num_classes: of its model."""
+    if new or config["name"] not in SOURCES:
+        return config
+    return OLD | ({"classes": num_classes} if num_classes else {}) | config
 
 
 def shown(dataset: Dataset) -> np.ndarray:
@@ -200,23 +311,29 @@ def shown(dataset: Dataset) -> np.ndarray:
 def empty(name: str, facts: dict) -> Dataset:
     """The data set of these `Dataset.facts` without its examples. Raises KeyError, TypeError or ValueError if they are none."""
     shape, shift, scale, levels, num_classes = (facts[fact] for fact in FACTS)
+    own = {"units": units.of_facts(facts.get("units"), shape), "classes": tuple(facts.get("classes", ()))}
     shape = (*shape[:-1], 2 * shape[-1]) if "about" in facts else shape
-    none = np.zeros((0, *shape), np.uint8 if levels else np.float32)
+    none = np.zeros((0, *shape), units.level_type(levels) if levels else np.float32)
     embeddings = facts.get("embeddings")
     labels = (np.zeros((0, *embeddings[:2])), np.zeros((0, embeddings[2]))) if embeddings else np.zeros(0, np.int32)
     kind, more = (Latents, {"about": facts["about"]}) if "about" in facts else (Dataset, {})
     if "of" in facts:
         kind, more = Pairs, {"of": empty(facts["of"]["name"], facts["of"])}
-    return kind(name, {"train": none, "test": none}, {"train": labels, "test": labels}, shift, scale, levels, num_classes, **more)
+    splits = {"train": none, "test": none}, {"train": labels, "test": labels}
+    return kind(name, *splits, shift, scale, levels, num_classes, **own, **more)
 
 
-def load(config: ConfigDict) -> Dataset:
+def load(config: ConfigDict, facts: dict | None = None) -> Dataset:
     """The data set that `config.name` names, with `config.variant` and `config.path` where it has them.
 
+    facts: `Dataset.facts` of a run; a user's files are then read as they were for it, whatever they have now.
     Raises ValueError for an unknown name or variant, FileNotFoundError if files are missing and cannot be downloaded.
     """
     if config.name in TOYS:
         dataset = _toy(config.name, config.get("variant", ""))
+    elif config.name in SOURCES:
+        options = tuple((name, config.get(name) or default) for name, default in READING.items())
+        dataset = _images(config.name, config.get("path", ""), options, json.dumps(facts) if facts else "")
     elif config.name in LOADERS:
         dataset = LOADERS[config.name](config.get("path", ""), config.get("size", 0))
     else:
@@ -256,20 +373,64 @@ def _digits(path: str, size: int) -> Dataset:
 
 
 @lru_cache(maxsize=2)
-def _images(name: str, path: str, size: int) -> Dataset:
-    """Images (or, of an npz, any arrays) of files: see `experiments.sources`."""
-    values, labels, classes = SOURCES[name](path, size)
-    discrete = values["train"].dtype == np.uint8
-    some = values["train"][:: max(1, len(values["train"]) // 10_000)].astype(np.float64)
-    shift, scale = (128.0, 128.0) if discrete else (float(some.mean()), float(some.std()))
-    return Dataset(name, values, labels, shift, scale, 256 if discrete else 0, classes)
+def _images(name: str, path: str, options: tuple, facts: str = "") -> Dataset:
+    """Images, or of an npz any arrays, of files: see `experiments.sources`. options: `READING`, as pairs. facts: of `load`, as JSON."""
+    options, noted = dict(options), json.loads(facts) if facts else None
+    raw, labels, names = SOURCES[name](path, options)
+    train, where = raw["train"], f"config.data.path = '{path}'"
+    discrete = train.dtype.kind in "biu"
+    if noted:
+        own, levels = units.of_facts(noted.get("units"), noted["shape"]), noted["levels"]
+        shift, scale = noted["shift"], noted["scale"]
+        if tuple(noted["shape"]) != train.shape[1:] or bool(levels) != discrete:
+            raise ValueError(
+                f"{where} has examples {train.shape[1:]} of {train.dtype}: expected {tuple(noted['shape'])} of "
+                f"{'integers' if levels else 'floats'}, on which the run was trained"
+            )
+    elif discrete:
+        own, levels = units.find_levels([*raw.values()], options["levels"], where)
+        shift = scale = levels / 2
+    else:
+        if options["levels"] > 0:
+            raise ValueError(f"config.data.levels = {options['levels']} of {train.dtype}: expected integers, or 0; a density of floats has no levels")
+        vectors = len(train.shape) == 2
+        own, scale = units.find_units(train, options["standardize"], vectors, where)
+        shift, levels = 0.0, 0
+    values = {split: units.values_of(part, own, levels) for split, part in raw.items()}
+    if isinstance(labels["train"], tuple):
+        return Dataset(name, values, labels, shift, scale, levels, units=own)
+    known = names
+    if noted:
+        known = tuple(noted.get("classes") or (names if len(names) == noted["num_classes"] else range(noted["num_classes"])))
+    elif options["classes"]:
+        known = tuple(range(options["classes"]))
+    labels = {split: reclassed(part, names, known, where) for split, part in labels.items()} if known else labels
+    mapped = known if known != tuple(range(len(known))) else ()
+    return Dataset(name, values, labels, shift, scale, levels, len(known), units=own, classes=mapped)
+
+
+def reclassed(labels: np.ndarray, names: tuple, known: tuple, where: str) -> np.ndarray:
+    """Classes [n] of `names` as classes of `known`. Raises ValueError for one that is not known, and where there are no labels."""
+    if not names:
+        raise ValueError(f"{where} has no labels: expected those of {len(known)} classes")
+    unnamed = isinstance(names[0], str) and not isinstance(known[0], str)  # folders, in their order
+    if names == known or (unnamed and len(names) == len(known)):
+        return labels.astype(np.int32)
+    if unnamed:
+        raise ValueError(f"{where} has {len(names)} folders of classes: expected {len(known)}")
+    place = {name: i for i, name in enumerate(known)}
+    if unknown := [names[i] for i in np.unique(labels) if names[i] not in place]:
+        raise ValueError(f"{where} has the class {unknown[0]}, which is none of {', '.join(map(str, known[:8]))}{', ...' * (len(known) > 8)}")
+    return np.array([place.get(name, 0) for name in names], np.int32)[labels]
 
 
 @lru_cache(maxsize=2)
 def _latents(path: str, size: int) -> Latents:
     """What `experiments.autoencode` has written to the folder `path`."""
     values, labels, about = sources.latents(path)
-    return Latents("latents", values, labels, 0.0, float(about["scale"]), 0, int(about["images"]["num_classes"]), about=about)
+    images = about["images"]
+    own = {"classes": tuple(images.get("classes", ())), "about": about}
+    return Latents("latents", values, labels, 0.0, float(about["scale"]), 0, int(images["num_classes"]), **own)
 
 
 @lru_cache(maxsize=2)
@@ -277,18 +438,23 @@ def _pairs(path: str, size: int) -> Pairs:
     """What `experiments.reflow` has written to the folder `path`."""
     values, starts, labels, about = sources.pairs(path)
     of = empty(about["of"]["name"], about["of"])
-    return Pairs("pairs", values, labels, of.shift, of.scale, 0, of.num_classes, sources=starts, about=about, of=of)
+    own = {"units": Units() if of.levels else of.units, "classes": of.classes}
+    return Pairs("pairs", values, labels, of.shift, of.scale, 0, of.num_classes, sources=starts, about=about, of=of, **own)
 
 
+# name -> function of (path, options), which gives a `sources.Source`
 SOURCES = {
-    "fashion_mnist": lambda path, size: archives.fashion_mnist(path),
-    "cifar10": lambda path, size: archives.cifar(10, path),
-    "cifar100": lambda path, size: archives.cifar(100, path),
+    "fashion_mnist": lambda path, options: archives.fashion_mnist(path),
+    "cifar10": lambda path, options: archives.cifar(10, path),
+    "cifar100": lambda path, options: archives.cifar(100, path),
     "folder": folders.folder,
-    "npz": lambda path, size: sources.npz(path),
+    "npz": sources.npz,
     "array_record": records.source,
 }
-LOADERS = {"digits": _digits, "latents": _latents, "pairs": _pairs} | {name: partial(_images, name) for name in SOURCES}
+LOADERS = {"digits": _digits, "latents": _latents, "pairs": _pairs} | dict.fromkeys(SOURCES)
+# the options under config.data of how files are read, with their defaults; and those that name what was done before there were any
+READING = {"size": 0, "mode": "", "fit": "crop", "levels": 0, "standardize": "", "classes": 0}
+OLD = {"mode": "RGB", "levels": units.WHOLE_TYPE, "standardize": "one"}
 
 
 class Batches:
@@ -366,20 +532,21 @@ def check() -> None:
     dataset = from_flags()
     for split, values in dataset.values.items():
         some = values[:10_000]
-        print(f"{dataset.name} {split}: {len(values)} examples of shape {dataset.shape}, {values.dtype} from {some.min():.4g} to {some.max():.4g}")
+        own = dataset.raw(some)
+        print(f"{dataset.name} {split}: {len(values)} examples of shape {dataset.shape}, {own.dtype} from {own.min():.4g} to {own.max():.4g}")
         if dataset.num_classes:
             counts = np.bincount(dataset.labels[split], minlength=dataset.num_classes)
             print(f"    {dataset.num_classes} classes of {counts.min()} to {counts.max()} examples")
         if dataset.embeddings:
             print("    with {} tokens of {} numbers, and {} pooled".format(*dataset.embeddings))
+    if dataset.reading:
+        print(dataset.reading)
     first = next(batches(dataset, 64, 0))
     keys = jax.random.split(jax.random.key(0), 64)
     x = dataset.to_x(keys, dataset.mirror(keys, first["value"]))
     if dataset.augment:
         x, _ = augment(keys, x, dataset.augment)
-    print(
-        f"x = (u - {dataset.shift:.4g})/{dataset.scale:.4g}: from {float(x.min()):.3f} to {float(x.max()):.3f}, mean {float(x.mean()):.3f}, ", end=""
-    )
+    print(f"{dataset.space}: from {float(x.min()):.3f} to {float(x.max()):.3f}, mean {float(x.mean()):.3f}, ", end="")
     print(f"standard deviation {float(x.std()):.3f} (objective.sigma_data)")
     if dataset.is_image:
         print(f"wrote {plots.grid(plots.to_uint8(dataset.from_x(x), dataset.levels), f.out)}")

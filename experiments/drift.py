@@ -14,8 +14,8 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from experiments import cli, state
-from experiments.data import Dataset, fingerprint
+from experiments import cli, state, weights
+from experiments.data import READING, SOURCES, Dataset, fingerprint
 from experiments.kept import write_text
 
 FREE, RESULT, STATE = "changes nothing of the result", "changes the result", "the saved state does not fit"
@@ -25,6 +25,7 @@ CLASSES = {
         model.remat""",
     RESULT: """
         seed data.name data.variant data.path data.size data.flip data.augment
+        data.fit data.mode data.levels data.standardize data.classes
         sde.name sde.T sde.beta_max sde.beta_min sde.betas sde.noise sde.s sde.sigma_data sde.sigma_max sde.sigma_min sde.sigmas sde.theta
         model.activation model.dropout model.dropout_height model.dtype model.embedding_scale model.epsilon model.head_channels model.kernel
         model.rescale
@@ -55,21 +56,23 @@ CLASSES = {
 FIELDS = {field: kind for kind, fields in CLASSES.items() for field in fields.split()}
 TIMED = ("consistency", "scm")  # losses whose schedules are of the share of training that is done
 PLACE = ("data.name", "data.variant", "data.path", "data.size")  # where data come from: nothing, if they are the same
-DATA, HISTORY = "data.json", "config_history.jsonl"
+READ_BY = tuple(f"data.{name}" for name in READING if name != "size")
+DATA, HISTORY = weights.NOTED, "config_history.jsonl"
 LOOK = 64  # examples of each split, by which data are known
 
 
 def examined(dataset: Dataset) -> dict:
     """What tells data from others wherever they are: shape and numbers, and a projection of each of `LOOK` examples of a split and their labels."""
-    found = {"shape": list(dataset.shape)}
+    found = {"shape": list(dataset.shape)} | ({"facts": dataset.facts} if dataset.name in SOURCES else {})
     for split, values in dataset.values.items():
         index = np.unique(np.linspace(0, len(values) - 1, LOOK).astype(int))
-        parts = [part[index].reshape(len(index), -1).astype(np.float64) for part in (values, *jax.tree.leaves(dataset.labels[split]))]
+        labels = [part[index] for part in jax.tree.leaves(dataset.labels[split])]
+        parts = [part.reshape(len(index), -1).astype(np.float64) for part in (dataset.raw(values[index]), *labels)]
         numbers = [part for part in jax.tree.leaves(dataset.labels[split]) if np.issubdtype(part.dtype, np.integer)]
         looks = [part @ np.cos(np.arange(part.shape[1])) / np.sqrt(part.shape[1]) for part in parts]
         found[split] = {"examples": len(values), "looks": [look.tolist() for look in looks], "labels": fingerprint(*numbers)}
         if type(values) is np.ndarray:  # in memory
-            found[split]["mean"] = float(values.mean(dtype=np.float64))
+            found[split]["mean"] = float(np.mean(dataset.units.origin + dataset.units.step * values.mean(0, dtype=np.float64)))
     return found
 
 
@@ -81,8 +84,18 @@ def same(noted: dict, found: dict) -> bool:
     return noted["shape"] == found["shape"] and all(alike(noted[split], found[split]) for split in ("train", "test"))
 
 
-def drifted(before: dict, after: dict, same_data: bool) -> dict[str, str]:
-    """The class of each field whose value differs between two flat configs (`cli.flat`); same_data: whether both are of the same examples."""
+def same_reading(noted: dict, found: dict) -> bool:
+    """Whether files were read in the same way for `examined`: to the same levels, scales and classes. A run without facts is older than they are."""
+    if "facts" in noted:
+        return noted["facts"] == found.get("facts")
+    now = found.get("facts", {"levels": 0, "units": {"step": 1.0}, "classes": []})
+    plain = now["levels"] in (0, 256) and np.ndim(now["units"]["step"]) == 0 and now["units"]["step"] == 1
+    return plain and not now["classes"]
+
+
+def drifted(before: dict, after: dict, same_data: bool, alike: bool = False) -> dict[str, str]:
+    """The class of each field whose value differs between two flat configs (`cli.flat`); same_data: whether both are of the same examples, alike:
+    whether these are read in the same way."""
     changed = [field for field in sorted(before.keys() | after.keys()) if before.get(field) != after.get(field)]
     # whether what is done at a step does not depend on how many there will be
     steady = all(c["optim.schedule"] in ("constant", "inverse_sqrt") and c["objective.loss"] not in TIMED for c in (before, after))
@@ -90,7 +103,7 @@ def drifted(before: dict, after: dict, same_data: bool) -> dict[str, str]:
     for field in changed:
         classes[field] = FIELDS.get(field, RESULT)
         other = [before | {field: after.get(field)}, after | {field: before.get(field)}]
-        if field in PLACE and same_data:
+        if (field in PLACE and same_data) or (field in READ_BY and same_data and alike):
             classes[field] = FREE
         elif field == "training.steps" and steady:
             classes[field] = FREE
@@ -120,9 +133,10 @@ def check(config: ConfigDict, workdir: str | Path, found: dict, allow: bool = Fa
     try:
         noted = json.loads(file.read_text()) if file.exists() else None  # a run older than this file has none
         unchanged = noted is not None and same(noted, found)
+        alike = noted is not None and same_reading(noted, found)
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file} is corrupt: delete it, if the data are those that the run was trained on") from None
-    classes = drifted(before, after, unchanged)
+    classes = drifted(before, after, unchanged, alike)
     changes = [(field, before.get(field), after.get(field)) for field in classes]
     if noted is not None and not unchanged:
         changes.append(("the data", f"{noted['train']['examples']} examples", f"{found['train']['examples']} others"))

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, data, guidance, inception, metrics, plots, runs, sources, statistics
+from experiments import cli, data, guidance, inception, metrics, plots, runs, sources, statistics, weights
 from experiments import sample as sampling
 from experiments.kept import Kept, quiet, sha256, write_text
 from experiments.untrusted import Npz, read_json
@@ -59,9 +59,13 @@ def from_file(path: str, dataset: data.Dataset | None) -> Samples:
     if "arr_0" not in file:
         raise ValueError(f"--samples={path} has the arrays {', '.join(file) or 'none'}: expected arr_0, uint8 [n, H, W, C]")
     values, labels = file["arr_0"], file.get("arr_1")
-    shape, discrete = values.shape[1:], values.dtype == np.uint8
+    shape, discrete = values.shape[1:], values.dtype.kind in "biu"
     if values.ndim < 2 or (dataset and (shape != dataset.shape or discrete != bool(dataset.levels))):
-        expected = f"{'uint8' if dataset.levels else 'floats'} {dataset.shape}, as {dataset.name}" if dataset else "uint8 [n, H, W, C]"
+        expected = (
+            f"{('uint8' if dataset.is_image else 'integers') if dataset.levels else 'floats'} {dataset.shape}, as {dataset.name}"
+            if dataset
+            else "uint8 [n, H, W, C]"
+        )
         raise ValueError(f"--samples={path} has examples {shape} of {values.dtype}: expected {expected}")
     if labels is not None and labels.shape != (len(values),):
         raise ValueError(f"--samples={path} has labels {labels.shape}: expected {len(values)}")
@@ -73,9 +77,11 @@ def from_file(path: str, dataset: data.Dataset | None) -> Samples:
         pass  # of another program, which does not say
     order = np.random.default_rng(0).permutation(len(values))  # a file may be in that of its classes
     values, labels = values[order], None if labels is None else labels[order]
-    images = values if discrete and len(shape) == 3 and shape[-1] in (1, 3) else None
-    if dataset and dataset.levels:
-        values = np.round(values * ((dataset.levels - 1) / 255.0)).astype(np.uint8)
+    images = values if values.dtype == np.uint8 and len(shape) == 3 and shape[-1] in (1, 3) else None
+    if dataset:
+        values = dataset.read(values)
+        images = statistics.images_of(dataset, values) if dataset.is_image else None
+        labels = None if labels is None else dataset.labels_read(labels)
     return Samples(values, images, labels, about)
 
 
@@ -210,8 +216,9 @@ def main():
         for name in DRAWING:
             if f[name].present:
                 raise ValueError(f"--{name} is of samples that are drawn, not of --samples={f.samples}: leave one of them out")
-        config = f.config or (cli.load_config(f.workdir) if f.workdir else None)
-        dataset = data.reference(data.load(config.data)) if config else None
+        dataset = None
+        if f.config or f.workdir:
+            dataset = data.reference(data.load(f.config.data) if f.config else weights.dataset(f.workdir, cli.load_config(f.workdir).data))
         if not (dataset or reference):
             raise ValueError(f"--samples={f.samples}: name the data by --config or --workdir, or --reference and --inception_weights")
     else:
@@ -231,6 +238,8 @@ def main():
             raise ValueError(f"--samples={f.samples} has {len(samples.values)}: expected at least {10 * f.groups}, for {f.groups} groups")
     else:
         n = min(len(dataset.values["test"]), f.limit)
+        if n < 10:
+            raise ValueError(f"{dataset.name} has {n} test examples: expected at least 10, with which samples are compared")
         samples = drawn(run, n * f.groups, keeps[0])
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -241,6 +250,9 @@ def main():
         reference = reference or statistics.of_training_data(extract, dataset)
         rows |= by_inception(extract, dataset, samples, reference, keeps[1])
     rows = {name: {key: None if value != value else value for key, value in row.items()} for name, row in rows.items()}  # JSON has no NaN
+    if dataset and np.ndim(dataset.units.step):
+        print(f"distances are between standardised coordinates, {dataset.space}")
+        rows = {name: row | {"space": dataset.space} for name, row in rows.items()}
     write_text(folder / "metrics.json", json.dumps({**samples.about, "metrics": rows}, indent=1))
     log, lines = folder / "metrics.jsonl", [json.dumps({"figure": name, **row, **samples.about}) for name, row in rows.items()]
     before = log.read_text().splitlines() if log.exists() else []
@@ -264,7 +276,7 @@ def main():
         test = statistics.images_of(dataset, dataset.values["test"][: min(100, n)])
         written.append(plots.side_by_side(samples.images[: len(test)], test, folder / "samples_and_data.png"))
     elif dataset and dataset.shape == (2,):
-        written.append(plots.scatter(samples.values[:n], dataset.values["test"][:n], folder / "samples_and_data.png"))
+        written.append(plots.scatter(dataset.plane(samples.values[:n]), dataset.plane(dataset.values["test"][:n]), folder / "samples_and_data.png"))
     for kept in keeps:
         kept.remove()
     print("wrote " + ", ".join(map(str, written)))

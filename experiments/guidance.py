@@ -64,7 +64,8 @@ class Guide:
         """As `Run.labels`, but of an unconditional run the classes that the classifier leads to."""
         if self.classifier is None or self.run.conditional:
             return self.run.labels(n, label)
-        classes = self.classifier.network.classes
+        classes, dataset = self.classifier.network.classes, self.classifier.dataset
+        label = dataset.class_of(label) if dataset.classes and label >= 0 else label
         if not -1 <= label < classes:
             raise ValueError(f"--label={label}: expected 0 to {classes - 1}, or -1 for all in turn")
         return np.full(n, label) if label >= 0 else np.arange(n) % classes

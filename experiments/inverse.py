@@ -172,7 +172,7 @@ def main():
     found = solve(run, f.problem, f.num, f.samples, f.batch, f.seed, kept=kept, progress=print, **options)
     seconds = time.perf_counter() - clock
     levels = run.dataset.from_x(found["truth"]), run.dataset.from_x(found["samples"])
-    images = [plots.to_uint8(values, run.dataset.levels) for values in levels]
+    images = [run.dataset.written(values) for values in levels]
     savez(file, truth=images[0], samples=images[1], measurement=found["measurement"], mean=found["mean"])
     said = {**run.description(), "problem": f.problem, "images": f.num, "samples": f.samples, "seed": f.seed, "nfe": found["nfe"], **options}
     write_text(file.with_suffix(".json"), json.dumps({**said, **found["figures"], "sha256": sha256(file)}, indent=1))

@@ -142,9 +142,8 @@ def agreement(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"], seed: in
 
 
 def images(run: runs.Run, x: Float[np.ndarray, "n ..."]) -> np.ndarray:
-    """What is written of x: uint8 images, or values that are none."""
-    values, data = run.dataset.from_x(x), run.dataset.images
-    return plots.to_uint8(values, data.levels) if data.levels else values
+    """What is written of x: uint8 images, or other values as in the user's file."""
+    return run.dataset.images.written(run.dataset.from_x(x))
 
 
 def encode_job(run, f, stem: Path):
@@ -185,7 +184,10 @@ def decode_job(run, f, stem: Path):
     pictures = images(run, found["x"])
     said = {"latents": str(f.latents), "latents_sha256": sha256(f.latents), "samples": len(latent), "nfe": float(found["nfe"].mean())}
     figure = plots.grid(pictures[:100], f"{stem}.png") if run.dataset.images.is_image else None
-    return said, {"arr_0": pictures} | ({} if labels is None or isinstance(labels, tuple) else {"arr_1": labels}), figure, (kept,)
+    arrays = {"arr_0": pictures}
+    if isinstance(labels, np.ndarray):
+        arrays["arr_1"] = run.dataset.labels_written(labels)
+    return said, arrays, figure, (kept,)
 
 
 def interpolate(a: Float[np.ndarray, "n ..."], b: Float[np.ndarray, "n ..."], weights: Float[np.ndarray, " w"]) -> dict[str, np.ndarray]:

@@ -210,7 +210,7 @@ def main():
         **run.description(),
         "split": f.split,
         **summarize(run, result),
-        "space": f"x = (u - {dataset.shift:g}) / {dataset.scale:g}" + (f", u in levels 0 to {dataset.levels - 1}" if dataset.levels else ""),
+        "space": dataset.space,
         "levels": dataset.levels,
         **method,
         "class_conditional": run.conditional,

@@ -3,8 +3,9 @@
 python -m experiments.records --name=folder --path=FOLDER --size=64 --out=runs/records writes any data set as train.array_record and
 test.array_record; --config.data.name=array_record --config.data.path=runs/records trains on them.
 
-A record is a safetensors file of its own: "x", uint8 [H, W, C] or float32 [...], of one shape and type in all records, and of labelled data "y", an
-integer []. Others write it without us: ArrayRecordWriter(path, "group_size:1").write(safetensors.numpy.save({"x": x, "y": y})).
+A record is a safetensors file of its own: "x", integers such as uint8 [H, W, C], or floats [...], of one shape and type in all
+records, and of labelled data "y", an integer []. Others write it without us:
+ArrayRecordWriter(path, "group_size:1").write(safetensors.numpy.save({"x": x, "y": y})).
 """
 
 import glob
@@ -20,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from experiments import cli
-from experiments.sources import CACHE, HELD_OUT, LARGEST, Source, keep
+from experiments.sources import CACHE, HELD_OUT, LARGEST, Source, indexed, keep
 from experiments.untrusted import npy
 
+TYPES = (np.dtype("uint8"), np.dtype("uint16"), np.dtype("float32"), np.dtype("float64"))
 CLASSES = 2**20  # a label above is taken for damage
 SCAN = 1024  # records at once
 
@@ -35,14 +37,15 @@ def writer(path: Path):
     return ArrayRecordWriter(str(path), "group_size:1")
 
 
-def write(file: Path, values, labels=None) -> None:
-    """Examples [n, ...] and, if there are any, labels [n] as one ArrayRecord file, which is there once it is whole."""
+def write(file: Path, values, labels=None, raw=np.asarray) -> None:
+    """Examples [n, ...] and, if there are any, labels [n] as one ArrayRecord file, which is there once it is whole. raw: what is
+    written of an example's values."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + ".tmp")  # one of an interrupted command is written over
     out = writer(temporary)
     for i in range(len(values)):
         label = {} if labels is None else {"y": np.asarray(labels[i], np.int32)}
-        out.write(save({"x": np.ascontiguousarray(values[i]), **label}))
+        out.write(save({"x": np.ascontiguousarray(raw(values[i])), **label}))
     out.close()
     temporary.rename(file)
 
@@ -93,8 +96,8 @@ class Records:
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{where} is no safetensors file ({error}): see experiments/records.py") from None
         x, y = record.get("x"), record.get("y")
-        if x is None or x.ndim < 1 or not (x.dtype == np.uint8 or (x.dtype == np.float32 and np.isfinite(x).all())):
-            raise ValueError(f"{where} has {', '.join(record) or 'nothing'}: expected x, uint8 or finite float32, and y")
+        if x is None or x.ndim < 1 or x.dtype not in TYPES or (x.dtype.kind == "f" and not np.isfinite(x).all()):
+            raise ValueError(f"{where} has {', '.join(record) or 'nothing'}: expected x, {', '.join(map(str, TYPES))} and finite, and y")
         if like is not None and (x.shape, x.dtype) != (like.shape[1:], like.dtype):
             raise ValueError(f"{where} has x {x.shape} of {x.dtype}: expected {like.shape[1:]} of {like.dtype}, as the first")
         if y is not None and not (y.shape == () and np.issubdtype(y.dtype, np.integer) and 0 <= y < CLASSES):
@@ -116,9 +119,9 @@ class Records:
         return result
 
 
-def source(path: str, size: int) -> Source:
+def source(path: str, options: dict | None = None) -> Source:
     """ArrayRecord files: a folder of train*.array_record and test*.array_record (or val*), or one file or a pattern such as FOLDER/part-*, of which
-    one record of `HELD_OUT` is for testing. `size` is of others."""
+    one record of `HELD_OUT` is for testing. options: as of `sources.npz`."""
     place = Path(path)
     if path and place.is_dir():
         files = {split: sorted(map(str, place.glob(f"{split}*.array_record"))) for split in ("train", "test", "val")}
@@ -142,8 +145,9 @@ def source(path: str, size: int) -> Source:
     labelled = np.concatenate(list(labels.values())) >= 0
     if labelled.any() and not labelled.all():
         raise ValueError(f"{path} has {labelled.sum()} labels y of {len(labelled)} records: expected all, or none")
-    classes = 1 + int(max(found.max() for found in labels.values()))
-    return values, {split: np.maximum(found, 0) for split, found in labels.items()}, classes
+    if not labelled.any():
+        return values, {split: np.zeros_like(found) for split, found in labels.items()}, ()
+    return values, *indexed(labels, options, path)
 
 
 def main():
@@ -151,11 +155,12 @@ def main():
 
     f = flags.FLAGS
     dataset = data.load(ConfigDict({"name": f.name, "path": f.path, "size": f.size}))
-    if dataset.levels not in (0, 256) or isinstance(dataset, data.Latents) or dataset.embeddings:
-        raise ValueError(f"--name={f.name}: records hold images of 256 levels, or floats, and labels; expected folder, npz or such")
+    first = dataset.raw(dataset.values["train"][:1])
+    if first.dtype not in TYPES or isinstance(dataset, data.Latents) or dataset.embeddings:
+        raise ValueError(f"--name={f.name} has {first.dtype}: records hold {', '.join(map(str, TYPES))}, and labels; expected folder, npz or such")
     for split, values in dataset.values.items():
         file = Path(f.out) / f"{split}.array_record"
-        write(file, values, dataset.labels[split] if dataset.num_classes else None)
+        write(file, values, dataset.labels_written(dataset.labels[split]) if dataset.num_classes else None, dataset.raw)
         print(f"{len(values)} examples {dataset.shape}: wrote {file}")
 
 

@@ -108,6 +108,11 @@ def options(run: runs.Run, solver: str, steps: int) -> dict:
     return {**OPTIONS, "solver": sampling.JUMPS, "steps": steps, "grid": run.network.sde.few_grid, **told}
 
 
+def standardised(dataset: data.Dataset) -> str:
+    """A sentence for pictures of coordinates that each have their own scale; none of others."""
+    return f" Coordinates are standardised: {dataset.space}." if np.ndim(dataset.units.step) else ""
+
+
 def samples_by_steps(run: runs.Run) -> str:
     """The same noise by 1, 2, 4, ... steps or jumps."""
     f, kind = flags.FLAGS, run.dataset.images
@@ -119,10 +124,12 @@ def samples_by_steps(run: runs.Run) -> str:
     what = f"{how['solver']} on the grid {how['grid']}" + ("" if run.network.jumps else ", the last step of which denoises; one step is E[x_0 | x_T]")
     caption = f"The same {n} starts by {', '.join(map(str, STEPS))} {'jumps' if run.network.jumps else 'steps'}: {what}; seed {f.seed}."
     names = {f"{steps} {'jump' if run.network.jumps else 'step'}{'s' * (steps > 1)}": values for steps, values in panels.items()}
+    caption += standardised(kind)
     if kind.is_image:
         return drawn(plots.columns, {"": {name: plots.to_uint8(v, kind.levels) for name, v in names.items()}}, caption=caption)
     test = data.shown(run.dataset)[:n]
-    return drawn(plots.by_steps, names | ({"test data": test} if len(test) else {}), caption=caption)
+    points = names | ({"test data": test} if len(test) else {})
+    return drawn(plots.by_steps, {name: kind.plane(values) for name, values in points.items()}, caption=caption)
 
 
 def trajectories(run: runs.Run) -> str:
@@ -143,8 +150,9 @@ def trajectories(run: runs.Run) -> str:
         found[solver] = np.asarray(path)
     about = f"40 steps on the grid {f.grid}, seed {f.seed}"
     if kind.shape == (2,):
-        panels = {solver: run.dataset.from_x(path) for solver, path in found.items()}
-        return drawn(plots.trajectories, panels, caption=f"{len(index)} paths from the prior (grey) to the data (blue), {about}.")
+        panels = {solver: kind.plane(run.dataset.from_x(path)) for solver, path in found.items()}
+        caption = f"{len(index)} paths from the prior (grey) to the data (blue), {about}.{standardised(kind)}"
+        return drawn(plots.trajectories, panels, caption=caption)
     pictures = []
     for solver, path in found.items():
         caption = f"{solver}, {about}: from the prior (left) to the data."
@@ -264,8 +272,8 @@ def explored(run: runs.Run) -> tuple[str, str]:
     note = (
         f"{shown}, {ways}. The density is the histogram of {explorer.CLOUD} particles of the ODE, smoothed by one of {explorer.CELLS} cells a side, "
         f"each time over its own maximum. {score} A dropped particle follows the ODE's velocity, known on {explorer.FIELD} x {explorer.FIELD} points "
-        "at each time and interpolated between them, bilinearly in space and linearly in time; so does its past. Axes are x = "
-        f"(u {-run.dataset.shift:+.4g}) / {run.dataset.scale:.4g} of data u. Seed {flags.FLAGS.seed}.{told}"
+        "at each time and interpolated between them, bilinearly in space and linearly in time; so does its past. Axes are "
+        f"{run.dataset.space} of data u. Seed {flags.FLAGS.seed}.{told}"
     )
     packed = json.dumps(numbers, allow_nan=False).replace("<", "\\u003c")
     script = f'<script type="application/json" id="explorer-data">{packed}</script>\n<script>\n{(PAGE / "explorer.js").read_text()}</script>'

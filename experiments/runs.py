@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import adapters, cli, couplings, data, network, parallel, sources, state
+from experiments import adapters, cli, couplings, network, parallel, sources, state
 from experiments import weights as files
 from experiments.autoencoder import Autoencoder
 from experiments.checkpoints import Checkpoints
@@ -64,7 +64,8 @@ class Run:
     def labels(self, n: int, label: int = -1):
         """What n samples are conditioned on, [n] or a pair of embeddings [n, L, E] and [n, P]; None of an unconditional model.
 
-        label: a class, or the test example whose embeddings are taken; -1 takes all in turn. Raises ValueError if there is no such.
+        label: a class, by the user's own label of it, or the test example whose embeddings are taken; -1 takes all in turn.
+        Raises ValueError if there is no such.
         """
         if label < -1:
             raise ValueError(f"--label={label}: expected a class, or -1 for all in turn")
@@ -73,6 +74,7 @@ class Run:
                 raise ValueError(f"--label={label}: this model is unconditional")
             return None
         classes = self.network.module.num_classes
+        label = self.dataset.class_of(label) if self.dataset.classes and label >= 0 else label
         choices = np.arange(classes) if classes else self.dataset.labels["test"]
         count = len(jax.tree.leaves(choices)[0])
         if not count:
@@ -159,7 +161,7 @@ def load_run(workdir: str | Path, step: int | None = None, weights: str = "ema",
     config = cli.load_config(workdir)
     exported = any(file.exists() for file in (Path(workdir) / files.SAID, files.file(workdir, weights)))
     if dataset is None:
-        dataset = files.dataset(workdir, config.data) if exported else data.load(config.data)
+        dataset = files.dataset(workdir, config.data)
     if isinstance(dataset, Latents) and not exported:
         same_latents(workdir, dataset)
     dataset = with_decoder(dataset)

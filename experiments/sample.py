@@ -354,7 +354,8 @@ def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, lab
     if is_image:
         files.append(plots.grid(plots.to_uint8(values[:100], kind.levels), folder / f"{name}.png"))
     elif is_plane:
-        files.append(plots.scatter(values, data.shown(run.dataset)[: len(values)], folder / f"{name}.png"))
+        shown = data.shown(run.dataset)[: len(values)]
+        files.append(plots.scatter(kind.plane(values), kind.plane(shown), folder / f"{name}.png"))
     if options["solver"] in (*solvers.SOLVERS, V3, BRIDGE, NONE) and (is_image or is_plane):
         index = np.arange(8 * jax.device_count() if is_image else 256)
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
@@ -363,7 +364,7 @@ def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, lab
         if is_image:
             files.append(plots.trajectory(frames(run, path, 8), folder / f"{name}_trajectory.png"))
         else:
-            files.append(plots.trajectories({name: run.dataset.from_x(path)}, folder / f"{name}_trajectory.png"))
+            files.append(plots.trajectories({name: kind.plane(run.dataset.from_x(path))}, folder / f"{name}_trajectory.png"))
     return files
 
 
@@ -380,10 +381,12 @@ def main():
     kept, clock = Kept(file.with_suffix("")), time.perf_counter()
     values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, progress=print, **options)
     seconds = time.perf_counter() - clock
-    images = plots.to_uint8(values, run.dataset.images.levels) if run.dataset.images.levels else values
     guide, rest = guided(run, **options)
     labels = guide.labels(f.num, f.label)
-    savez(file, arr_0=images, **({"arr_1": labels} if isinstance(labels, np.ndarray) else {}))
+    arrays = {"arr_0": run.dataset.images.written(values)}
+    if isinstance(labels, np.ndarray):
+        arrays["arr_1"] = run.dataset.labels_written(labels)
+    savez(file, **arrays)
     said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": sha256(file)}
     write_text(file.with_suffix(".json"), json.dumps(said, indent=1))
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")

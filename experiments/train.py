@@ -40,7 +40,8 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
     check_settings(config.training)
     if (workdir / weights.SAID).exists():
         raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
-    dataset = data.load(config.data)
+    dataset = read(config, workdir)
+    check_used(config, dataset)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     couple = couplings.from_config(config, dataset, net, jax.process_count())
     divided = parallel.divided if config.training.sharding == "fsdp" else None
@@ -70,7 +71,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
             if hosts.writes():
                 plots.loss_curve(workdir)
             return current
-        fixed = frozen(config, net, dataset.shape, workdir, resuming)
+        fixed = frozen(config, net, dataset, workdir, resuming)
         if not resuming:
             current = begun(config, current if divided else make())
         step_fn = parallel.training_step(config, net, dataset, fixed)
@@ -79,6 +80,8 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
         size = sum(a.size for name, of in current.params.items() if name != "discriminator" for a in jax.tree.leaves(of))
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         of = " of an adapter" if config.lora.rank else ""
+        if dataset.reading:
+            print(f"{dataset.name}: {dataset.reading}")
         print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters{of}; {devices}")
         print("compiling ...", flush=True)
 
@@ -129,6 +132,25 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
     return current
 
 
+def read(config: ConfigDict, workdir: Path) -> data.Dataset:
+    """The data of `config`; of a run that is resumed, read as they were at its start unless an option of the reading changes. Raises what
+    `data.load` raises."""
+    if not any((workdir / "checkpoints").glob("[0-9]*")) or not (workdir / "config.json").exists():
+        return data.load(config.data)
+    before = cli.load_config(workdir).data
+    same = all(before.get(name) == config.data.get(name) for name in ("name", *data.READING))
+    return data.load(config.data, weights.facts(workdir) if same else None)
+
+
+def check_used(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Raise ValueError for embeddings in the data that the network does not take, which would then train without them."""
+    if dataset.embeddings and not config.model.embeddings:
+        raise ValueError(
+            f"config.data.path = '{config.data.path}' has tokens and pooled, which config.model.name = '{config.model.name}' does not use: expected "
+            f"an MMDiT with --config.model.embeddings='{dataset.embeddings}', or data without them"
+        )
+
+
 def check_settings(training: ConfigDict) -> None:
     """Raise ValueError for a field of `config.training` that is no use."""
     for names, least in ((("steps", "log_every", "checkpoint_every", "accumulate"), 1), (("keep", "keep_every"), 0)):
@@ -141,14 +163,14 @@ def check_settings(training: ConfigDict) -> None:
     parallel.check_batch(training.batch, "config.training.batch", training.accumulate)
 
 
-def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], workdir: Path, resuming: bool) -> state.Frozen:
+def frozen(config: ConfigDict, net: network.Network, dataset: data.Dataset, workdir: Path, resuming: bool) -> state.Frozen:
     """The averaged weights of `config.lora.base`, which an adapter is trained on, and the model of `config.teacher.workdir`, if any: copied to the
     workdir first.
 
     Raises ValueError if the weights are of another network, or either is of another path, prediction or examples; and for a teacher without a use, or
     a loss without its teacher.
     """
-    name, taught = config.lora.base, config.teacher.workdir
+    name, taught, shape = config.lora.base, config.teacher.workdir, dataset.shape
     if bool(config.lora.rank) != bool(name):
         raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
     if distils(config.objective) != bool(taught):
@@ -164,6 +186,7 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
         run = kept(name, "config.lora.base", workdir / runs.BASE, resuming, net, keys)
         like = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
         weights.check(flatten_dict(run.params, sep="/"), flatten_dict(like, sep="/"), f"config.lora.base = {name} is not of this config's network")
+        check_space(run.dataset, dataset, f"config.lora.base = {name}")
         base = run.params
     if taught:
         run = kept(taught, "config.teacher.workdir", workdir / runs.TEACHER, resuming, net, ("sde", "none"))
@@ -174,6 +197,7 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
             )
         if run.dataset.shape != shape:
             raise ValueError(f"config.teacher.workdir = {taught} is of examples {run.dataset.shape}: expected those of config.data, {shape}")
+        check_space(run.dataset, dataset, f"config.teacher.workdir = {taught}")
         high = config.objective.consistency.omega[1]
         if high and config.teacher.guidance != 1:
             raise ValueError(
@@ -189,6 +213,15 @@ def frozen(config: ConfigDict, net: network.Network, shape: tuple[int, ...], wor
             if seen(run.network) != seen(net):
                 raise ValueError(f"config.teacher.workdir = {taught}: its features are not of the shapes of config.model's; expected a like network")
     return state.Frozen(base, teacher, features)
+
+
+def check_space(theirs: data.Dataset, ours: data.Dataset, what: str) -> None:
+    """Raise ValueError if x of two data sets stand for different numbers: by a percent of a standard deviation, or more."""
+    of_pairs = lambda dataset: dataset.of if isinstance(dataset, data.Pairs) else dataset
+    theirs, ours = of_pairs(theirs), of_pairs(ours)
+    (their_shift, their_scale), (our_shift, our_scale) = theirs.affine, ours.affine
+    if not np.all(np.abs(their_shift - our_shift) <= 0.01 * our_scale) or not np.allclose(their_scale, our_scale, rtol=0.01, atol=0):
+        raise ValueError(f"{what} was trained on {theirs.space}, config.data are {ours.space}: expected the same (config.data.standardize, levels)")
 
 
 def distils(objective: ConfigDict) -> bool:

@@ -58,4 +58,4 @@ def bound(module: Schedule, params, den: Denoiser, dataset, x: Float[Array, "b .
     else:
         decoder = gaussian_left(x, ends[0])
     total = least_variance(diffusion)((den, ends, x, noise), schedule) + (prior_kl(den.sde, x, ends[1]) + decoder) / x[0].size
-    return total / np.log(2) if dataset.levels else total + np.log(dataset.scale)
+    return total / np.log(2) if dataset.levels else total + dataset.log_volume / dataset.dim

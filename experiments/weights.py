@@ -13,7 +13,7 @@ from experiments import data
 from experiments.kept import sha256
 from experiments.untrusted import TENSORS_HEADER, read_json, tensors
 
-SAID = "export.json"
+SAID, NOTED = "export.json", "data.json"
 
 
 def file(folder: str | Path, weights: str) -> Path:
@@ -43,11 +43,25 @@ def _said(folder: str | Path, part):
         raise ValueError(f"{Path(folder) / SAID} is missing or damaged: export again") from None
 
 
-def dataset(folder: str | Path, config: ConfigDict) -> data.Dataset:
-    """The data that an export was trained on; where their files are not at hand, an empty set of the same kind, by which one can still sample."""
+def facts(folder: str | Path) -> dict | None:
+    """`Dataset.facts` of the data that a run or an export was trained on; None for a run that is older than them, and no run."""
+    if (Path(folder) / SAID).exists():
+        return _said(folder, lambda said: said["dataset"])
+    noted = Path(folder) / NOTED
     try:
-        return data.load(config)
+        return read_json(noted).get("facts") if noted.exists() else None
+    except (ValueError, AttributeError):
+        raise ValueError(f"{noted} is corrupt: delete it, if the data are those that the run was trained on") from None
+
+
+def dataset(folder: str | Path, config: ConfigDict) -> data.Dataset:
+    """The data that a run or an export was trained on, read as they were then. Where the files of an export are not at hand, an empty set of the
+    same kind, by which one can still sample."""
+    try:
+        return data.load(config, facts(folder))
     except FileNotFoundError:
+        if not (Path(folder) / SAID).exists():
+            raise
         return _said(folder, lambda said: data.empty(config.name, said["dataset"]))
 
 

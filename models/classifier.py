@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from models.embeddings import Conditioning
-from models.unet import Attention, Layers, ResBlock, check_levels, heads_of, space_to_depth
+from models.unet import Attention, Layers, ResBlock, attended_heights, heads_of, space_to_depth
 
 
 class AttentionPool(Layers):
@@ -49,7 +49,7 @@ class NoisyClassifier(Layers):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, " b"], label=None, example=None) -> Float[Array, "b classes"]:
-        check_levels("classifier", x, self.multipliers, self.attention, self.patch)
+        attention = attended_heights("classifier", x, self.multipliers, self.attention, self.patch)
         condition = Conditioning(4 * self.channels, 0, self.embedding, self.channels, self.embedding_scale)(t).astype(self.dtype)
         common = {"epsilon": self.epsilon, "dtype": self.dtype}
         block = lambda h, channels, resize="": ResBlock(channels=channels, dropout=self.dropout, resize=resize, **common)(h, condition, example)
@@ -60,9 +60,9 @@ class NoisyClassifier(Layers):
                 h = block(h, h.shape[-1], "down")
             for _ in range(self.blocks):
                 h = block(h, self.channels * multiplier)
-                if h.shape[1] in self.attention:
+                if h.shape[1] in attention:
                     h = attend(h)
         h = block(h, h.shape[-1])
-        h = attend(h) if self.attention else h
+        h = attend(h) if attention else h
         h = nn.silu(self.norm(block(h, h.shape[-1])))
         return AttentionPool(features=self.num_classes, head_channels=self.head_channels, **common)(h).astype(x.dtype)

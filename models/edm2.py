@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from models.convolution import convolve
 from models.dropout import Dropout
 from models.embeddings import random_features, sinusoidal
-from models.unet import DTYPES, check_levels, downsample, heads_of, upsample
+from models.unet import ANY_SIZE, DTYPES, attended_heights, downsample, heads_of, upsample
 
 RESIDUAL = ATTENDED = 0.3  # shares of the branch in a sum with what it is added to
 LARGEST = 256.0  # of what a block passes on, as in half precision
@@ -102,7 +102,8 @@ class Block(nn.Module):
 
 class EDM2(nn.Module):
     """channels: of the first level; multipliers: of each level, each half the resolution of the one before; blocks: a level; attention: the
-    resolutions (heights) with attention, beside the first block of the decoder; head_channels; dropout, at heights up to dropout_height (0: at
+    resolutions (heights) with attention, beside the first block of the decoder (None: 16 and 8 where the images have both,
+    and else those up to 16); head_channels; dropout, at heights up to dropout_height (0: at
     all); num_classes: 0 for none, num_classes itself means "no label"; remat: compute the blocks again in the backward pass, for memory; dtype: of
     the computation, that of the parameters being float32.
     embedding (scale): of t, "fourier" by random frequencies of that standard deviation (times 2 pi), or, for continuous-time consistency,
@@ -115,7 +116,7 @@ class EDM2(nn.Module):
     channels: int = 192
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
     blocks: int = 3
-    attention: tuple[int, ...] = (16, 8)
+    attention: tuple[int, ...] | None = None
     head_channels: int = 64
     dropout: float = 0.0
     dropout_height: int = 0
@@ -136,7 +137,10 @@ class EDM2(nn.Module):
     ) -> Float[Array, "b h w c"]:
         if not self.multipliers or not self.blocks > 0:
             raise ValueError(f"EDM2 with multipliers = {self.multipliers}, blocks = {self.blocks}: expected at least one of each")
-        check_levels("EDM2", x, self.multipliers, self.attention)
+        heights = {x.shape[1] >> level for level in range(len(self.multipliers))}
+        published = (16, 8) if {16, 8} <= heights else (ANY_SIZE,)
+        attention = published if self.attention is None else self.attention
+        attention = attended_heights("EDM2", x, self.multipliers, attention)
         for option, choices in CHOICES.items():
             if getattr(self, option) not in choices:
                 raise ValueError(f"EDM2 {option} '{getattr(self, option)}': expected {' or '.join(choices)}")
@@ -146,7 +150,7 @@ class EDM2(nn.Module):
 
         def block(h, width, resize="", attend=None, **options):
             height = {"up": 2 * h.shape[1], "down": h.shape[1] // 2}.get(resize, h.shape[1])
-            attend = not resize and height in self.attention if attend is None else attend
+            attend = not resize and height in attention if attend is None else attend
             heads = heads_of(width, self.head_channels) if attend else 0
             dropout = self.dropout if height <= (self.dropout_height or height) else 0.0
             return block_class(channels=width, resize=resize, heads=heads, dropout=dropout, modulate=self.modulate, **options)(h, condition, example)

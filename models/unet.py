@@ -64,14 +64,26 @@ def pixel_norm(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
     return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-8)
 
 
-def check_levels(name: str, x: Float[Array, "b h w c"], multipliers: tuple[int, ...], attention: tuple[int, ...], patch: int = 1) -> None:
-    """Raise ValueError, with its name, for a U-Net whose images x cannot be halved so often, or with attention at a height that no level has."""
+ANY_SIZE, LOW = -1, 16  # for `attention`: the levels up to this height, and the lowest one, whatever the size of the images is
+
+
+def attended_heights(
+    name: str, x: Float[Array, "b h w c"], multipliers: tuple[int, ...], attention: tuple[int, ...], patch: int = 1
+) -> tuple[int, ...]:
+    """The heights of the levels with attention: `attention` itself, in which `ANY_SIZE` stands for the levels up to `LOW`.
+
+    Raises ValueError, with its name, for a U-Net whose images x cannot be halved so often, or with attention at a height that no level has."""
     halvings = patch * 2 ** (len(multipliers) - 1)
     if x.ndim != 4 or x.shape[1] % halvings or x.shape[2] % halvings:
         raise ValueError(f"images of shape {x.shape}: this {name} expects [B, H, W, C] with H and W divisible by {halvings}")
     heights = [x.shape[1] // patch >> level for level in range(len(multipliers))]
-    if not set(attention) <= set(heights):
-        raise ValueError(f"attention at {attention}: this {name} has the resolutions {', '.join(map(str, heights))}")
+    if not set(attention) <= {ANY_SIZE, *heights}:
+        raise ValueError(
+            f"attention at {attention}: this {name} has the resolutions {', '.join(map(str, heights))}; expected some of them, or "
+            f"{ANY_SIZE}, which is those up to {LOW}: --config.model.attention='({ANY_SIZE},)'"
+        )
+    low = {h for h in heights if h <= LOW or h == heights[-1]} if ANY_SIZE in attention else set()
+    return tuple(sorted(low | set(attention) - {ANY_SIZE}))
 
 
 def heads_of(channels: int, head_channels: int) -> int:
@@ -159,10 +171,11 @@ CHOICES = {
 class UNet(Layers):
     """A U-Net with skip connections between equal resolutions.
 
-    channels: of the first level; multipliers: of each level, each half the resolution of the one before; blocks: residual blocks a level; attention:
-    the resolutions (heights) with attention; dropout; num_classes, embedding, embedding_scale, augment_dim, second_time, told_omega: as in
-    `Conditioning`; frequencies: of `fourier_features` of x; patch: the first level sees squares of so many pixels as one; remat: compute the
-    residual blocks again in the backward pass, for memory; the others: see the table of this module.
+    channels: of the first level; multipliers: of each level, each half the resolution of the one before; blocks: residual blocks a level;
+    attention: the resolutions (heights) with attention, of which -1 stands for all up to 16, for images of any size; dropout; num_classes,
+    embedding, embedding_scale, augment_dim, second_time, told_omega: as in `Conditioning`; frequencies: of `fourier_features` of x; patch:
+    the first level sees squares of so many pixels as one; remat: compute the residual blocks again in the backward pass, for memory; the
+    others: see the table of this module.
 
     x: [B, H, W, C] -> [B, H, W, C]; t: [B], about 0 to 1; label: [B]; example: [B] global indices, given in training only, turn dropout on;
     augmented: [B, augment_dim], given in training only; s: [B], None for t; omega: [B], None for 1.
@@ -207,7 +220,7 @@ class UNet(Layers):
             raise ValueError(
                 f"UNet with patch = {self.patch}, multipliers = {self.multipliers}, blocks = {self.blocks}: expected at least one of each"
             )
-        check_levels("U-Net", x, self.multipliers, self.attention, self.patch)
+        attention = attended_heights("U-Net", x, self.multipliers, self.attention, self.patch)
         for option, choices in CHOICES.items():
             if getattr(self, option) not in choices:
                 raise ValueError(f"UNet {option} '{getattr(self, option)}': expected {' or '.join(choices)}")
@@ -237,7 +250,7 @@ class UNet(Layers):
             return module(h, condition, example)
 
         def attend(h):
-            return Attention(head_channels=self.head_channels, **shared)(h) if h.shape[1] in self.attention else h
+            return Attention(head_channels=self.head_channels, **shared)(h) if h.shape[1] in attention else h
 
         def join(a, b):
             return (a + b) * (2**-0.5 if self.rescale else 1)
@@ -261,7 +274,7 @@ class UNet(Layers):
                 skips.append(h)
 
         h = block(h, h.shape[-1])
-        if self.attention:
+        if attention:
             h = Attention(head_channels=self.head_channels, **shared)(h)
         h = block(h, h.shape[-1])
 

@@ -81,8 +81,13 @@ def prior_kl(sde, x: Float[Array, "b ..."], log_snr) -> Float[Array, " b"]:
     return 0.5 * (_sum((alpha * x / scale) ** 2) + x[0].size * (ratio**2 - 1 - 2 * jnp.log(ratio)))
 
 
+MOST_LEVELS = 4096
+
+
 def levels_left(x: Float[Array, "b ..."], noise: Float[Array, "b ..."], middles: Float[Array, " l"], log_snr) -> Float[Array, " b"]:
     """-log P(level of x | x_t) in nats, at log_snr [], where all levels are given equal weights (VDM, section 3.3). x: on the middles [L]."""
+    if len(middles) > MOST_LEVELS:
+        raise ValueError(f"{len(middles)} levels, with all of which each value is compared: expected at most {MOST_LEVELS}; use a bound of a density")
     std = jnp.exp(-jnp.asarray(log_snr, x.dtype))  # sigma/alpha
     logits = -0.5 * (((x + std * noise)[..., None] - middles) / std) ** 2
     level = jnp.argmin(jnp.abs(x[..., None] - middles), -1)

@@ -311,7 +311,7 @@ def by_class(out: Path, quick: bool) -> tuple[list[dict], dict[str, bool]]:
     if not mirrored.exists():
         values, labels = {split: a[:, :, ::-1] for split, a in teacher.dataset.values.items()}, teacher.dataset.labels
         savez(mirrored, x=15 * values["train"], y=labels["train"], x_test=15 * values["test"], y_test=labels["test"])
-    config.data.update(name="npz", path=str(mirrored))
+    config.data.update(name="npz", path=str(mirrored), levels=256)
     config.training.update(steps=1000, init=str(teacher.workdir))
     tuned = trained(config, folder / "mirrored", quick)
     found = {}

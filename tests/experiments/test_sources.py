@@ -113,7 +113,7 @@ def test_folders_of_images(tmp_path):
         for k, color in enumerate(((255, 0, 0), (0, 0, 255))):
             for i in range(n):
                 image(tmp_path / "set" / split / f"class{k}" / f"{i}.png", color)
-    config = ConfigDict({"name": "folder", "path": str(tmp_path / "set"), "size": 8})
+    config = ConfigDict({"name": "folder", "path": str(tmp_path / "set"), "size": 8, "levels": 256})
     dataset = data.load(config)
     assert dataset.shape == (8, 8, 3) and dataset.num_classes == 2 and isinstance(dataset.values["train"], np.memmap)
     assert sorted(dataset.labels["train"]) == [0, 0, 0, 1, 1, 1]
@@ -122,64 +122,64 @@ def test_folders_of_images(tmp_path):
     batch = next(data.batches(dataset, 4, 0))
     assert np.all(batch["value"][..., 0] == np.where(batch["label"] == 0, 255, 0)[:, None, None])
     image(tmp_path / "set" / "train" / "class0" / "0.png", (0, 255, 0))
-    assert np.sum(np.all(folders.folder(str(tmp_path / "set"), 8)[0]["train"] == [0, 255, 0], (1, 2, 3))) == 1
+    assert np.sum(np.all(folders.folder(str(tmp_path / "set"), {"size": 8})[0]["train"] == [0, 255, 0], (1, 2, 3))) == 1
     for i in range(60):
         image(tmp_path / "many" / f"class{i // 30}" / f"{i}.png", (i, 0, 0))
-    labels = folders.folder(str(tmp_path / "many"), 4)[1]["train"]
+    labels = folders.folder(str(tmp_path / "many"), {"size": 4})[1]["train"]
     assert 5 < labels[:20].sum() < 15  # the first ones are of all classes
     gradient = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
     Image.fromarray(gradient).save(tmp_path / "set" / "gray.png")
-    small = folders.squared(tmp_path / "set" / "gray.png", 16)
+    small = folders.fitted(tmp_path / "set" / "gray.png", 16)
     np.testing.assert_allclose(small[..., 0], np.tile(gradient[0].reshape(16, 4).mean(1), (16, 1)), atol=1)  # boxes
     with pytest.raises(ValueError, match="gray.png is in no folder of a class"):
         (tmp_path / "set" / "gray.png").rename(tmp_path / "set" / "val" / "gray.png")
-        folders.folder(str(tmp_path / "set"), 8)
+        folders.folder(str(tmp_path / "set"), {"size": 8})
 
 
 def test_images_as_they_are_meant(tmp_path):
     """Upright by EXIF, white where transparent, 16-bit values by their high byte; a link to a folder is followed."""
     file = tmp_path / "one.png"
     Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)).save(file)
-    np.testing.assert_array_equal(folders.squared(file, 16)[..., 0], np.arange(256).reshape(16, 16))
+    np.testing.assert_array_equal(folders.fitted(file, 16)[..., 0], np.arange(256).reshape(16, 16))
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(file)
-    assert np.all(folders.squared(file, 4) == 255)
+    assert np.all(folders.fitted(file, 4) == 255)
     turned = Image.fromarray(np.array([[0, 0], [255, 255]], np.uint8).repeat(8, 0).repeat(8, 1))
     exif = turned.getexif()
     exif[0x0112] = 6  # turned by 90 degrees
     turned.save(file, exif=exif)
-    np.testing.assert_array_equal(folders.squared(file, 16)[0, :, 0], np.repeat([255, 0], 8))
+    np.testing.assert_array_equal(folders.fitted(file, 16)[0, :, 0], np.repeat([255, 0], 8))
     Image.new("L", (300, 2)).save(file)
     with pytest.raises(ValueError, match="too narrow"):
-        folders.squared(file, 2)
+        folders.fitted(file, 2)
     for i in range(60):
         image(tmp_path / "elsewhere" / f"{i}.png", (i, 0, 0), (4, 4))
     (tmp_path / "set" / "a").mkdir(parents=True)
     (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
     image(tmp_path / "set" / "a" / "x.png", (0, 0, 0), (4, 4))
-    values, _, classes = folders.folder(str(tmp_path / "set"), 4)
-    assert classes == 2 and sum(len(v) for v in values.values()) == 61
+    values, _, classes = folders.folder(str(tmp_path / "set"), {"size": 4})
+    assert len(classes) == 2 and sum(len(v) for v in values.values()) == 61
 
 
 def test_a_flat_folder_is_split_by_name(tmp_path):
     for i in range(60):
         image(tmp_path / f"{i}.png", (i, i, i), (4, 4))
-    values, labels, classes = folders.folder(str(tmp_path), 4)
-    assert classes == 0 and sum(len(v) for v in values.values()) == 60 and 0 < len(values["test"]) < 15
+    values, labels, classes = folders.folder(str(tmp_path), {"size": 4})
+    assert classes == () and sum(len(v) for v in values.values()) == 60 and 0 < len(values["test"]) < 15
     image(tmp_path / "new.png", (99, 0, 0), (4, 4))
-    again = folders.folder(str(tmp_path), 4)[0]
+    again = folders.folder(str(tmp_path), {"size": 4})[0]
     old = lambda v: sorted(x[0, 0, 0] for x in v if x[0, 0, 1])
     assert old(again["test"]) == old(values["test"])  # what is held out stays so
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="broken.jpg cannot be read as an image"):
-        folders.folder(str(tmp_path), 4)
+        folders.folder(str(tmp_path), {"size": 4})
     assert not list((tmp_path / "cache").rglob("*.tmp"))
     with pytest.raises(ValueError, match="config.data.size = 0"):
-        folders.folder(str(tmp_path), 0)
+        folders.folder(str(tmp_path), {"size": 0})
     with pytest.raises(FileNotFoundError, match="expected a folder"):
-        folders.folder(str(tmp_path / "none"), 4)
+        folders.folder(str(tmp_path / "none"), {"size": 4})
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images to train"):
-        folders.folder(str(tmp_path / "empty"), 4)
+        folders.folder(str(tmp_path / "empty"), {"size": 4})
 
 
 def test_npz(tmp_path):
@@ -188,7 +188,7 @@ def test_npz(tmp_path):
     images, labels = RNG.integers(0, 256, (40, 4, 4, 3)).astype(np.uint8), np.arange(40) % 7
     np.savez(file, arr_0=images, arr_1=labels)
     values, found, classes = sources.npz(str(file))
-    assert classes == 7 and len(values["train"]) == 38
+    assert classes == (*range(7),) and len(values["train"]) == 38
     np.testing.assert_array_equal(values["test"], images[[19, 39]])
     np.testing.assert_array_equal(found["test"], labels[[19, 39]])
     latents = RNG.normal(3.0, 5.0, (50, 2, 2, 4))
@@ -205,9 +205,9 @@ def test_npz(tmp_path):
         (dict(x=images, x_test=images[:3] / 255.0), "of float64 to test"),
         (dict(x=images, y=labels[:9]), "9 labels of 40 examples"),
         (dict(x=images, y=labels - 1), "expected 38 integers from 0"),
-        (dict(x=images, x_test=images, y_test=labels), "labels of one split only"),
-        (dict(x=np.full((40, 2), np.nan)), "not finite"),
-        (dict(x=images[:5]), "0 examples"),
+        (dict(x=images, x_test=images, y_test=labels), "has y_test without y"),
+        (dict(x=np.full((40, 2), np.nan)), r"x\[0\] and 39 more of 40 examples has the value nan"),
+        (dict(x=images[:5]), "5 examples: expected at least 20"),
     ):
         np.savez(file, **arrays)
         with pytest.raises(ValueError, match=words):
@@ -219,7 +219,7 @@ def test_npz(tmp_path):
     np.save(tmp_path / "mine.npy", images)
     with pytest.raises(ValueError, match="cannot be read as an .npz"):
         sources.npz(str(tmp_path / "mine.npy"))
-    np.savez(file, images=np.zeros((3, 2, 2, 1), np.int64))
+    np.savez(file, images=np.full((3, 2, 2, 1), "text"))
     with pytest.raises(ValueError, match="has the arrays images"):
         sources.npz(str(file))
 
@@ -235,3 +235,77 @@ def test_flips():
     np.testing.assert_array_equal(dataset.mirror(keys[5:9], values[5:9]), flipped[5:9])
     with pytest.raises(ValueError, match="config.data.flip mirrors images"):
         data.load(ConfigDict({"name": "moons", "flip": True}))
+
+
+def saved(file, array):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(file)
+
+
+def test_hidden_folders_and_files_are_no_images(tmp_path):
+    """What notebooks, macOS and file servers leave is no class and no image, wherever it is."""
+    for split in ("train", "test"):
+        for k in range(2):
+            for i in range(3):
+                saved(tmp_path / split / f"class{k}" / f"{i}.png", RNG.integers(0, 256, (4, 4), np.uint8))
+            for junk in (".ipynb_checkpoints/0.png", f"class{k}/.ipynb_checkpoints/0.png", f"class{k}/._0.png", "__MACOSX/0.png"):
+                saved(tmp_path / split / junk, RNG.integers(0, 256, (4, 4), np.uint8))
+        (tmp_path / split / ".DS_Store").write_bytes(b"x")
+    values, labels, classes = folders.folder(str(tmp_path), {"size": 4})
+    assert classes == ("class0", "class1") and len(values["train"]) == len(values["test"]) == 6
+    assert sorted(labels["train"]) == [0, 0, 0, 1, 1, 1]
+
+
+def test_images_keep_their_channels_and_range(tmp_path):
+    """Grey is one channel, 12 bits in 16 are 4096 levels, floats are floats, binary is two levels; what no mode holds is refused."""
+    load = lambda name, **options: data.load(ConfigDict({"name": "folder", "path": str(tmp_path / name), "size": 8, **options}))
+    grey, deep = RNG.integers(0, 256, (8, 8), np.uint8), RNG.integers(0, 4096, (8, 8)).astype(np.uint16)
+    floats = RNG.normal(1e3, 2e3, (8, 8)).astype(np.float32)
+    bits = RNG.integers(0, 2, (8, 8)).astype(np.uint8) * 255
+    for split in ("train", "test"):
+        for name, array, end in (("grey", grey, "png"), ("deep", deep, "png"), ("floats", floats, "tif"), ("bits", bits, "png")):
+            saved(tmp_path / name / split / f"0.{end}", array)
+            saved(tmp_path / name / split / f"1.{end}", array[::-1])
+    for name, array, levels in (("grey", grey, 256), ("deep", deep, 4096), ("floats", floats, 0), ("bits", bits, 2)):
+        found = load(name)
+        assert found.shape == (8, 8, 1) and found.levels == levels
+        raw = found.raw(found.values["test"])[..., 0]
+        assert any(np.allclose(raw[0], a, rtol=1e-6, atol=1e-3) for a in (array, array[::-1])), name
+    assert load("grey", mode="RGB").shape == (8, 8, 3)
+    assert load("deep", mode="L", levels=256).values["train"].max() == deep.max() >> 8  # as before, when asked for
+    saved(tmp_path / "grey" / "train" / "2.png", RNG.integers(0, 256, (8, 8, 3), np.uint8))
+    data._images.cache_clear()
+    assert load("grey").shape == (8, 8, 3)  # of both kinds
+    saved(tmp_path / "grey" / "train" / "3.png", deep)
+    saved(tmp_path / "floats" / "train" / "2.tif", np.full((8, 8), np.nan, np.float32))
+    data._images.cache_clear()
+    with pytest.raises(ValueError, match="whose ranges differ.*mode = L or RGB"):
+        load("grey")
+    with pytest.raises(ValueError, match="2.tif cannot be read as an image .*not finite"):
+        load("floats")
+    with pytest.raises(ValueError, match="mode = 'grey': expected"):
+        load("deep", mode="grey")
+
+
+def test_images_are_cropped_padded_or_kept(tmp_path):
+    """Of 8 x 16 pixels: the middle square, a square with black above and below, or all of them."""
+    wide = np.tile(np.arange(100, 116, dtype=np.uint8), (8, 1))
+    saved(tmp_path / "a.png", wide)
+    np.testing.assert_array_equal(folders.fitted(tmp_path / "a.png", 8, "L", "crop")[..., 0], wide[:, 4:12])
+    np.testing.assert_array_equal(folders.fitted(tmp_path / "a.png", 16, "L", "pad")[..., 0], np.pad(wide, ((4, 4), (0, 0))))
+    for size in (0, 8):
+        np.testing.assert_array_equal(folders.fitted(tmp_path / "a.png", size, "L", "keep")[..., 0], wide)
+    assert folders.fitted(tmp_path / "a.png", 4, "L", "keep").shape == (4, 8, 1) and folders.fitted(tmp_path / "a.png", 8, "L", "pad").shape == (
+        8,
+        8,
+        1,
+    )
+    for split in ("train", "test"):
+        saved(tmp_path / "set" / split / "a.png", wide)
+        saved(tmp_path / "set" / split / "b.png", wide[:, ::-1])
+    assert folders.folder(str(tmp_path / "set"), {"fit": "keep"})[0]["train"].shape == (2, 8, 16, 1)
+    saved(tmp_path / "set" / "train" / "c.png", wide.T)
+    with pytest.raises(ValueError, match="expected one shape, or config.data.fit = crop or pad"):
+        folders.folder(str(tmp_path / "set"), {"fit": "keep"})
+    with pytest.raises(ValueError, match="fit = 'stretch'"):
+        folders.folder(str(tmp_path / "set"), {"size": 8, "fit": "stretch"})

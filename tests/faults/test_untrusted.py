@@ -317,7 +317,7 @@ def readers():
     yield "CIFAR (archive)", TARS, same("a.tar"), lambda path: archives.cifar(10, str(path))
     batches = dict.fromkeys(BATCHES[1:], b".")
     yield "CIFAR (folder)", {n: WEIGHTS[n] for n in (*PICKLES, "1 GB")}, beside("data_batch_1", **batches), lambda path: archives.cifar(10, str(path))
-    yield "images", IMAGES, beside("a.png"), lambda path: folders.squared(path / "a.png", 8)
+    yield "images", IMAGES, beside("a.png"), lambda path: folders.fitted(path / "a.png", 8)
     yield "Fashion-MNIST", IDX, beside("train-images-idx3-ubyte.gz"), lambda path: archives.fashion_mnist(str(path))
     yield "latents of a run", JSON, beside("latents.json"), lambda path: runs.same_latents(path, SimpleNamespace(about={"sha256": "", "scale": 1.0}))
 
