@@ -21,9 +21,13 @@ from experiments.dequantization import DEQUANTIZATIONS, bin_time
 from experiments.kept import Kept, savez, write_text
 from experiments.metrics import standard_error
 from samplers import log_likelihood, variational_bound
-from samplers.decoupled import LEVELS, PATHS
 from samplers.likelihood import DIVERGENCES
 
+METHOD = "Chebyshev nodes over the whole interval in sqrt(arctan(sigma/alpha)), else panel by panel"
+TRUNCATION = (
+    "publish the mean: it is of data with the noise at eps. If the score there is accurate, data without it would have about this much more; "
+    "train longer or from a smaller eps until it is small"
+)
 BOUNDS = ("mean", "importance", "variational")
 
 
@@ -43,11 +47,12 @@ def score(
 ) -> dict[str, np.ndarray]:
     """Scores of the first `num` examples (0: all), in bits/dim or nats: score [n]; stderr [n] of each over probes (variational: times), stderr_draws
     [n] over draws with their probes, NaN where they are unknown; truncation [n], what to add to the score for data without the noise at eps (0 for
-    truncated_normal, to which it is no error); and, of each draw, nfe, divergences and error (nats) of `samplers.log_likelihood` [n].
+    truncated_normal, to which it is no error); of each draw, nfe, divergences and error (nats) of `samplers.log_likelihood` [n]; and success [n],
+    where it is False the score is NaN.
 
     bound: "mean" of log p/q over `draws`; "importance", the log of the mean of p/q, which is nearer to log P; or "variational", that of
     `samplers.variational_bound` by `times` evaluations, of the levels themselves. kept: where results are kept while they are computed.
-    options: of `log_likelihood`. Raises ValueError for unknown names, for importance weights of an estimated trace or of one draw, for failed solves.
+    options: of `log_likelihood`. Raises ValueError for unknown names, for importance weights of an estimated trace or of one draw.
     """
     dataset = run.dataset
     for flag, value, allowed in (("split", split, dataset.values), ("dequantization", dequantization, DEQUANTIZATIONS), ("bound", bound, BOUNDS)):
@@ -91,16 +96,13 @@ def score(
         return {name: jnp.stack([part[name] for part in found], 1) for name in names}
 
     chosen = {"times": times} if bound == "variational" else {"dequantization": dequantization, **about, "draws": draws, **options}
-    chosen |= {"ends": (last, start), "method": (PATHS, LEVELS)}
+    chosen |= {"ends": (last, start), "method": METHOD}
     kept = Kept(None) if kept is None else kept
     kept.open({"weights": run.fingerprint(), "data": dataset.name, "split": split, "seed": seed, **chosen})
     parts = lambda start: runs.in_batches(one_batch, n, batch, jax.random.key(seed), values, labels, start=start)
     result = kept.complete(parts, n, "examples", progress)
-    failed = np.flatnonzero(~result["success"].all(1))
-    if len(failed):
-        few = ", ".join(map(str, failed[:8]))
-        raise ValueError(f"{len(failed)} of {n} examples ({few}{', ...' * (len(failed) > 8)}) are not finite, or need looser --rtol and --atol")
-    log_prob = result["log_prob"].astype(np.float64)
+    success = result["success"].all(1) & np.isfinite(result["log_prob"]).all(1)
+    log_prob = np.where(success[:, None], result["log_prob"], np.nan).astype(np.float64)
     best = np.logaddexp.reduce(log_prob, 1) - np.log(draws) if bound == "importance" else log_prob.mean(1)
     per_nat = dataset.dim * np.log(2) if dataset.levels else 1.0
     return {
@@ -109,7 +111,22 @@ def score(
         "stderr_draws": (log_prob.std(1, ddof=1) / np.sqrt(draws) if draws > 1 and bound == "mean" else np.full(n, np.nan)) / per_nat,
         "truncation": -result["truncation"].mean(1) / per_nat * (own is None),
         **{name: result[name].mean(1) for name in ("nfe", "divergences", "error")},
+        "success": success,
     }
+
+
+def complete(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The result of `score`, or ValueError, which names the examples, if the solve of one did not succeed."""
+    if not result["success"].all():
+        raise ValueError(failures(result["success"]))
+    return result
+
+
+def failures(success: np.ndarray) -> str:
+    """How many examples did not succeed, and which they are."""
+    failed = np.flatnonzero(~success)
+    few = ", ".join(map(str, failed[:8])) + ", ..." * (len(failed) > 8)
+    return f"{len(failed)} of {len(success)} examples did not succeed ({few}): not finite, or not converged; looser --rtol and --atol may help"
 
 
 STRANGERS = {  # out-of-distribution data of the same shape, from values [n, ...] and the highest level
@@ -138,22 +155,33 @@ def last_time(run: runs.Run, bound: str, dequantization: str) -> float:
 
 
 def summarize(run: runs.Run, result: dict[str, np.ndarray]) -> dict:
-    """What is reported of `score`'s results, with its standard errors apart."""
-    n = len(result["score"])
+    """What is reported of `score`'s results, with its standard errors apart: means over the examples that succeeded, and which did not.
+
+    truncation is there only if it is more than half of the standard error of the mean: smaller, nobody can see it."""
+    ok = result["success"]
+    if not ok.any():
+        raise ValueError(failures(ok))
+    kept = {name: values[ok] for name, values in result.items()}
+    n = len(kept["score"])
     over = lambda variance: float(np.sqrt(np.maximum(np.sum(variance), 0)) / n)
-    of_probes = result["stderr"] ** 2
-    return {
+    of_probes = kept["stderr"] ** 2
+    summary = {
         "n": n,
         "unit": run.dataset.unit,
-        "mean": float(result["score"].mean()),
-        "stderr_examples": standard_error(result["score"]) if n > 1 else float("nan"),
-        "stderr_draws": over(result["stderr_draws"] ** 2 - np.nan_to_num(of_probes)),
+        "mean": float(kept["score"].mean()),
+        "stderr_examples": standard_error(kept["score"]) if n > 1 else float("nan"),
+        "stderr_draws": over(kept["stderr_draws"] ** 2 - np.nan_to_num(of_probes)),
         "stderr_probes": over(of_probes),
-        "truncation": float(result["truncation"].mean()),
-        "nfe_mean": float(result["nfe"].mean()),
-        "divergences_mean": float(result["divergences"].mean()),
-        "quadrature_error_mean_nats": float(result["error"].mean()),
+        "nfe_mean": float(kept["nfe"].mean()),
+        "divergences_mean": float(kept["divergences"].mean()),
+        "quadrature_error_mean_nats": float(kept["error"].mean()),
     }
+    truncation, known = float(kept["truncation"].mean()), np.nan_to_num([summary["stderr_examples"], summary["stderr_probes"]])
+    if abs(truncation) > max(0.5 * float(np.hypot(*known)), 1e-4):
+        summary |= {"truncation": truncation, "truncation_means": TRUNCATION}
+    if not ok.all():
+        summary |= {"failed": int((~ok).sum()), "failed_index": np.flatnonzero(~ok).tolist()}
+    return summary
 
 
 def finite(value):
@@ -181,15 +209,11 @@ def main():
     if f.bound == "variational":
         method = {"bound": f.bound, "times": f.times, "decoder": "categorical" if dataset.levels else "Gaussian"}
     else:
-        intervals = lambda levels: f"on {levels[0]} to {levels[-1]} intervals"
-        solver = f"Adams-Bashforth {intervals(PATHS)}, else Tsit5; Clenshaw-Curtis {intervals(LEVELS)}"
-        truncation = "to add to the mean for data without the noise at eps, to first order, if the score there is accurate"
         about = DEQUANTIZATIONS[f.dequantization](run).about
         method = {
             **({**kind, **about} if dataset.levels else {"dequantization": "none"}),
             **options,
-            "solver": solver,
-            "truncation_means": truncation,
+            "solver": METHOD,
         }
     folder = run.workdir / "eval"
     folder.mkdir(exist_ok=True)
@@ -198,13 +222,14 @@ def main():
     others = {other: stranger(run, f.split, other, f.seed) for other in f.ood}
     clock = time.perf_counter()
     result = score(run, f.split, f.num, f.batch, f.seed, **kind, times=f.times, kept=kept[f.split], **options)
-    scores, ood = {f.split: result["score"]}, {}
+    results, ood = {f.split: result}, {}
     for other, strange in others.items():
         found = score(strange, f.split, f.num, f.batch, f.seed, **kind, times=f.times, kept=kept[other], **options)
-        scores[other] = found["score"]
-        known = np.repeat([0, 1], len(found["score"]))
-        auroc = float(roc_auc_score(known, np.concatenate([result["score"], found["score"]])))
-        ood[other] = {**summarize(run, found), "auroc": auroc}
+        results[other] = found
+        summary = summarize(run, found)
+        both = [part["score"][part["success"]] for part in (result, found)]
+        auroc = float(roc_auc_score(np.repeat([0, 1], [len(part) for part in both]), np.concatenate(both)))
+        ood[other] = {**summary, "auroc": auroc}
     eps = last_time(run, f.bound, kind["dequantization"])
     summary = {
         **run.description(),
@@ -221,7 +246,8 @@ def main():
         "seconds": time.perf_counter() - clock,
     }
     write_text(Path(f"{name}.json"), json.dumps(finite(summary), indent=1, allow_nan=False))
-    savez(Path(f"{name}.npz"), index=np.arange(summary["n"]), **result)
+    savez(Path(f"{name}.npz"), index=np.arange(len(result["score"])), **result)
+    scores = {which: found["score"][found["success"]] for which, found in results.items()}
     figure = plots.histogram(scores, dataset.unit, f"{name}.png")
     for file in kept.values():
         file.remove()
@@ -233,12 +259,22 @@ def main():
         f"{f.split}: {summary['mean']:.4f} {dataset.unit} ± {summary['stderr_examples']:.4f} over {summary['n']} examples, {of_probes}{of_draws}; "
         f"{summary['nfe_mean']:.0f} evaluations each; {run.weights} weights of step {run.step}"
     )
-    error, wanted = summary["quadrature_error_mean_nats"], dataset.dim * (f.atol + f.rtol)
+    if "truncation" in summary:
+        noise = f"noise of {summary['noise_at_eps']:.2g} standard deviations at eps = {eps:g}"
+        print(f"truncation: {noise} may change it by {summary['truncation']:+.4f} {dataset.unit}: {TRUNCATION}")
+    error, nats = summary["quadrature_error_mean_nats"], abs(summary["mean"]) * (dataset.dim * np.log(2) if dataset.levels else 1)
+    wanted = 3 * (dataset.dim * f.atol + f.rtol * nats)
     if f.bound != "variational" and error > wanted:
         print(f"not converged: a quadrature error of {error:.3g} nats is left where the tolerances ask for {wanted:.3g}: a network rough in time")
     for other, found in ood.items():
         print(f"{other}: {found['mean']:.4f} {dataset.unit} ± {found['stderr_examples']:.4f}; AUROC against {f.split} {found['auroc']:.3f}")
     print(f"wrote {name}.json, .npz and {figure}")
+    left_out = [f"{which}: {failures(found['success'])}" for which, found in results.items() if not found["success"].all()]
+    if left_out:
+        message = f"{'; '.join(left_out)}. The mean is over the others, and {name}.json has all indices"
+        if not f.allow_failed:
+            raise ValueError(f"{message}; pass --allow_failed to end without an error")
+        print(message)
 
 
 if __name__ == "__main__":
@@ -252,6 +288,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("probes", 4, "Probes of each example (hutch++: three products each).")
     flags.DEFINE_enum("noise", "rademacher", ["rademacher", "gaussian"], "Law of the probes.")
     flags.DEFINE_list("ood", [], f"Other data to score as well, in the same histogram: {', '.join(STRANGERS)}.")
+    flags.DEFINE_bool("allow_failed", False, "End without an error although the solve of some examples did not succeed.")
     flags.DEFINE_float("rtol", 1e-5, "Relative tolerance.")
     flags.DEFINE_float("atol", 1e-5, "Absolute tolerance.")
     flags.DEFINE_integer("num", 0, "Examples to score; 0 for all.")

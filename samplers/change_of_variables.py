@@ -12,13 +12,15 @@ from sde_lib.numerics import expand, namespace
 
 
 class LogLikelihood(NamedTuple):
-    """log_prob: nats. latent: x_T, to the path's tolerance. nfe: evaluations of each example. stderr: standard error of log_prob over probes,
-    0 if the trace is exact, NaN if one probe leaves it unknown. success: False, with NaN results, where the path needed too many steps or the
-    network was not finite.
-    divergences: those of the evaluations that had a divergence with them. error: of the quadrature, estimated, in nats (NaN where `adjoint`
-    chose the coupled solve, whose tolerance covers both). truncation: log p_0(x) - log p_eps(x), what the noise at eps costs, to first order in
-    (sigma/alpha)^2 there, and only where the score at eps is accurate (the error e of a predicted noise adds some -|e|^2/2): a statement of size, to
-    be added where it is small. Its mean over data of the model's own is of second order. NaN of a coupled denoiser."""
+    """The log-likelihood of each example, and how far it can be trusted.
+
+    log_prob: nats. latent: x_T. nfe: evaluations of each example. stderr: standard error of log_prob over probes, 0 if the trace is exact, NaN if one
+    probe leaves it unknown. error: how far log_prob may be from the exact density of the flow, in nats, beside the probes' noise: an estimate that is
+    meant to be an upper bound, and that includes the rounding of float32. success: whether the solve reached the prior with all its parts converged
+    to the tolerance, or to rounding; False, with NaN results, where it did not, or where the network was not finite.
+    divergences: those of the evaluations that had a divergence with them. truncation: log p_0(x) - log p_eps(x), what the noise at eps costs, to
+    first order in (sigma/alpha)^2 there, and only where the score at eps is accurate (the error e of a predicted noise adds some -|e|^2/2). Its mean
+    over data of the model's own is of second order. NaN of a coupled denoiser. latent_error: of latent, its estimated root mean square."""
 
     log_prob: Float[Array, " b"]
     latent: Float[Array, "b ..."]
@@ -28,6 +30,7 @@ class LogLikelihood(NamedTuple):
     divergences: Int[Array, " b"]
     error: Float[Array, " b"]
     truncation: Float[Array, " b"]
+    latent_error: Float[Array, " b"]
 
 
 def angle(sde, t: float) -> float:
@@ -109,10 +112,10 @@ def trace_forms(jvp, probes, z, kind: str, chunk: int):
     return products(form, back(q)).sum(0)[:, None] + products(form, rest).T
 
 
-def summary(sde, prior_std, latent, change, nfe, success, divergences, error, truncation, radii, exact: bool) -> LogLikelihood:
+def summary(sde, prior_std, latent, change, nfe, success, divergences, error, latent_error, truncation, radii, exact: bool) -> LogLikelihood:
     """The result, from change [B, n]: estimates of the integral of div v."""
     n, dim = change.shape[-1], latent[0].size
     probed = change.std(-1, ddof=1) / n**0.5 if n > 1 else jnp.full_like(error, jnp.nan)
     stderr = jnp.where(success, jnp.zeros_like(error) if exact else probed, jnp.nan)
     log_prob = sde.prior_log_prob(latent, prior_std) + change.mean(-1) + dim * jnp.log(radii[1] / radii[0])
-    return LogLikelihood(jnp.where(success, log_prob, jnp.nan), latent, nfe, stderr, success, divergences, error, truncation)
+    return LogLikelihood(jnp.where(success, log_prob, jnp.nan), latent, nfe, stderr, success, divergences, error, truncation, latent_error)

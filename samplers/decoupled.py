@@ -34,4 +34,5 @@ def decoupled(den, x, probes, ends, radii, rtol, atol, kind, chunk, prior_std) -
     divergences = jnp.where(whole.success, 0, whole.divergences) + result.divergences
     success = result.success & jnp.all(jnp.isfinite(result.change), -1)
     latent = radii[1] * result.z
-    return summary(den.sde, prior_std, latent, result.change, spent, success, divergences, result.error, truncation, radii, kind == "exact")
+    errors = result.error, radii[1] * result.z_error
+    return summary(den.sde, prior_std, latent, result.change, spent, success, divergences, *errors, truncation, radii, kind == "exact")

@@ -4,12 +4,14 @@ In the angle phi = arctan(sigma/alpha), and with z = x/c for c = sqrt(alpha^2 + 
 
     dz/dphi = v(z, phi) = E[cos(phi) eps - sin(phi) x_0 | z],        d log p(z)/dphi = -div v,
 
-and bounded at both ends. The divergence is the cost, and does not feed back into z: path and divergence are computed apart, on Chebyshev nodes of
-w = sqrt(phi), which are close together near the data, and resolve its small scales,
+and bounded at both ends. The divergence is the cost, and does not feed back into z: path and divergence are computed apart, in w = sqrt(phi),
 
-    1. z by an Adams-Bashforth method from node to node, without any divergence, on more nodes for an example until the Picard iterate
-       z_0 + \int P dw, with P the polynomial through its slopes, agrees with it; where many do not suffice, by diffrax with adaptive steps;
-    2. the divergence along that iterate by nested Clenshaw-Curtis rules, on as few nodes as the example's error estimate allows.
+    1. where the flow is smooth, by one rule of Chebyshev nodes over the whole interval (`samplers.whole`), on as few nodes as an example needs;
+    2. else panel by panel (`samplers.panels`), with steps as short as the flow asks for, and stabilised ones where it is stiff.
+
+A rule is believed if the Chebyshev coefficients of what it integrates have decayed, and if its nodes are dense enough for how far the path is from
+the data: not because two rules agree. Examples are computed in blocks of a fixed size (`samplers.blocks`), so that an example's result is the same
+alone, in any batch and in any order.
 
 The path is not quite a solution. But log p is a function of z and phi, so that along ANY path
 
@@ -31,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode
+from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode, stopped, without_derivative
 from samplers.change_of_variables import LogLikelihood, angle, divergence_forms, first_order_truncation, radius, summary
 from samplers.decoupled import decoupled
 from samplers.guidance import check_unguided
@@ -67,7 +69,8 @@ def _coupled(den, x, probes, ends, radii, rtol, atol, solver, kind, chunk, prior
     v, forms = divergence_forms(den, ends[0], z_0, probes, kind, chunk)
     truncation = first_order_truncation(ends[0], z_0, v, forms.mean(-1), radii[0])
     truncation = jnp.full_like(truncation, jnp.nan) if den.coupled else truncation  # it takes a score
-    rest = (nfe + 1, success, nfe + 1, jnp.full(len(x), jnp.nan, x.dtype), truncation, radii, kind == "exact")
+    unknown = jnp.full(len(x), jnp.nan, x.dtype)
+    rest = (nfe + 1, success, nfe + 1, unknown, unknown, truncation, radii, kind == "exact")
     return summary(den.sde, prior_std, radii[1] * z, change, *rest)
 
 
@@ -93,16 +96,19 @@ def log_likelihood(
         some 300 numbers for each coordinate of x for the path);
         "hutchinson", unbiased, with `probes` fixed probes of law `noise` for each example, drawn from `key` (one, or one per example);
         "hutch++", unbiased, with 3 x probes products (see `trace_forms`).
-    rtol, atol: of the quadrature, whose error is at most D atol + rtol |log p(z_0) - log p(z_T)| by its estimate, unless the finest of LEVELS leaves
-        more (see `error`); the path is right to PATH_ERROR times as much, in the root mean square over z, by Adams-Bashforth steps, or where these
-        fail to atol and rtol by `solver`, an explicit Runge-Kutta method of diffrax.
+    rtol, atol: of log p: its error is meant to be at most D atol + rtol |log p| nats. Where float32 cannot give that, `error` is larger and says so.
+        The path is right to some ten times as much, relative to the root mean square of z.
+    solver: the explicit Runge-Kutta method of diffrax that solves path and divergence together where `adjoint` is given.
     eps: the time at which x is taken (default `den.sde.eps`); what is computed is the density of data noised by sigma(eps).
     start: the time at which x is distributed as the prior (default T; earlier for a model that was trained up to there).
     prior_std: the prior's standard deviation there, sigma(T) by default; of an interpolant (sigma(T)^2 + gamma(T)^2)^0.5 (`sde_lib.interpolants`), of
         whose data what is computed is the density of those with its noise at eps, too.
-    adjoint: None, or a diffrax adjoint, e.g. `diffrax.RecursiveCheckpointAdjoint()`, for derivatives of log_prob in x and parameters in reverse
-        mode: path and divergence are then solved together, at rtol and atol, in the root mean square over both; so they are of a coupled denoiser.
-    Raises ValueError for unknown options, impossible tolerances and a missing key, and for a guided denoiser.
+    adjoint: None, or a diffrax adjoint for derivatives of log_prob in x and parameters: `diffrax.RecursiveCheckpointAdjoint()` for `jax.grad`,
+        `diffrax.ForwardMode()` for `jax.jvp`. Path and divergence are then solved together, at rtol and atol, in the root mean square over both;
+        `error` is the distance to the result without an adjoint. So they are of a coupled denoiser, whose `error` is the distance to a solve
+        with ten times the tolerances.
+    Raises ValueError for unknown options, impossible tolerances and a missing key, for a guided denoiser, and for a
+    derivative without an adjoint.
     """
     if not isinstance(den, Denoiser):
         raise ValueError(f"log_likelihood of a {type(den).__name__}: expected a sde_lib.Denoiser; a few-step map has no density, its D(x, t, t) has")
@@ -127,13 +133,30 @@ def log_likelihood(
     if prior_std is not None and not 0 < prior_std < np.inf:
         raise ValueError(f"prior_std = {prior_std}: expected a finite number above 0")
     sde, times = den.sde, (check_eps(den, eps), den.sde.T if start is None else start)
-    if den.coupled and adjoint is None:
-        adjoint = diffrax.ForwardMode()  # without a score errors of the path count in full
     if not times[0] < times[1] <= sde.T:
         raise ValueError(f"eps = {times[0]}, start = {start}: expected eps < start <= T = {sde.T}")
     number = lambda c: namespace(c).asarray(c, x.dtype)  # an argument of the compiled solve
     ends, radii = (tuple(number(fn(sde, t)) for t in times) for fn in (angle, radius))
-    arguments = (den, x, vectors, ends, radii, number(rtol), number(atol))
+    numbers = ends, radii, number(rtol), number(atol)
     if adjoint is None:
-        return decoupled(*arguments, divergence, chunk, prior_std)
-    return _coupled(*arguments, solver, divergence, chunk, prior_std, adjoint)
+        den, x = without_derivative((den, x), "log_likelihood")
+        if not den.coupled:
+            return decoupled(den, x, vectors, *numbers, divergence, chunk, prior_std)
+        adjoint = diffrax.ForwardMode()  # without a score errors of the path count in full
+    together = partial(_coupled, solver=solver, kind=divergence, chunk=chunk, prior_std=prior_std)
+    result = together(den, x, vectors, *numbers, adjoint=adjoint)
+    if den.coupled:
+        looser = ends, radii, *(jnp.minimum(10 * c, 0.5) for c in numbers[2:])
+        other = together(stopped(den), stopped(x), vectors, *looser, adjoint=diffrax.ForwardMode())
+        known = jnp.zeros_like(other.error)
+    else:
+        other = decoupled(stopped(den), stopped(x), vectors, *numbers, divergence, chunk, prior_std)
+        known = other.error
+    difference = stopped(result.latent) - other.latent
+    return result._replace(
+        nfe=result.nfe + other.nfe,
+        divergences=result.divergences + other.divergences,
+        success=result.success & other.success,
+        error=known + jnp.abs(stopped(result.log_prob) - other.log_prob),
+        latent_error=jnp.sqrt(jnp.mean(difference.reshape(len(x), -1) ** 2, -1)),
+    )

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs import density
 from experiments import runs
-from experiments.likelihood import score
+from experiments.likelihood import complete, score
 from experiments.metrics import standard_error
 from experiments.tables._training import trained
 from experiments.toy import eight_gaussians_mixture
@@ -43,7 +43,8 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
     for name, entropy in ENTROPY.items():
         model = trained(density.get_config(name), out / name, quick)
         n = 8 if quick else 10_000
-        result = score(model, "test", n, n if quick else 2500, 0, divergence="exact", rtol=1e-3, atol=1e-3, progress=lambda *_, **__: None)
+        options = {"divergence": "exact", "rtol": 1e-3, "atol": 1e-3, "progress": lambda *_, **__: None}
+        result = complete(score(model, "test", n, n if quick else 2500, 0, **options))
         gap = result["score"] + true_log_prob(name, model.dataset.values["test"][:n])
         row = {
             "data": name, "parameters": sum(a.size for a in jax.tree.leaves(model.params)), "steps": model.step, "entropy": float(entropy),

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import dequantization
 from experiments.kept import Kept
-from experiments.likelihood import score, summarize
+from experiments.likelihood import complete, score, summarize
 from experiments.metrics import standard_error
 from experiments.tables._baselines import categorical_bits, gaussian_bits
 from experiments.tables._training import digits_run
@@ -36,7 +36,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
 
     def bound(name, num, **options):
         options = {"progress": lambda *_, **__: None, **options}
-        found = summarize(trained, score(trained, "test", 2 if quick else num, 2 if quick else 180, 0, **options))
+        found = summarize(trained, complete(score(trained, "test", 2 if quick else num, 2 if quick else 180, 0, **options)))
         errors = (found[f"stderr_{over}"] for over in ("examples", "draws", "probes"))
         row(f"the model, {name}", found["n"], found["mean"], *errors, found["nfe_mean"])
         return found

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from configs import vdm
-from experiments.likelihood import score, summarize
+from experiments.likelihood import complete, score, summarize
 from experiments.metrics import standard_error
 from experiments.tables._baselines import categorical_bits, gaussian_bits
 from experiments.tables._training import trained
@@ -40,7 +40,7 @@ def run(out, quick: bool, workdir: str) -> tuple[list[dict], dict[str, bool]]:
         baseline("Gaussian", gaussian_bits(dataset, False, 1))
         baseline("independent categorical pixels", independent)
     num = 2 if quick else 512
-    scores = score(model, "test", num, min(num, 128), 0, bound="variational", times=64)
+    scores = complete(score(model, "test", num, min(num, 128), 0, bound="variational", times=64))
     found, variational = summarize(model, scores), scores["score"]
     row("the model, variational bound", num, found["mean"], found["stderr_examples"], found["stderr_probes"], found["nfe_mean"])
     if quick:
