@@ -200,4 +200,6 @@ def load_config(workdir: str) -> ConfigDict:
     objective = values.get("objective", {})
     if "adaptive" in objective.get("scm", {}):  # where it was, and of that loss alone
         objective["adaptive"] = objective["scm"].pop("adaptive") and objective.get("loss") == "scm"
+    if "coupling" in values:  # what None means now is newer than a run without the option
+        values["coupling"].setdefault("by_class", False)
     return ConfigDict(filled(values, default.get_config().to_dict()))
