@@ -93,6 +93,11 @@ def write(
         )
         files, labels = {name: open_file(name) for name in ("x", "source")}, guide.labels(n, label)
         for rows, nfe in runs.in_batches(one_batch, n, batch, jax.random.fold_in(jax.random.key(seed), part), labels, start=row):
+            if wrong := int((~np.isfinite(rows["x"].reshape(len(nfe), -1)).all(1)).sum()):
+                raise FloatingPointError(
+                    f"{wrong} of {len(nfe)} pairs from {row} on are not finite by --solver={options['solver']}: "
+                    "expected a trained model, or another solver"
+                )
             for name, values in rows.items():
                 files[name][row : row + len(values)] = values
                 files[name].flush()
