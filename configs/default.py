@@ -70,7 +70,8 @@ def get_config() -> ConfigDict:
     config.coupling = ConfigDict()  # of each example with its noise (experiments/couplings.py)
     config.coupling.name = "independent"  # or ot, sinkhorn
     config.coupling.group = 0  # consecutive examples that are coupled with each other; 0: a batch
-    config.coupling.by_class = False  # partners change within a class alone: for conditional models
+    # whether partners change within a class alone; None: where the model is conditional, whose labels would be wrong otherwise
+    config.coupling.by_class = config_dict.placeholder(bool)
     config.coupling.regularization = 0.0  # of sinkhorn
     config.coupling.constant = 0.0  # of noise beside both ends, gamma^2 = constant^2 + bridge^2 t (1 - t) (sde_lib.interpolants); 0.1: I-CFM, OT-CFM
     config.coupling.bridge = 0.0

@@ -61,10 +61,15 @@ def kl_divergence(mean: Float[Array, "b ..."], log_variance: Float[Array, "b ...
     return 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - 1 - log_variance, range(1, mean.ndim))
 
 
-def loss(network: Autoencoder, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
-    """The loss of this module for each example; arguments as `objectives.loss`. Raises ValueError for data that are no images."""
+def check(dataset) -> None:
+    """Raise ValueError for data that are no images."""
     if not dataset.levels:
         raise ValueError(f"config.objective.loss = 'autoencoder' of {dataset.name}: expected images of discrete levels")
+
+
+def loss(network: Autoencoder, params, dataset, objective: ConfigDict, key, batch) -> Float[Array, " b"]:
+    """The loss of this module for each example; arguments as `objectives.loss`. Raises what `check` raises."""
+    check(dataset)
     each = lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
     x = dataset.middles(dataset.mirror(each(jax.random.fold_in(key, 6)), batch["value"]))
     shape = jax.eval_shape(network.encode, params, x).shape

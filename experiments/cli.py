@@ -204,4 +204,6 @@ def load_config(workdir: str) -> ConfigDict:
         objective["adaptive"] = objective["scm"].pop("adaptive") and objective.get("loss") == "scm"
     if "name" in values.get("data", {}):
         values["data"] = with_old_reading(values["data"], values.get("model", {}).get("num_classes") or 0)
+    if "coupling" in values:  # what None means now is newer than a run without the option
+        values["coupling"].setdefault("by_class", False)
     return ConfigDict(filled(values, default.get_config().to_dict()))

@@ -31,11 +31,14 @@ NAMES = ("independent", "ot", "sinkhorn")
 ITERATIONS = 50_000  # of Sinkhorn, at most
 
 
-def costs(x: Float[np.ndarray, "n ..."], y: Float[np.ndarray, "n ..."], label: Int[np.ndarray, " n"] | None = None) -> Float[np.ndarray, "n n"]:
-    """|x_i - y_j|^2, and where j is of another label than i more than any assignment costs."""
+def costs(
+    x: Float[np.ndarray, "n ..."], y: Float[np.ndarray, "n ..."], label: Int[np.ndarray, " n"] | None = None, regularization: float = 0.0
+) -> Float[np.ndarray, "n n"]:
+    """|x_i - y_j|^2, and where j is of another label than i more than any assignment within the labels costs, and so much that an entropic plan of
+    this regularization has no mass there (a share of exp(-100))."""
     x, y = (a.reshape(len(a), -1) for a in (x, y))
     cost = np.sum(x**2, 1)[:, None] + np.sum(y**2, 1) - 2 * x @ y.T
-    return cost if label is None else np.where(label[:, None] == label, cost, cost.max() * len(x))
+    return cost if label is None else np.where(label[:, None] == label, cost, cost.max() * len(x) + 100 * regularization)
 
 
 def ot(rng: np.random.Generator, cost: Float[np.ndarray, "n n"], regularization: float) -> Int[np.ndarray, " n"]:
@@ -65,7 +68,7 @@ def pairing(name: str, rng, x, y, label=None, regularization: float = 0.0) -> In
     """Which of y [n, ...] is joined with each of x [n, ...]; of the same label, if labels [n] are given. rng: a NumPy generator."""
     if name == "independent":
         return np.arange(len(x))
-    return {"ot": ot, "sinkhorn": sinkhorn}[name](rng, costs(x, y, label), regularization)
+    return {"ot": ot, "sinkhorn": sinkhorn}[name](rng, costs(x, y, label, regularization), regularization)
 
 
 def middles(dataset: data.Dataset, values) -> Float[np.ndarray, "n ..."]:
@@ -105,6 +108,28 @@ def coupled(config: ConfigDict) -> bool:
     return config.name != "independent" or bool(config.source.name)
 
 
+def within_class(config: ConfigDict, net) -> bool:
+    """Whether partners change within a class alone: what `config.by_class` says, by default whether the network `net` is told the label.
+
+    Given the label the source would otherwise not be the prior any more, and conditional samples of the trained model would be biased. Raises
+    ValueError for a network of embeddings, of which no two examples need have the same; prints a line where a conditional model is coupled across
+    its classes all the same.
+    """
+    if config.name == "independent" or net.none is None:
+        return bool(config.by_class)
+    if config.by_class is None and getattr(net.module, "embeddings", ()):
+        raise ValueError(
+            f"config.coupling.name = '{config.name}' of a model that is conditioned on embeddings joins noise across conditions, which biases its "
+            "conditional samples: expected independent (or coupling.by_class = False, to accept the bias)"
+        )
+    if config.by_class is False:
+        print(
+            f"coupling.by_class = False: '{config.name}' joins noise across the conditions of a conditional model, whose conditional samples and "
+            "likelihoods are biased; a new run without the option couples within each class"
+        )
+    return config.by_class is not False
+
+
 @dataclass(frozen=True)
 class Coupling:
     """batch -> batch with its "source" [B, ...]; values are mirrored here if the data set asks for it, as a pair is not mirrored any more.
@@ -120,6 +145,7 @@ class Coupling:
     stream: data.Batches | None
     scale: float
     seed: int
+    stretch: data.Stretch = data.Stretch()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         label = batch["label"] if self.by_class else np.zeros(len(batch["value"]), int)
@@ -129,7 +155,8 @@ class Coupling:
 
     def of_group(self, position, values, label):
         """The values of a group, mirrored, and the source that each is joined with."""
-        rng = np.random.default_rng((self.seed, 1, int(position[0]) // self.group))
+        since = (self.stretch.position,) if self.stretch.position else ()  # another batch size numbers its groups anew
+        rng = np.random.default_rng((self.seed, 1, int(position[0]) // self.group, *since))
         if self.dataset.flip:
             coin = rng.integers(2, size=(len(values), 1, 1, 1), dtype=np.uint8)
             values = np.where(coin, values[:, :, ::-1], values)
@@ -149,10 +176,11 @@ def from_config(config: ConfigDict, dataset: data.Dataset, net, hosts: int = 1) 
     check(chosen, dataset, batch, hosts)
     if not coupled(chosen):
         return None
+    by_class = within_class(chosen, net)
     source = source_of(chosen, dataset)
     stream = source and data.Batches(source, 1, seed + 1)  # another shuffle, should it be the same data
     scale = float(net.sde.sigma(net.sde.T))
-    return Coupling(chosen.name, chosen.group or batch, chosen.by_class, chosen.regularization, dataset, source, stream, scale, seed)
+    return Coupling(chosen.name, chosen.group or batch, by_class, chosen.regularization, dataset, source, stream, scale, seed)
 
 
 def check(config: ConfigDict, dataset: data.Dataset, batch: int, hosts: int = 1) -> None:

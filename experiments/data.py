@@ -10,7 +10,8 @@ The numbers of a user's file are converted to values u first, integers to levels
 coordinates (`experiments.units`); the nats above are of the numbers in the file. `Dataset.raw` converts back.
 
 Position in the training stream is ONE number, the global example index p = 0, 1, ...: epoch p // n, place p % n in that epoch's shuffle. Batch k is
-examples k B to (k + 1) B - 1, whatever the number of devices, and noise, dequantization and dropout are keyed by p.
+examples k B to (k + 1) B - 1, whatever the number of devices, and noise, dequantization and dropout are keyed by p. Where a run changes its batch
+size (`Stretch`), its stream goes on with the next example, so that none repeats with the same noise.
 """
 
 import hashlib
@@ -439,7 +440,9 @@ def _pairs(path: str, size: int) -> Pairs:
     values, starts, labels, about = sources.pairs(path)
     of = empty(about["of"]["name"], about["of"])
     own = {"units": Units() if of.levels else of.units, "classes": of.classes}
-    return Pairs("pairs", values, labels, of.shift, of.scale, 0, of.num_classes, sources=starts, about=about, of=of, **own)
+    # an unconditional model's pairs are of no class, although its data had some; older files do not say it, but all their labels are 0 then
+    labelled = about.get("labelled", about.get("label", 0) >= 0 or bool(labels["train"].any()))
+    return Pairs("pairs", values, labels, of.shift, of.scale, 0, of.num_classes if labelled else 0, sources=starts, about=about, of=of, **own)
 
 
 # name -> function of (path, options), which gives a `sources.Source`
@@ -457,15 +460,23 @@ READING = {"size": 0, "mode": "", "fit": "crop", "levels": 0, "standardize": "",
 OLD = {"mode": "RGB", "levels": units.WHOLE_TYPE, "standardize": "one"}
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Where training in one batch size begins: batch number `step` starts with example `position` of the stream."""
+
+    step: int = 0
+    position: int = 0
+
+
 class Batches:
     """Training batches by number, as a random-access source for grain: {"value", "label", "position"}, position being the global
     example index modulo 2^32 (after which noise repeats, with other data); of `Pairs` also "source". Of `hosts` hosts, `host` has its share of
-    each batch alone."""
+    each batch alone. stretch: where batches of this size begin."""
 
-    def __init__(self, dataset: Dataset, batch: int, seed: int, host: int = 0, hosts: int = 1):
+    def __init__(self, dataset: Dataset, batch: int, seed: int, host: int = 0, hosts: int = 1, stretch: Stretch = Stretch()):
         self.values, self.labels = dataset.values["train"], dataset.labels["train"]
         self.joined = {"source": dataset.sources["train"]} if isinstance(dataset, Pairs) else {}
-        self.batch, self.seed, self.host, self.own = batch, seed, host, batch // hosts
+        self.batch, self.seed, self.host, self.own, self.stretch = batch, seed, host, batch // hosts, stretch
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -482,18 +493,24 @@ class Batches:
             index[epoch == e] = self.order(int(e))[place[epoch == e]]
         return index
 
+    def positions(self, k: int) -> np.ndarray:
+        """The places in the stream of all examples of batch k, [B], of every host."""
+        return np.arange(self.batch) + self.stretch.position + (k - self.stretch.step) * self.batch
+
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
-        position = np.arange(self.own) + k * self.batch + self.host * self.own
+        position = self.positions(k)[self.host * self.own : (self.host + 1) * self.own]
         index = self.index(position)
         label, joined = jax.tree.map(lambda a: a[index], (self.labels, self.joined))
         return {"value": self.values[index], "label": label, "position": (position % 2**32).astype(np.uint32), **joined}
 
 
-def batches(dataset: Dataset, batch: int, seed: int, start: int = 0, couple: Callable | None = None) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    dataset: Dataset, batch: int, seed: int, start: int = 0, couple: Callable | None = None, stretch: Stretch = Stretch()
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches `start`, `start` + 1, ... of the training stream, by grain; of several hosts each reads the examples of its own devices alone.
 
     couple: batch -> batch with its source (`experiments.couplings`), ahead of the training."""
-    source = grain.MapDataset.source(Batches(dataset, batch, seed, jax.process_index(), jax.process_count()))[start:]
+    source = grain.MapDataset.source(Batches(dataset, batch, seed, jax.process_index(), jax.process_count(), stretch))[start:]
     source = source if couple is None else source.map(couple)
     # a batch of data in memory is a gather of some 30 microseconds: a prefetching thread would cost more than it hides
     threads = 0 if type(dataset.values["train"]) is np.ndarray and couple is None else 8

@@ -15,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from experiments import cli, state, weights
-from experiments.data import READING, SOURCES, Dataset, fingerprint
+from experiments.data import READING, SOURCES, Dataset, Stretch, fingerprint
 from experiments.kept import write_text
 
 FREE, RESULT, STATE = "changes nothing of the result", "changes the result", "the saved state does not fit"
@@ -150,11 +150,70 @@ def check(config: ConfigDict, workdir: str | Path, found: dict, allow: bool = Fa
     return changes
 
 
+def completed(config: ConfigDict, workdir: str | Path) -> ConfigDict:
+    """The config with the value of an option that has no value (`coupling.by_class` = None) as the run in `workdir` was trained with it, so that the
+    same command resumes a run that is older than the meaning of None."""
+    if config.coupling.by_class is not None:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.coupling.by_class = cli.load_config(workdir).coupling.by_class
+    return config
+
+
+def _stretches(workdir: str | Path) -> list[tuple[int, int]]:
+    """(first step, batch size) of each stretch of training in one batch size, as the history of a run has them; [] if it never changed."""
+    file, found = Path(workdir) / HISTORY, []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            said = json.loads(line)
+            step, (old, new) = said["step"], said["changed"].get("training.batch", (0, 0))
+        except (ValueError, KeyError, TypeError, AttributeError):  # half a line, of a run that was killed before the change took effect
+            continue
+        if new:
+            found = _extended(found, step, old, new)
+    return found
+
+
+def _extended(found: list[tuple[int, int]], step: int, old: int, new: int) -> list[tuple[int, int]]:
+    """The stretches with a change of the batch size from `old` to `new` at `step`; what they have from there on was undone."""
+    return [(first, batch) for first, batch in found or [(0, old)] if first < step] + [(step, new)]
+
+
+def stretch(workdir: str | Path, step: int, changes: list[tuple]) -> Stretch:
+    """Where the run's batches of the present size begin in the stream of examples: after all examples of the batches before. changes: what
+    `record` notes at `step`."""
+    found = _stretches(workdir)
+    for old, new in (change for field, *change in changes if field == "training.batch"):
+        found = _extended(found, step, old, new)
+    seen = sum(batch * (end - first) for (first, batch), (end, _) in zip(found[:-1], found[1:]))
+    return Stretch(found[-1][0], seen) if found else Stretch()
+
+
+def changes_of_batch(config: ConfigDict, workdir: str | Path, step: int, changes: list[tuple]) -> list[tuple]:
+    """`changes` with that of the batch size at `step`, where training goes on, and not at the newest checkpoint if that is damaged. Prints what a
+    change means."""
+    field, new = "training.batch", config.training.batch
+    before = [batch for first, batch in _stretches(workdir) if first <= step]
+    old = before[-1] if before else cli.load_config(workdir).training.batch
+    changes = [change for change in changes if change[0] != field]
+    if old == new:
+        return changes
+    print(
+        f"batches of {new} examples instead of {old} from step {step} on: the stream goes on after the last example of that step, so that none "
+        "repeats with the same noise; schedules and averages count steps as before"
+    )
+    return [*changes, (field, old, new)]
+
+
 def record(config: ConfigDict, workdir: str | Path, found: dict, step: int, changes: list[tuple] = ()) -> None:
     """Write data.json and config.json, each at once, after a line of config_history.jsonl that says what changes before `step` + 1."""
     workdir = Path(workdir)
     if changes:
-        with open(workdir / HISTORY, "a") as history:
+        with open(workdir / HISTORY, "a+") as history:
+            history.seek(0)
+            if (history.read() or "\n")[-1] != "\n":
+                history.write("\n")  # a kill left half a line
             history.write(json.dumps({"step": step, "changed": {field: [old, new] for field, old, new in changes}}) + "\n")
             history.flush()
             os.fsync(history.fileno())

@@ -133,6 +133,12 @@ def fitted(workdir: str | Path, solver: str, steps: int, guidance: float = 1.0) 
     return path
 
 
+def check_finite(run: runs.Run, solver: str, *fitted) -> None:
+    """Raise FloatingPointError, before a file is written, if a fitted number is not finite."""
+    if not all(np.isfinite(part).all() for part in fitted):
+        raise FloatingPointError(f"{solver} fitted to {run.workdir} is not finite, nothing is written: is the model trained, and its weights finite?")
+
+
 def write(
     run: runs.Run,
     solver: str,
@@ -169,12 +175,16 @@ def write(
         labelled = guided.denoiser(labels if run.conditional else None)
         times = grids.log_snr(sde, knots)
         measured = v3.estimate(labelled, x0, jax.random.key(seed + 1), sde.log_snr(times[1:] if sde.alpha(sde.T) == 0 else times))
+        check_finite(run, solver, *vars(measured).values())
         savez(path, **vars(measured))
     elif solver == "gits":
-        savez(path, times=gits(den, x_T, steps - 1))
+        times = gits(den, x_T, steps - 1)
+        check_finite(run, solver, times)
+        savez(path, times=times)
     else:
         times, middles = amed.every_second(getattr(grids, grid), sde, steps - 1, BASES[solver])
         params, losses = fit_predictor(den, x_T, times, BASES[solver], middles, iterations, train_batch, seed=seed)
+        check_finite(run, solver, losses, *jax.tree.leaves(params))
         arrays.save(path, params, times=times, middles=[] if middles is None else middles)
         print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")
     print(f"fitted {solver} in {time.perf_counter() - clock:.0f} s")

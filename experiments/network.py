@@ -47,6 +47,7 @@ def by_edm(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
 CLOCKS = {"time": by_time, "log_snr": by_log_snr, "log_sigma": by_log_sigma, "edm": by_edm}
 
 
+LOSS_NAMES = (*LOSSES, "meanflow", "perflow", "progressive", "consistency", "scm", "add", "variational", "autoencoder", "classifier")
 BESIDE = ("schedule", "uncertainty", "discriminator")  # what is trained beside a network's own module
 # the layers whose outputs are features: blocks, and of perceptrons the layers of the vector that they carry
 FEATURES = {"DiT": "DiTBlock", "MMDiT": "MMDiTBlock", "UNet": "ResBlock", "EDM2": "Block", "MLP": "Dense", "ResidualMLP": "LayerNorm"}
@@ -212,6 +213,9 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
             f"config.objective.adaptive = True of loss '{config.objective.loss}' and times '{config.objective.time.name}': expected a regression or "
             "scm, times that are not of importance, and no interpolant (coupling.constant, coupling.bridge)"
         )
+    coupled = couplings.coupled(config.coupling) or config.data.name == "pairs"
+    if coupled and config.objective.loss != "regression":
+        raise ValueError(f"config.objective.loss = '{config.objective.loss}' of a coupling, or of pairs, draws its own noise: expected regression")
     if config.objective.loss == "autoencoder":
         return autoencoder.from_config(config)
     classifies = config.objective.loss == "classifier"
@@ -238,9 +242,6 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
     objective = config.objective
     if objective.kind not in PLANE:
         raise ValueError(f"config.objective.kind = '{objective.kind}': expected one of {', '.join(PLANE)}")
-    coupled = couplings.coupled(config.coupling) or config.data.name == "pairs"
-    if coupled and objective.loss != "regression":
-        raise ValueError(f"config.objective.loss = '{objective.loss}' of a coupling, or of pairs, draws its own noise: expected regression")
     if objective.clock not in CLOCKS:
         raise ValueError(f"config.objective.clock = '{objective.clock}': expected one of {', '.join(CLOCKS)}")
     interpolant = couplings.interpolant(config.coupling, sde)
@@ -276,9 +277,8 @@ def from_config(config: ConfigDict, num_classes: int, embeddings: tuple[int, ...
         progressive.check(objective)
     elif objective.loss == "scm":
         scm.check(objective, second_time)
-    elif objective.loss not in ("perflow", "add", *LOSSES):
-        known = f"{', '.join(LOSSES)}, meanflow, perflow, progressive, consistency, scm, add, variational, autoencoder or classifier"
-        raise ValueError(f"config.objective.loss = '{objective.loss}': expected {known}")
+    elif objective.loss not in LOSS_NAMES:
+        raise ValueError(f"config.objective.loss = '{objective.loss}': expected one of {', '.join(LOSS_NAMES)}")
     adversarial.check(objective, second_time)
     if objective.loss in ("progressive", "add") and sde.few_grid != "uniform":
         raise ValueError(

@@ -215,6 +215,32 @@ def opposed(network, params, features, objective: ConfigDict, x0, label, ours, t
     return adversarial.term(discriminator, params["discriminator"], lambda x: features(x, t, label), ours, real, chosen)
 
 
+def check(network, dataset, objective: ConfigDict) -> None:
+    """Evaluate the times and the weighting of a loss at a few points of the path, before a step is compiled.
+
+    Raises ValueError for unknown names, for times that the path does not have, for numbers that are not finite, and for an autoencoder of data that
+    are no images.
+    """
+    if isinstance(network, autoencoder.Autoencoder):
+        return autoencoder.check(dataset)
+    options = objective.time
+    if options.name not in TIME_SAMPLERS:
+        raise ValueError(f"config.objective.time.name = '{options.name}': expected one of {', '.join(TIME_SAMPLERS)}")
+    if options.name == "log_snr" and not options.low < options.high:
+        raise ValueError(f"config.objective.time.low = {options.low}, high = {options.high} of 'log_snr': expected the first below the other")
+    t = landing(network.sde, options, jnp.array([0.001, 0.5, 0.999]))
+    if not np.isfinite(t).all():
+        raise ValueError(
+            f"config.objective.time.name = '{options.name}' lands at t = {t} of {network.sde}: expected finite times; change its options"
+        )
+    if isinstance(network, classifier.Classifier):
+        return
+    den = Denoiser(lambda x, t: x, network.sde, network.kind, network.sigma_data)
+    weights = weighting(objective.weighting, den, jnp.zeros((3, 1)), t)
+    if not (np.isfinite(weights).all() and np.any(weights > 0)):
+        raise ValueError(f"config.objective.weighting = '{objective.weighting}' of {network.sde} is {weights} at t = {t}: expected finite weights")
+
+
 def loss(network, params, dataset, objective: ConfigDict, key, batch, given: Given = Given()) -> Float[Array, " b"]:
     """The weighted squared error of each example, up to a constant of `objective.loss` "sliced" and "implicit"; of "variational" its bound
     (`vdm.bound`), of "meanflow" its own, of "classifier" -log p(label | x_t), of "autoencoder" its own, [B].

@@ -13,10 +13,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, couplings, data, network, parallel, state
+from experiments import cli, couplings, data, network, parallel, ranges, state
 from experiments.data import Dataset
 from experiments.doctor import size
-from experiments.train import check_settings
 
 IDLE = 0.2  # share of the time that the device may wait for data before a step is called input-bound
 ROUNDS = 3
@@ -47,7 +46,8 @@ def profile(config: ConfigDict, dataset: Dataset, steps: int, trace: str | Path 
     """
     if steps < 1:
         raise ValueError(f"--steps={steps}: expected at least 1")
-    check_settings(config.training)
+    ranges.check(config)
+    parallel.check_batch(config.training.batch, "config.training.batch", config.training.accumulate)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
     current = state.init(config, net, dataset.shape, parallel.divided if config.training.sharding == "fsdp" else None)
     frozen = state.Frozen(base=net.init(jax.random.key(0), dataset.shape) if config.lora.rank else None)  # random ones take as long

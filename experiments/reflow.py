@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, data, network, runs, sources
+from experiments import cli, data, network, ranges, runs, sources
 from experiments import guidance as guiding
 from experiments import sample as sampling
 from experiments.kept import DONE, started, write_text
@@ -93,6 +93,11 @@ def write(
         )
         files, labels = {name: open_file(name) for name in ("x", "source")}, guide.labels(n, label)
         for rows, nfe in runs.in_batches(one_batch, n, batch, jax.random.fold_in(jax.random.key(seed), part), labels, start=row):
+            if wrong := int((~np.isfinite(rows["x"].reshape(len(nfe), -1)).all(1)).sum()):
+                raise FloatingPointError(
+                    f"{wrong} of {len(nfe)} pairs from {row} on are not finite by --solver={options['solver']}: "
+                    "expected a trained model, or another solver"
+                )
             for name, values in rows.items():
                 files[name][row : row + len(values)] = values
                 files[name].flush()
@@ -112,6 +117,7 @@ def write(
         "sde": str(sde),
         "shape": list(shape),
         "nfe": done["evaluations"] / (num + held_out),
+        "labelled": labels is not None,
         **of,
         "of": run.dataset.about["of"] if pairs else ours,
     }
@@ -128,8 +134,9 @@ def retraining(run: runs.Run, pairs: Path, train_steps: int) -> ConfigDict:
     if config.lora.rank:
         raise ValueError(f"--workdir={run.workdir} is an adapter, config.lora.rank = {config.lora.rank}: expected a run of all weights for --rounds")
     config.data.update(name="pairs", path=str(pairs), flip=False, augment=0.0)
-    config.coupling.update(name="independent", group=0, by_class=False, regularization=0.0, constant=0.0, bridge=0.0)
+    config.coupling.update(name="independent", group=0, by_class=None, regularization=0.0, constant=0.0, bridge=0.0)
     config.training.init, config.training.steps = str(run.workdir), train_steps or config.training.steps
+    ranges.check(config)
     network.from_config(config, run.dataset.num_classes)
     return config
 

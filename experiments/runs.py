@@ -102,7 +102,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("checkpoint", None, "Step of the checkpoint; the newest by default.")
     flags.DEFINE_multi_string("lora", [], "FILE[:WEIGHT], an adapter that experiments.export wrote, to be added to the weights; any number of them.")
     flags.DEFINE_integer("batch", 256, "Examples at once, over all devices. No result depends on it.")
-    flags.DEFINE_integer("seed", 0, "Seed of all randomness.", 0, 2**63 - 1)
+    flags.DEFINE_integer("seed", 0, "Seed of all randomness.", 0, 2**32 - 1)  # of a larger one JAX takes 32 bits
 
 
 def from_flags(sources: bool = False) -> Run:

@@ -21,7 +21,24 @@ from absl import flags
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, couplings, data, drift, export, guidance, hosts, network, parallel, plots, runs, sources, state, weights
+from experiments import (
+    cli,
+    couplings,
+    data,
+    drift,
+    export,
+    guidance,
+    hosts,
+    network,
+    objectives,
+    parallel,
+    plots,
+    ranges,
+    runs,
+    sources,
+    state,
+    weights,
+)
 from experiments.checkpoints import Checkpoints
 from experiments.writers import MetricWriter
 
@@ -37,23 +54,30 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
     finite (nothing is saved then), OSError if a checkpoint cannot be saved, cli.Stopped when stopped.
     """
     workdir = Path(workdir)
-    check_settings(config.training)
+    ranges.check(config)
+    parallel.check_batch(config.training.batch, "config.training.batch", config.training.accumulate)
     if (workdir / weights.SAID).exists():
         raise ValueError(f"--workdir={workdir} is an export, not a run: name another folder")
+    resuming = bool(Checkpoints(workdir / "checkpoints", keep=None).steps())
+    config = drift.completed(config, workdir) if resuming else config
     dataset = read(config, workdir)
     check_used(config, dataset)
     net = network.from_config(config, dataset.num_classes, dataset.embeddings)
+    objectives.check(net, dataset, config.objective)
     couple = couplings.from_config(config, dataset, net, jax.process_count())
     divided = parallel.divided if config.training.sharding == "fsdp" else None
     make = partial(state.init, config, net, dataset.shape, divided)
     current = make() if divided else jax.eval_shape(make)  # shapes alone as long as there may be a checkpoint; but they tell no shardings
+    check_references(config)
+    initial = {} if resuming else initial_arrays(config, current.params)
+    if not resuming:
+        frozen(config, net, dataset, *references(config))  # its checks
     workdir.mkdir(parents=True, exist_ok=True)
 
     keep, every = config.training.keep, config.training.keep_every
     with Checkpoints(workdir / "checkpoints", keep, every) as checkpoints, MetricWriter(workdir) as writer:
         checkpoints.expected()
         examined = drift.examined(dataset)
-        resuming = bool(checkpoints.steps())
         changes = drift.check(config, workdir, examined, allow_drift) if resuming else []
         if isinstance(dataset, data.Latents):
             runs.same_latents(workdir, dataset)
@@ -64,6 +88,7 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
             current = checkpoints.restore(current)
             start = int(current.step)
             print(f"resumed from step {start}")
+            changes = drift.changes_of_batch(config, workdir, start, changes)
         if hosts.writes() and start <= steps:
             drift.record(config, workdir, examined, start, changes)  # now that the checkpoint is known to fit
         if start >= steps:
@@ -71,9 +96,9 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
             if hosts.writes():
                 plots.loss_curve(workdir)
             return current
-        fixed = frozen(config, net, dataset, workdir, resuming)
+        fixed = frozen(config, net, dataset, *kept(config, workdir, resuming))
         if not resuming:
-            current = begun(config, current if divided else make())
+            current = begun(current if divided else make(), initial)
         step_fn = parallel.training_step(config, net, dataset, fixed)
         if config.training.sharding == "data" and jax.process_count() == 1:
             current = parallel.replicate(current)  # as the step returns it, or the second step would be compiled again
@@ -85,9 +110,11 @@ def train(config: ConfigDict, workdir: str | Path, stop=False, allow_drift: bool
         print(f"{dataset.name}: {len(dataset.values['train'])} training examples; {size:,} parameters{of}; {devices}")
         print("compiling ...", flush=True)
 
-        source = data.Batches(dataset, config.training.batch, config.seed)
+        stretch = drift.stretch(workdir, start, changes)
+        source = data.Batches(dataset, config.training.batch, config.seed, stretch=stretch)
+        couple = couple and replace(couple, stretch=stretch)
         pending, unlogged, idle, clock, since = [], [], 0, time.perf_counter(), start
-        for k, batch in zip(range(start, steps), data.batches(dataset, config.training.batch, config.seed, start, couple)):
+        for k, batch in zip(range(start, steps), data.batches(dataset, config.training.batch, config.seed, start, couple, stretch)):
             current, metrics = step_fn(current, batch)
             pending.append(metrics)
             jax.block_until_ready(pending[-3:][0])  # not further ahead, or a signal would wait for all that has been asked for
@@ -151,26 +178,9 @@ def check_used(config: ConfigDict, dataset: data.Dataset) -> None:
         )
 
 
-def check_settings(training: ConfigDict) -> None:
-    """Raise ValueError for a field of `config.training` that is no use."""
-    for names, least in ((("steps", "log_every", "checkpoint_every", "accumulate"), 1), (("keep", "keep_every"), 0)):
-        for name in names:
-            if training[name] < least:
-                raise ValueError(f"config.training.{name} = {training[name]}: expected at least {least}")
-    for name, words in (("sharding", ("data", "fsdp")), ("nonfinite", ("stop", "skip"))):
-        if training[name] not in words:
-            raise ValueError(f"config.training.{name} = '{training[name]}': expected {' or '.join(words)}")
-    parallel.check_batch(training.batch, "config.training.batch", training.accumulate)
-
-
-def frozen(config: ConfigDict, net: network.Network, dataset: data.Dataset, workdir: Path, resuming: bool) -> state.Frozen:
-    """The averaged weights of `config.lora.base`, which an adapter is trained on, and the model of `config.teacher.workdir`, if any: copied to the
-    workdir first.
-
-    Raises ValueError if the weights are of another network, or either is of another path, prediction or examples; and for a teacher without a use, or
-    a loss without its teacher.
-    """
-    name, taught, shape = config.lora.base, config.teacher.workdir, dataset.shape
+def check_references(config: ConfigDict) -> None:
+    """Raise ValueError for an adapter without a base, a teacher without a use, a loss without its teacher, and for either in several processes."""
+    name, taught = config.lora.base, config.teacher.workdir
     if bool(config.lora.rank) != bool(name):
         raise ValueError(f"config.lora.rank = {config.lora.rank} and config.lora.base = '{name}': expected both, or neither (0 and '')")
     if distils(config.objective) != bool(taught):
@@ -178,41 +188,74 @@ def frozen(config: ConfigDict, net: network.Network, dataset: data.Dataset, work
         raise ValueError(f"{of}: expected a teacher (experiments.distill) of perflow, progressive, add, and by their step consistency and scm, alone")
     if (name or taught) and jax.process_count() > 1:
         raise ValueError(f"config.lora.base = '{name}', teacher.workdir = '{taught}': expected one process, there are {jax.process_count()}")
-    if not (name or taught):
-        return state.Frozen()
-    base = teacher = features = None
-    if name:
-        keys = ("sde", "kind", "sigma_data", "clock")
-        run = kept(name, "config.lora.base", workdir / runs.BASE, resuming, net, keys)
+
+
+def references(config: ConfigDict) -> tuple[runs.Run | None, runs.Run | None]:
+    """The runs that `config.lora.base` and `config.teacher.workdir` name, as they are now; None for one that is not named."""
+    return tuple(runs.load_run(name) if name else None for name in (config.lora.base, config.teacher.workdir))
+
+
+def kept(config: ConfigDict, workdir: Path, resuming: bool) -> tuple[runs.Run | None, runs.Run | None]:
+    """The `references` as they were when this run began: exports of their averaged weights, in the workdir, which are made unless `resuming`."""
+    found = []
+    for name, copy in ((config.lora.base, workdir / runs.BASE), (config.teacher.workdir, workdir / runs.TEACHER)):
+        if name and not resuming:
+            if (copy / weights.SAID).exists():  # of a run that was stopped before its first checkpoint
+                shutil.rmtree(copy)
+            with tempfile.TemporaryDirectory(dir=workdir, suffix=".tmp") as temporary:
+                export.write(name, Path(temporary) / copy.name, which=("ema",))
+                (Path(temporary) / copy.name).rename(copy)
+        found.append(runs.load_run(copy) if name else None)
+    return tuple(found)
+
+
+def check_alike(what: str, given: network.Network, net: network.Network, fields: tuple[str, ...]) -> None:
+    """Raise ValueError, beginning with `what`, if one of the `fields` of two networks differs."""
+    for field in fields:
+        theirs, ours = getattr(given, field, None), getattr(net, field, None)
+        if theirs != ours:
+            raise ValueError(f"{what} was trained with {field} = {theirs}, this config has {ours}: expected the same")
+
+
+def frozen(config: ConfigDict, net: network.Network, dataset: data.Dataset, base: runs.Run | None, teacher: runs.Run | None) -> state.Frozen:
+    """The averaged weights of the run `base`, which an adapter is trained on, and the model of the run `teacher`, if any.
+
+    Raises ValueError if the weights are of another network, or either is of another path, prediction or examples.
+    """
+    params, model, features, shape = None, None, None, dataset.shape
+    if base is not None:
+        name = f"config.lora.base = {config.lora.base}"
+        check_alike(name, base.network, net, ("sde", "kind", "sigma_data", "clock"))
         like = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
-        weights.check(flatten_dict(run.params, sep="/"), flatten_dict(like, sep="/"), f"config.lora.base = {name} is not of this config's network")
-        check_space(run.dataset, dataset, f"config.lora.base = {name}")
-        base = run.params
-    if taught:
-        run = kept(taught, "config.teacher.workdir", workdir / runs.TEACHER, resuming, net, ("sde", "none"))
-        if couplings.coupled(run.config.coupling) or run.network.interpolant is not None or run.config.data.name == "pairs":
+        weights.check(flatten_dict(base.params, sep="/"), flatten_dict(like, sep="/"), f"{name} is not of this config's network")
+        check_space(base.dataset, dataset, name)
+        params = base.params
+    if teacher is not None:
+        name = f"config.teacher.workdir = {config.teacher.workdir}"
+        check_alike(name, teacher.network, net, ("sde", "none"))
+        if couplings.coupled(teacher.config.coupling) or teacher.network.interpolant is not None or teacher.config.data.name == "pairs":
             raise ValueError(
-                f"config.teacher.workdir = {taught} was trained on noise that is joined with the data, is data, or lies beside both ends: it is "
+                f"{name} was trained on noise that is joined with the data, is data, or lies beside both ends: it is "
                 "asked at data with independent noise, which it has not seen; expected a teacher without coupling, or pairs of it"
             )
-        if run.dataset.shape != shape:
-            raise ValueError(f"config.teacher.workdir = {taught} is of examples {run.dataset.shape}: expected those of config.data, {shape}")
-        check_space(run.dataset, dataset, f"config.teacher.workdir = {taught}")
+        if teacher.dataset.shape != shape:
+            raise ValueError(f"{name} is of examples {teacher.dataset.shape}: expected those of config.data, {shape}")
+        check_space(teacher.dataset, dataset, name)
         high = config.objective.consistency.omega[1]
         if high and config.teacher.guidance != 1:
             raise ValueError(
                 f"config.teacher.guidance = {config.teacher.guidance} beside objective.consistency.omega, by which it is guided: expected 1"
             )
         if high:
-            guidance.guide(run, high)  # its checks
-        teacher = replace(guidance.guide(run, config.teacher.guidance).denoiser(run.labels(1)), cond=None)
+            guidance.guide(teacher, high)  # its checks
+        model = replace(guidance.guide(teacher, config.teacher.guidance).denoiser(teacher.labels(1)), cond=None)
         if net.discriminator is not None:
-            features = jax.tree_util.Partial(run.network.features, run.params)
+            features = jax.tree_util.Partial(teacher.network.features, teacher.params)
             seen = lambda of: [a.shape for a in jax.eval_shape(lambda: of.features(of.init(jax.random.key(0), shape), *one))]
             one = jnp.zeros((1, *shape)), jnp.ones(1)
-            if seen(run.network) != seen(net):
-                raise ValueError(f"config.teacher.workdir = {taught}: its features are not of the shapes of config.model's; expected a like network")
-    return state.Frozen(base, teacher, features)
+            if seen(teacher.network) != seen(net):
+                raise ValueError(f"{name}: its features are not of the shapes of config.model's; expected a like network")
+    return state.Frozen(params, model, features)
 
 
 def check_space(theirs: data.Dataset, ours: data.Dataset, what: str) -> None:
@@ -230,40 +273,32 @@ def distils(objective: ConfigDict) -> bool:
     return by_step or objective.loss in ("perflow", "progressive", "add")
 
 
-def kept(name: str, what: str, copy: Path, resuming: bool, net: network.Network, alike: tuple[str, ...]) -> runs.Run:
-    """The run `name` as it was when this one began: an export of its averaged weights, `copy`. Raises ValueError, `what`, if it is not `alike`."""
-    if not resuming:
-        given = runs.load_run(name).network
-        for key in alike:
-            theirs, ours = getattr(given, key, None), getattr(net, key, None)
-            if theirs != ours:
-                raise ValueError(f"{what} = {name} was trained with {key} = {theirs}, this config has {ours}: expected the same")
-        if (copy / weights.SAID).exists():  # of a run that was stopped before its first checkpoint
-            shutil.rmtree(copy)
-        with tempfile.TemporaryDirectory(dir=copy.parent, suffix=".tmp") as temporary:
-            export.write(name, Path(temporary) / copy.name, which=("ema",))
-            (Path(temporary) / copy.name).rename(copy)
-    return runs.load_run(copy)
-
-
-def begun(config: ConfigDict, current: state.TrainState) -> state.TrainState:
-    """A new state with the averaged weights of `config.training.init` in the place of those of the same name and shape, raw and averaged.
+def initial_arrays(config: ConfigDict, params) -> dict[str, jax.Array]:
+    """The averaged weights of `config.training.init` that have the names and shapes of `params`, by name; none without an init.
 
     Raises ValueError for "teacher" without one, and where none fit.
     """
     name = config.teacher.workdir if config.training.init == "teacher" else config.training.init
     if not config.training.init:
-        return current
+        return {}
     if not name or config.lora.rank:
         raise ValueError(f"config.training.init = '{config.training.init}': expected a workdir, a teacher if 'teacher', and no adapter (lora.base)")
     run = runs.load_run(name)
-    theirs, ours = (flatten_dict(params, sep="/") for params in (run.params, current.params))
+    theirs, ours = (flatten_dict(tree, sep="/") for tree in (run.params, params))
     own = lambda key: key.startswith("uncertainty/") and run.config.objective.loss != config.objective.loss  # of another loss
     fits = {key: leaf for key, leaf in theirs.items() if key in ours and ours[key].shape == leaf.shape and not own(key)}
     if not fits:
         raise ValueError(f"config.training.init = {name}: none of its arrays is one of config.model's; expected a run of a like network")
     print(f"begins from {len(fits)} of the {len(ours)} arrays of {name}")
-    new = lambda: unflatten_dict({key: jnp.array(fits.get(key, leaf), leaf.dtype, copy=True) for key, leaf in ours.items()}, sep="/")
+    return fits
+
+
+def begun(current: state.TrainState, initial: dict[str, jax.Array]) -> state.TrainState:
+    """A new state with the `initial` arrays in the place of its own, raw and averaged."""
+    if not initial:
+        return current
+    ours = flatten_dict(current.params, sep="/")
+    new = lambda: unflatten_dict({key: jnp.array(initial.get(key, leaf), leaf.dtype, copy=True) for key, leaf in ours.items()}, sep="/")
     placed = lambda params: jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), params, current.params)
     target = None if current.target is None else placed(new())
     return current.replace(params=placed(new()), ema=placed(new()), target=target)
@@ -281,7 +316,7 @@ def examine(pending: list, step: int, source: data.Batches, workdir: Path) -> li
         wrong = next((name for name, value in values.items() if not np.isfinite(value)), None)
         if wrong is None:
             continue
-        index = source.index(np.arange(source.batch) + (at - 1) * source.batch)
+        index = source.index(source.positions(at - 1))
         told = {"step": at, **{name: value if np.isfinite(value) else str(value) for name, value in values.items()}}
         told |= {"not_finite": index[~np.asarray(metrics["finite"])].tolist(), "batch": index.tolist()}
         if hosts.writes():

@@ -1,7 +1,11 @@
 """Shared by all tests: what to parametrise over is discovered, so that a new path, solver or prediction is tested unedited."""
 
+import ctypes
+import gc
 import importlib.util
 import os
+import resource
+import sys
 import tempfile
 
 import jax
@@ -29,14 +33,37 @@ if not collect_ignore:
             library.define(f"{operator}(Tensor a) -> Tensor")
         import torchvision  # noqa: F401
 PATHS = [cls() for cls in SDE.__subclasses__()]
+MEMORY_LIMIT = 2.5  # GB of each worker in the fast suite
+PEAKS: dict[str, float] = {}  # of the workers of pytest-xdist, by name
 
 
 def pytest_addoption(parser):
     parser.addoption("--faults", action="store_true", help="inject every fault of tests/faults as often as its table says")
 
 
+def peak_memory() -> float:
+    """The largest resident memory that this process has had, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist reports its peak memory to the process that started it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak_memory"] = peak_memory()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Keep what a worker of pytest-xdist has reported; a worker that crashed has not."""
+    PEAKS[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak_memory", float("nan"))
+
+
 def pytest_terminal_summary(terminalreporter):
-    """The counts of injected faults."""
+    """Print the peak memory of each worker, and the counts of injected faults."""
+    peaks = PEAKS or {"this process": peak_memory()}
+    listed = ", ".join(f"{name} {size:.2f} GB" for name, size in sorted(peaks.items()))
+    terminalreporter.write_line(f"peak memory: {listed} (expected below {MEMORY_LIMIT} GB each)")
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, value in getattr(report, "user_properties", []) if getattr(report, "when", "") == "call" else []:
@@ -69,6 +96,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("kind", PLANE)
     if "solver_name" in metafunc.fixturenames:
         metafunc.parametrize("solver_name", solvers.SOLVERS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_compiled_programs():
+    """After each module of tests JAX drops its compiled programs, which otherwise stay, and glibc returns their memory."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from small import save_random
 
 from configs import consistency, distill
-from experiments import data, network, runs, state
+from experiments import cli, data, network, ranges, runs, state
 from experiments.train import distils, train
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -118,6 +118,14 @@ def get_config(name):
     spec.loader.exec_module(module)
     assert "python -m experiments.train" in module.__doc__, "the docstring gives the command"
     return module.get_config(*argument)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_in_its_range(name):
+    """Every number and every word of every config has a range, and is in it."""
+    config = get_config(name)
+    assert not cli.flat(config).keys() - ranges.RANGES.keys(), "an option without a range: put it into `ranges.RANGES`"
+    ranges.check(config)
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])

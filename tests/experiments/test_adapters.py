@@ -100,7 +100,7 @@ def test_the_gradient_is_that_of_the_merged_weights():
     [
         ({"lora.base": ""}, "rank = 2 and config.lora.base = '': expected both, or neither"),
         ({"lora.rank": 0}, "expected both, or neither"),
-        ({"lora.rank": -1}, "rank -1: expected at least 1"),
+        ({"lora.rank": -1}, "config.lora.rank = -1: expected at least 0"),
         ({"lora.pattern": "Conv"}, "'Conv' matches no kernel: there are "),
         ({"model.width": 16}, "is not of this config's network: .* expected"),
         ({"sde.name": "VP"}, "was trained with sde = Linear"),

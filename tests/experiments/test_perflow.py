@@ -148,3 +148,4 @@ def test_mistakes_are_named(tmp_path):
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             train.train(bad, tmp_path / "student")
+        assert not (tmp_path / "student").exists()

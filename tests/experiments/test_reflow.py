@@ -195,6 +195,22 @@ def test_interpolants(tmp_path):
         reflow.write(runs.load_run(tmp_path / "joined"), tmp_path / "none", 4, 4, 4, **ADAPTIVE)
 
 
+def test_pairs_without_labels_are_of_no_class(tmp_path):
+    """An unconditional model of labelled data: its pairs have no labels, so that no conditional model is trained on zeros; an older folder,
+    which does not say so, likewise."""
+    save_random(config_of(), tmp_path / "run")
+    reflow.write(runs.load_run(tmp_path / "run"), tmp_path / "pairs", 4, 2, 4, **ADAPTIVE | {"solver": "ddim"})
+    config = config_of(num_classes=10)
+    config.data.update(name="pairs", path=str(tmp_path / "pairs"))
+    for older in (False, True):
+        if older:
+            about = json.loads((tmp_path / "pairs" / "pairs.json").read_text())
+            (tmp_path / "pairs" / "pairs.json").write_text(json.dumps({key: value for key, value in about.items() if key != "labelled"}))
+            data._pairs.cache_clear()
+        with pytest.raises(ValueError, match="config.model.num_classes = 10: the data set has 0 classes"):
+            train(config, tmp_path / "student")
+
+
 def test_mistakes_are_named(folders, tmp_path):
     run, path = runs.load_run(folders / "teacher"), str(folders / "pairs")
     write = lambda out=tmp_path / "x", num=4, held_out=4, **options: reflow.write(run, out, num, held_out, 4, **{**ADAPTIVE, **options})
@@ -212,3 +228,12 @@ def test_mistakes_are_named(folders, tmp_path):
     ):
         with pytest.raises((ValueError, OSError), match=words):
             bad()
+
+
+def test_pairs_that_are_not_finite_are_refused(folders, tmp_path):
+    """Weights that are not numbers make no pairs: one line, and no folder."""
+    run = runs.load_run(folders / "teacher")
+    broken = replace(run, params=jax.tree.map(lambda a: a * np.nan, run.params))
+    with pytest.raises(FloatingPointError, match="4 of 4 pairs from 0 on are not finite by --solver=ddim"):
+        reflow.write(broken, tmp_path / "pairs", 4, 2, 4, **ADAPTIVE | {"solver": "ddim"})
+    assert not (tmp_path / "pairs").exists()

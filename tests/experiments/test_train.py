@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small import small_config
 
-from experiments import cli, runs, state
+from experiments import cli, data, drift, parallel, runs, state
 from experiments.checkpoints import Checkpoints
 from experiments.train import train
 
@@ -156,13 +156,67 @@ def test_impossible_configs_are_refused(tmp_path):
     for key, value, words in (
         ("kind", "eps", "expected one of noise"),
         ("clock", "steps", "expected one of time"),
-        ("weighting", "snr", "expected own"),
+        ("weighting", "snr", "expected one of own"),
     ):
         config = small_config()
         config.objective[key] = value
         with pytest.raises(ValueError, match=words):
             train(config, tmp_path)
-    assert not (tmp_path / "checkpoints").exists() or not os.listdir(tmp_path / "checkpoints")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.fixture
+def positions(monkeypatch):
+    """The places in the stream of the batches that a training was given last, by step; its steps compute nothing, which need not be compiled."""
+    given = {}
+
+    def step(state, batch):
+        given[int(state.step)] = batch["position"].tolist()
+        return state.replace(step=state.step + 1), {"loss": jnp.ones(()), "grad_norm": jnp.ones(()), "finite": np.full(len(batch["position"]), True)}
+
+    monkeypatch.setattr(parallel, "training_step", lambda *_: step)
+    return given
+
+
+def test_another_batch_size_goes_on_in_the_stream(tmp_path, positions, capsys):
+    """Batches of 8 after 2 of 16: every example of the stream comes once, so that none repeats with the same noise; where the position was the step
+    times the batch, the third batch was a part of the second."""
+    train(small_config(steps=2), tmp_path)
+    train(small_config(batch=8, steps=4), tmp_path, allow_drift=True)
+    assert "batches of 8 examples instead of 16 from step 2 on" in capsys.readouterr().out
+    assert sum((positions[k] for k in range(4)), []) == list(range(2 * 16 + 2 * 8))
+    assert set(2 * 8 + np.arange(8)) <= set(positions[1])
+
+
+def test_batch_sizes_of_the_past(tmp_path):
+    """Where batches begin after two changes; after a third that is made at an older checkpoint, which undoes the second; and after half a line."""
+    changed = lambda step, old, new: json.dumps({"step": step, "changed": {"training.batch": [old, new], "optim.ema": [0.9, 0.99]}}) + "\n"
+    history, other = tmp_path / drift.HISTORY, [("optim.ema", 0.9, 0.99)]
+    assert drift.stretch(tmp_path, 50, other) == data.Stretch()
+    assert drift.stretch(tmp_path, 50, [("training.batch", 16, 8)]) == data.Stretch(50, 800)
+    history.write_text(changed(100, 16, 8) + json.dumps({"step": 120, "changed": {"seed": [0, 1]}}) + "\n" + changed(150, 8, 24))
+    assert drift.stretch(tmp_path, 200, other) == data.Stretch(150, 100 * 16 + 50 * 8)
+    assert drift.stretch(tmp_path, 130, [("training.batch", 8, 24)]) == data.Stretch(130, 100 * 16 + 30 * 8)
+    (tmp_path / "config.json").write_text(small_config(batch=24).to_json())
+    assert drift.changes_of_batch(small_config(batch=24), tmp_path, 130, other) == [*other, ("training.batch", 8, 24)]
+    assert drift.changes_of_batch(small_config(batch=24), tmp_path, 150, other) == other
+    history.write_text(history.read_text() + changed(160, 24, 16)[:30])
+    assert drift.stretch(tmp_path, 200, other) == data.Stretch(150, 100 * 16 + 50 * 8)
+
+
+@pytest.mark.slow
+def test_many_batch_sizes(tmp_path, positions):
+    """Batches of 16, then 8, then 24, each resumed by the same command too, and the last from an older checkpoint: each example comes once."""
+    for batch, steps in {16: 3, 8: 6, 24: 8}.items():
+        train(small_config(batch=batch, steps=steps, checkpoint_every=1), tmp_path, allow_drift=True)
+        train(small_config(batch=batch, steps=steps + 1, checkpoint_every=1), tmp_path)
+    every = lambda: [position for k in sorted(positions) for position in positions[k]]
+    assert every() == list(range(4 * 16 + 3 * 8 + 2 * 24))
+    for step in (7, 8, 9):  # lost: what was in batches of 24 is done again from step 6 on
+        (tmp_path / "checkpoints" / str(step) / "manifest.json").unlink()
+    train(small_config(batch=24, steps=8, checkpoint_every=1), tmp_path)
+    train(small_config(batch=24, steps=9, checkpoint_every=1), tmp_path)
+    assert every() == list(range(4 * 16 + 2 * 8 + 3 * 24))
 
 
 WORKER = """
