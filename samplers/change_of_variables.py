@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sde_lib.brief import results
 from sde_lib.denoiser import Denoiser
 from sde_lib.numerics import expand, namespace
 
@@ -28,6 +29,7 @@ class LogLikelihood(NamedTuple):
     divergences: Int[Array, " b"]
     error: Float[Array, " b"]
     truncation: Float[Array, " b"]
+    __repr__ = results
 
 
 def angle(sde, t: float) -> float:

@@ -25,6 +25,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from samplers.adaptive import per_example
+from samplers.checks import check_denoiser, checked
 from samplers.operators import LinearOperator
 from samplers.predictor_corrector import predictor_corrector
 from samplers.solvers.steps import posterior
@@ -36,6 +37,7 @@ from sde_lib.numerics import as_float, expand
 
 def _posterior(method, den: Denoiser, operator: LinearOperator, y, **options) -> Denoiser:
     """The Denoiser of D_y: cond is the measurement and the prior's own, so that each example keeps its own."""
+    check_denoiser(den, "a posterior")
     y = as_float(y)
     operator.check(y)
     den.check_uncoupled("a posterior")
@@ -164,7 +166,8 @@ def replacement(
     Takes y as exact. Without a corrector the rest does not learn of y what it should: the samples are too far from the posterior however many the
     steps. Arguments as of `samplers.predictor_corrector`; one evaluation more. Raises ValueError for y of another shape.
     """
-    y = as_float(y)
+    check_denoiser(den, "replacement")
+    y, x_T = as_float(y), checked(den, x_T, "x_T", key)
     operator.check(y)
     if len(y) != len(x_T):
         raise ValueError(f"replacement: {len(y)} measurements and {len(x_T)} x_T: expected one of each")
