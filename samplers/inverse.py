@@ -44,10 +44,8 @@ def _posterior(method, den: Denoiser, operator: LinearOperator, y, **options) ->
     return Denoiser(Partial(method, replace(den, cond=None), operator, **options), den.sde, "data", cond=(y, den.cond), guided=True)
 
 
-def _linearized(den: Denoiser, x, t, y):
-    """D and u -> J^T u. Raises ValueError if y is not of as many examples."""
-    if len(x) != len(y):
-        raise ValueError(f"{len(y)} measurements of {len(x)} examples: expected one of each")
+def _linearized(den: Denoiser, x, t):
+    """D and u -> J^T u."""
     data, pull = jax.vjp(lambda x: den.data(x, t), x)
     return data, lambda u: pull(u)[0]
 
@@ -60,7 +58,7 @@ def _noise(noise_std: float) -> float:
 
 def _dps(den, operator, x, t, cond, *, times, weights, zeta):
     y, cond = cond
-    data, pull = _linearized(replace(den, cond=cond), x, t, y)
+    data, pull = _linearized(replace(den, cond=cond), x, t)
     residual = y - operator.forward(data)
     norm = jnp.sqrt(jnp.sum(residual**2, range(1, y.ndim)))
     step = jnp.where(norm > 0, 2 * zeta / jnp.where(norm > 0, norm, 1.0), 0.0) / jnp.interp(t, times, weights)
@@ -86,7 +84,7 @@ def _pigdm(den, operator, x, t, cond, *, noise_std, sigma_data):
     y, cond = cond
     t = informed(den.sde, t)
     alpha, sigma = den.sde.alpha(t), den.sde.sigma(t)
-    data, pull = _linearized(replace(den, cond=cond), x, t, y)
+    data, pull = _linearized(replace(den, cond=cond), x, t)
     total = (alpha * sigma_data) ** 2 + sigma**2
     variance = (sigma * sigma_data) ** 2 / total
     c = noise_std**2 / jnp.maximum(variance, jnp.finfo(x.dtype).tiny)
@@ -115,7 +113,7 @@ def _moment_matching(iterations: int):
         scale = den.sde.sigma(t) ** 2 / den.sde.alpha(t)
 
         def one(den, x, t, y, scale):
-            data, pull = _linearized(den, x[None], t, y[None])
+            data, pull = _linearized(den, x[None], t)
             covariance = lambda v: scale * pull(operator.transpose(v[None]))
             marginal = lambda v: operator.forward(covariance(v))[0] + noise_std**2 * v
             solution, _ = gmres(marginal, y - operator.forward(data)[0], restart=iterations, maxiter=1)

@@ -41,7 +41,7 @@ def check_cond(cond, n: int, name: str = "cond") -> None:
     for leaf in jax.tree.leaves(cond):
         if np.shape(leaf)[:1] != (n,):
             raise ValueError(
-                f"{name} of shape {np.shape(leaf)} for {n} examples: expected a row for each, [{n}, ...]; "
+                f"{name} of shape {np.shape(leaf)} for {n} examples: expected a row (a label, an embedding, a measurement) for each, [{n}, ...]; "
                 f"jnp.broadcast_to({name}, ({n}, ...)) gives all the same"
             )
 
