@@ -280,9 +280,10 @@ def explored(run: runs.Run) -> tuple[str, str]:
     if run.dataset.shape != (2,):
         return "<p>The explorer is of models of the plane.</p>", ""
     try:
-        numbers = explorer.explore(run, flags.FLAGS.seed)
-    except ValueError as error:
+        run.denoiser(run.labels(1))
+    except ValueError as error:  # of a model that is no velocity
         return f"<p>No explorer: {text(error)}.</p>", ""
+    numbers = explorer.explore(run, flags.FLAGS.seed)
     shown = f"{explorer.PARTICLES} particles from the same starts along {explorer.TIMES} times from T to {numbers['times'][-1]}"
     ways = "by the probability-flow ODE (DPM-Solver++(2M)) and the reverse SDE (its SDE form)" if numbers["sde"] else "by the ODE"
     score = "The arrows are sigma(t) times the score." if numbers["score"] else "The model is coupled: it has no score and no reverse SDE."

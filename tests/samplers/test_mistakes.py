@@ -78,7 +78,7 @@ def test_models_and_batches(name):
     for x, words in ((X[0], r"of shape \(2,\): expected a batch of examples"), (np.float32(1.0), r"\[None\] for one example$")):
         with pytest.raises(ValueError, match=words):
             take(DEN, x, KEY)
-    with pytest.raises(ValueError, match=r"cond of shape \(3,\) for 5 examples: expected a row for each"):
+    with pytest.raises(ValueError, match=r"cond of shape \(3,\) for 5 examples: expected a row .* for each"):
         take(LABELLED, X, KEY)
     if name != "gits":  # which looks at values
         with pytest.raises(ValueError, match=r"cond of shape \(3,\) for 5 examples"):
