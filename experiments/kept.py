@@ -97,7 +97,11 @@ def claim(stem: Path, settings: dict) -> Place:
     place = Place(candidate, settings, f"-{k}" if k > 1 else "")
     if theirs is None:
         candidate.parent.mkdir(parents=True, exist_ok=True)
-        place.write({})
+        try:
+            with open(place.file(".json"), "x") as file:
+                json.dump({SETTINGS: settings}, file)
+        except FileExistsError:  # another command was faster
+            return claim(stem, settings)
     return place
 
 
@@ -118,7 +122,7 @@ def short(value) -> str:
     if isinstance(value, list | tuple):
         return "-".join(map(short, value))
     text = f"{value:g}" if isinstance(value, float) else Path(str(value)).name
-    return re.sub(r"[^\w.+-]+", "", text)
+    return re.sub(r"[^\w.+-]+", "", text, flags=re.ASCII)
 
 
 def name_of(parts: list[str], options: dict) -> str:

@@ -373,10 +373,10 @@ def frames(run: runs.Run, path: Float[np.ndarray, "s n ..."], count: int) -> np.
     return plots.to_uint8(run.dataset.from_x(path), run.dataset.images.levels)
 
 
-def pictures(guide: guiding.Guide, values: np.ndarray, stem: Path, seed: int, label: int = -1, **options) -> list:
-    """The picture of samples and, for a table solver, of trajectories; returns the files, whose names begin with `stem`. options: of `sampler`."""
-    run, name = guide.run, stem.name
-    folder, kind = stem.parent, run.dataset.images
+def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, label: int = -1, **options) -> list:
+    """The picture of samples and, for a table solver, of trajectories; returns the files. options: of `sampler`."""
+    run = guide.run
+    folder, kind = run.workdir / "samples", run.dataset.images
     files = []
     is_image, is_plane = kind.is_image, kind.shape == (2,)
     if is_image:
@@ -418,7 +418,7 @@ def main():
     savez(file, **arrays)
     place.write({**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": sha256(file)})
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")
-    for written in [file, *pictures(guide, values, place.stem, f.seed, f.label, **rest)]:
+    for written in [file, *pictures(guide, values, place.stem.name, f.seed, f.label, **rest)]:
         print(f"wrote {written}")
     kept.remove()
 
