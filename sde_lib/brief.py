@@ -28,8 +28,6 @@ def count(tree) -> int:
 def text(a) -> str:
     """A scalar as it is; of values [B] their mean and its standard error, or how many are True; of other arrays type and shape."""
     values = known(a)
-    if a is None or isinstance(a, str):
-        return repr(a)
     if values is None or values.ndim > 1 or values.size == 0:
         return shape_of(a)
     if values.dtype == bool:
@@ -45,5 +43,6 @@ def text(a) -> str:
 
 
 def results(self) -> str:
-    """`__repr__` of a named tuple of results of each example: a text for each field."""
-    return f"{type(self).__name__}({', '.join(f'{name}={text(value)}' for name, value in zip(self._fields, self))})"
+    """`__repr__` of a named tuple of results of each example: a text for each field that is not None."""
+    fields = [f"{name}={text(value)}" for name, value in zip(self._fields, self) if value is not None]
+    return f"{type(self).__name__}({', '.join(fields)})"

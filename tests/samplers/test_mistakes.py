@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import default
 from samplers import (
     LogLikelihood,
     Solution,
@@ -191,9 +192,9 @@ def test_points_of_another_dimension():
 
 
 def parabola(xp_of=namespace, time=None, decorate=path):
-    """The path alpha = 1 - t^2, sigma = t, in the arithmetic of `xp_of`."""
+    """The path alpha = 1 - t^2, sigma = t, in the arithmetic of `xp_of`: not a direct subclass of SDE, all of which other tests look at."""
 
-    class Parabola(SDE):
+    class Parabola(Linear):
         def alpha(self, t):
             return 1.0 - xp_of(t).square(t)
 
@@ -233,6 +234,7 @@ def test_a_right_path_needs_no_decorator():
     for sde in (parabola(), parabola(decorate=lambda cls: cls)):
         x = jax.jit(lambda x, sde=sde: sample(GM.denoiser(sde), x, grids.karras(sde, 3), solvers.heun()))(X)
         assert np.all(np.isfinite(x)) and not jax.tree.leaves(sde)
+    assert default.options("VP", [VP, object]) == default.options("VP", [VP]), "a path that is no dataclass breaks no config"
 
 
 def results(kind):
@@ -274,7 +276,7 @@ def test_values_say_what_they_are():
     assert all(len(text) < 400 and "\n" not in text for text in shown) and any("float32[2000]" in text for text in shown)
     result = jax.tree.map(lambda leaf: leaf[:5], results(Solution))
     jax.vmap(lambda one: shown.append(repr(one)))(result)
-    assert shown[-1] == "Solution(x=float32[2], nfe=int32[], success=bool[])"
-    failed = result._replace(success=np.array([True, False, True, True, True]), nfe=np.array([np.nan, 1.0, 2.0, 3.0, 4.0]))
+    assert shown[-1] == "Solution(x=float32[2], nfe=int32[], success=bool[], error=float32[])"
+    failed = result._replace(error=None, success=np.array([True, False, True, True, True]), nfe=np.array([np.nan, 1.0, 2.0, 3.0, 4.0]))
     assert repr(failed) == "Solution(x=float32[5, 2], nfe=2.5 ± 0.65 of the 4 of 5 that are finite, success=4 of 5)"
     assert "log_prob=0.5 ± 0.0065, latent=float32[2000, 2]" in repr(results(LogLikelihood)) and "success=1800 of 2000" in repr(results(Solution))
