@@ -9,8 +9,10 @@ from sde_lib import SDE
 
 
 def options(name: str, classes) -> ConfigDict:
-    """A class by name, and every option that any of `classes` has, so that all are flags; None stands for the class's own default."""
-    fields = {field.name: field for cls in classes for field in dataclasses.fields(cls) if field.name not in ("parent", "name")}
+    """A class by name, and every option that any of `classes` has, so that all are flags; None stands for the class's own default. A class that
+    is no dataclass, such as a path of a notebook, has none."""
+    known = [cls for cls in classes if dataclasses.is_dataclass(cls)]
+    fields = {field.name: field for cls in known for field in dataclasses.fields(cls) if field.name not in ("parent", "name")}
     return ConfigDict({"name": name} | {key: config_dict.placeholder(type(field.default)) for key, field in fields.items()})
 
 

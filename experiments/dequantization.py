@@ -25,6 +25,7 @@ from absl import flags
 
 from experiments import arrays, cli, data, runs
 from experiments.data import Dataset
+from experiments.kept import reserve
 from models.dequantizer import Dequantizer
 from sde_lib import SDE
 from sde_lib.numerics import expand
@@ -177,7 +178,10 @@ def main():
     run = runs.from_flags()
     if run.lora:
         raise ValueError(f"--lora={run.lora[0]}: a flow is of the run's own weights; fit one of an export of the merged ones")
+    settings = {"weights": run.fingerprint(), **{name: f[name].value for name in ("steps", "train_batch", "learning_rate", "seed")}}
+    place = reserve(run.workdir / "dequantization", settings)
     path = save(run, fit(run, f.steps, f.train_batch, f.learning_rate, f.seed))
+    place.write({"fitted_to": f"{run.weights} weights of step {run.step}"})
     print(f"wrote {path}, which experiments.likelihood --dequantization=variational uses")
 
 

@@ -6,8 +6,9 @@ precision and recall in Inception's features, of all samples together, against -
 
 --samples=FILE.npz takes samples from a file instead (arr_0 uint8 [n, H, W, C], arr_1 labels, as ADM and `experiments.sample` write them), judged
 against the data of --config, or of the config.json of --workdir, or against --reference alone. Samples and features are kept while they are computed,
-so that the same command goes on where it was interrupted. Writes eval/metrics.json, a line for each figure, with all it depends on, to
-eval/metrics.jsonl (once, however often it is measured), and a picture of samples beside data (in FILE.eval where there is no --workdir).
+so that the same command goes on where it was interrupted. Writes eval/metrics.json (metrics-2.json, ... where that has figures of other settings), a
+line for each figure, with all it depends on, to eval/metrics.jsonl (once, however often it is measured), and a picture of samples beside data (in
+FILE.eval where there is no --workdir).
 """
 
 import json
@@ -21,15 +22,16 @@ from ml_collections import config_flags
 
 from experiments import cli, data, guidance, inception, metrics, plots, runs, sources, statistics, weights
 from experiments import sample as sampling
-from experiments.kept import Kept, quiet, sha256, write_text
+from experiments.kept import SETTINGS, Kept, check_finite, claim, quiet, sha256, write_text
 from experiments.untrusted import Npz, read_json
 
 TRAINING = 60_000  # at most so many examples train the classifier
 LARGEST = 4096  # numbers of an example up to which raw values are compared
 DRAWING = (  # flags of `drawn`
     "solver", "option", "steps", "grid", "tolerance", "corrector", "snr", "corrector_steps", "diffusion", "strength",
-    *guidance.NAMES, "threshold", "seed", "weights", "checkpoint", "lora",
+    *guidance.NAMES, "threshold", "seed", "weights", "checkpoint", "lora", "batch",
 )  # fmt: skip
+MEASURED = ("value", "stderr", "floor", "deviation_of_parts")  # of a figure, beside what it depends on
 IN_CLASSIFIER = ("FD-clf", "classifier confidence", "label agreement")  # figures whose reference they are
 
 
@@ -72,9 +74,11 @@ def from_file(path: str, dataset: data.Dataset | None) -> Samples:
     about = {"samples_file": path.name, "sha256": sha256(path), "samples": len(values)}
     try:
         said = read_json(path.with_suffix(".json"))
-        about |= said if said["sha256"] == about["sha256"] else {}
+        about |= {name: said[name] for name in said if name != SETTINGS} if said["sha256"] == about["sha256"] else {}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # of another program, which does not say
+    if not discrete:
+        check_finite(values, "samples", f"--samples={path}")
     order = np.random.default_rng(0).permutation(len(values))  # a file may be in that of its classes
     values, labels = values[order], None if labels is None else labels[order]
     images = values if values.dtype == np.uint8 and len(shape) == 3 and shape[-1] in (1, 3) else None
@@ -156,6 +160,7 @@ def in_inception(
     parts = lambda start: ({"pool": pool, "logits": logits} for pool, logits in extract(images, start))
     found = kept.complete(parts, len(images), "images", print if len(images) > 10_000 else quiet)
     pool, logits = found["pool"], found["logits"]
+    check_finite(np.concatenate([pool, logits], 1), "images' features", f"Inception {extract.sha256[:8]}")
     if reference.mu.shape != pool.shape[1:]:
         raise ValueError(f"the reference is of {len(reference.mu)} features: expected {pool.shape[1]}")
     end = count(len(images))
@@ -206,6 +211,9 @@ def main():
         raise ValueError(f"--groups={f.groups}: expected at least 2, for a standard error")
     if f.limit < 10:
         raise ValueError(f"--limit={f.limit}: expected at least 10 examples")
+    for name, needed in (("resize", "inception_weights"), ("config", "samples")):
+        if f[name].present and not f[needed].value:
+            raise ValueError(f"--{name}: is of --{needed}; expected that with it, or no --{name}")
     if f.reference and not f.inception_weights:
         raise ValueError(f"--reference={f.reference}: pass --inception_weights as well, which it is compared in")
     extract = inception.load(f.inception_weights, f.resize) if f.inception_weights else None
@@ -249,11 +257,15 @@ def main():
             raise ValueError(f"--inception_weights: the samples are no images [H, W, 1 or 3] but {samples.values.shape[1:]}")
         reference = reference or statistics.of_training_data(extract, dataset)
         rows |= by_inception(extract, dataset, samples, reference, keeps[1])
+    if bad := [name for name, row in rows.items() if not np.isfinite(row["value"])]:
+        raise ValueError(f"{len(bad)} of {len(rows)} figures are not finite, though samples and data are: {', '.join(bad)}; nothing is written")
     rows = {name: {key: None if value != value else value for key, value in row.items()} for name, row in rows.items()}  # JSON has no NaN
     if dataset and np.ndim(dataset.units.step):
         print(f"distances are between standardised coordinates, {dataset.space}")
         rows = {name: row | {"space": dataset.space} for name, row in rows.items()}
-    write_text(folder / "metrics.json", json.dumps({**samples.about, "metrics": rows}, indent=1))
+    of = {name: {key: row[key] for key in row if key not in MEASURED} for name, row in rows.items()}
+    place = claim(folder / "metrics", {**keeps[0].settings, **samples.about, "figures": of})
+    place.write({**samples.about, "metrics": rows})
     log, lines = folder / "metrics.jsonl", [json.dumps({"figure": name, **row, **samples.about}) for name, row in rows.items()]
     before = log.read_text().splitlines() if log.exists() else []
     write_text(log, "".join(f"{line}\n" for line in [*before, *(line for line in lines if line not in before)]))
@@ -271,12 +283,13 @@ def main():
     if extract:
         print(f"Inception {extract.sha256[:8]}, resize {f.resize}, reference {reference.hash} of {reference.n or 'unknown'} images, ", end="")
         print(f"{len(samples.images)} samples")
-    written = [folder / "metrics.json", folder / "metrics.jsonl"]
+    written = [place.file(".json"), folder / "metrics.jsonl"]
+    picture = folder / f"samples_and_data{place.suffix}.png"
     if dataset and dataset.is_image:
         test = statistics.images_of(dataset, dataset.values["test"][: min(100, n)])
-        written.append(plots.side_by_side(samples.images[: len(test)], test, folder / "samples_and_data.png"))
+        written.append(plots.side_by_side(samples.images[: len(test)], test, picture))
     elif dataset and dataset.shape == (2,):
-        written.append(plots.scatter(dataset.plane(samples.values[:n]), dataset.plane(dataset.values["test"][:n]), folder / "samples_and_data.png"))
+        written.append(plots.scatter(dataset.plane(samples.values[:n]), dataset.plane(dataset.values["test"][:n]), picture))
     for kept in keeps:
         kept.remove()
     print("wrote " + ", ".join(map(str, written)))

@@ -23,6 +23,16 @@ WEIGHTS = ("ema", "raw")
 OURS = {"config.json", "export.tmp", f"{files.SAID}.tmp", adapters.FILE, *(f"{weights}.safetensors" for weights in WEIGHTS)}
 
 
+def check_same_run(workdir: str | Path, out: Path) -> None:
+    """Raise FileExistsError if `out` holds an export of another run, whose folder has another name, or whose config is another."""
+    theirs, said = out / "config.json", out / files.SAID
+    if not (theirs.exists() and said.exists()):
+        return
+    name = read_json(said).get("workdir")
+    if name != Path(workdir).name or theirs.read_bytes() != (Path(workdir) / "config.json").read_bytes():
+        raise FileExistsError(f"--out={out} is an export of another run, {name}: name another folder, or remove it")
+
+
 def write(workdir: str | Path, out: str | Path, step: int | None = None, which: tuple[str, ...] = WEIGHTS) -> dict:
     """Export a run's checkpoint of `step` (default: the newest), `which` of its weights, to the folder `out`; returns what export.json says.
 
@@ -31,6 +41,7 @@ def write(workdir: str | Path, out: str | Path, step: int | None = None, which: 
     out = Path(out)
     if out.exists() and not (out / files.SAID).exists() and {file.name for file in out.iterdir()} - OURS:
         raise FileExistsError(f"--out={out} exists and is no export: name another folder")
+    check_same_run(workdir, out)
     loaded = {}
     for weights in which:  # of one step, although the run may go on
         loaded[weights] = runs.load_run(workdir, step, weights)

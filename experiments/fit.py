@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from experiments import arrays, cli, runs
 from experiments.guidance import guide
-from experiments.kept import savez
+from experiments.kept import reserve, savez, short
 from models.amed import StepPredictor
 from samplers import amed, gits, grids, sample, solvers
 from samplers.solvers import v3
@@ -29,6 +29,11 @@ from sde_lib import Denoiser
 COMMAND = "python -m experiments.fit"
 FITTED = ("dpm_solver_v3", "amed", "amed_plugin", "gits")
 BASES = {"amed": "midpoint", "amed_plugin": "ipndm"}
+OPTIONS = {  # flags of each, beside --guidance and --seed
+    "dpm_solver_v3": ("examples", "knots"),
+    "gits": ("steps", "examples"),
+    **dict.fromkeys(BASES, ("steps", "grid", "examples", "iterations", "train_batch")),
+}
 
 
 def fit_predictor(
@@ -111,13 +116,6 @@ def statistics(path: Path) -> v3.Statistics:
     return v3.Statistics(*arrays.load(path, ["log_snr", "l", "s", "b"], COMMAND))
 
 
-def short(value) -> str:
-    """A value in the name of a file; of a path its last part."""
-    if isinstance(value, list):
-        return "-".join(value)
-    return f"{value:g}" if isinstance(value, float) else Path(str(value)).name
-
-
 def file_of(workdir: str | Path, solver: str, steps: int, guidance: float = 1.0) -> Path:
     """Where a solver that was fitted to the model with that guidance is; statistics serve any number of steps."""
     name = (solver if solver == "dpm_solver_v3" else f"{solver}_{steps}") + (f"_guidance{short(guidance)}" if guidance != 1 else "")
@@ -153,7 +151,8 @@ def write(
 ) -> Path:
     """Fit `solver` to the run's model and write its file, which is returned. Arguments: as the flags of this command.
 
-    Raises ValueError for DPM-Solver-v3 of an interpolant, for a run with an adapter added, and for guidance that the model has not.
+    Raises ValueError for DPM-Solver-v3 of an interpolant, for a run with an adapter added, for guidance that the model has not, and where a fit of
+    other settings or weights is.
     """
     shape, sde = run.dataset.shape, run.network.sde
     if run.lora:
@@ -165,6 +164,9 @@ def write(
     guided = guide(run, guidance)
     den = guided.denoiser(run.labels(examples))
     path = file_of(run.workdir, solver, steps, guidance)
+    options = {"grid": grid, "examples": examples, "knots": knots, "iterations": iterations, "train_batch": train_batch}
+    used = {name: options[name] for name in OPTIONS[solver] if name in options}
+    place = reserve(path.with_suffix(""), {"weights": run.fingerprint(), "seed": seed, **used})
     path.parent.mkdir(exist_ok=True)
     clock = time.perf_counter()
     x_T = run.network.prior_sample(jax.random.key(seed), (examples, *shape))
@@ -187,12 +189,16 @@ def write(
         check_finite(run, solver, losses, *jax.tree.leaves(params))
         arrays.save(path, params, times=times, middles=[] if middles is None else middles)
         print(f"distance to the teacher {np.mean(losses[:5]):.4f} -> {np.mean(losses[-5:]):.4f}")
+    place.write({"solver": solver, "steps": steps, "guidance": guidance})
     print(f"fitted {solver} in {time.perf_counter() - clock:.0f} s")
     return path
 
 
 def main():
     f = flags.FLAGS
+    for name in {name for names in OPTIONS.values() for name in names} - {*OPTIONS[f.solver]}:
+        if f[name].present:
+            raise ValueError(f"--{name}={f[name].value}: --solver={f.solver} has no such option; it has {', '.join(OPTIONS[f.solver])}")
     for name, least in {"steps": 2, "examples": 1, "knots": 3, "iterations": 1, "train_batch": 1}.items():
         if f[name].value < least:
             raise ValueError(f"--{name}={f[name].value}: expected at least {least}")

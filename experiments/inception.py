@@ -117,6 +117,8 @@ def main():
     if Path(f.out).suffix != ".safetensors":
         raise ValueError(f"--out={f.out}: expected a name that ends in .safetensors")
     features = load(f.weights)
+    if Path(f.out).exists() and load(f.out).sha256 != features.sha256:
+        raise ValueError(f"--out={f.out} has other weights than --weights={f.weights}: name another file, or remove it")
     save(features, Path(f.out))
     print(f"{sum(a.size for a in features.params.values()):,} parameters of {f.weights}, SHA-256 {features.sha256}: wrote {f.out}")
 

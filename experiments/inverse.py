@@ -7,7 +7,6 @@ errors over images), and a picture: truth, measurement, samples, their mean. Eac
 interrupted. Sample j of image i depends on --seed, i and j alone. Images are within [-1, 1]: so is --noise to be understood.
 """
 
-import json
 import time
 from collections.abc import Callable
 
@@ -18,8 +17,8 @@ from absl import flags
 from jaxtyping import Float
 
 import samplers
-from experiments import cli, fit, parallel, plots, runs
-from experiments.kept import Kept, quiet, savez, sha256, write_text
+from experiments import cli, parallel, plots, runs
+from experiments.kept import Kept, check_finite, claim, name_of, quiet, savez, sha256
 from experiments.metrics import rms
 from experiments.sample import make_solver
 from samplers import LinearOperator, grids, operators, solvers
@@ -134,6 +133,8 @@ def solve(run: runs.Run, problem: str, num: int, count: int, batch: int, seed: i
     def parts(start):
         image, sample = np.divmod(np.arange(num * count), count)
         for x in runs.in_batches(one_batch, num * count, batch, key, y[image], image, sample, start=start):
+            check_finite(x, "samples", f"--method={options['method']} --solver={options['solver']} --steps={options['steps']}", start)
+            start += len(x)
             yield {"x": x}
 
     kept = Kept(None) if kept is None else kept
@@ -165,21 +166,23 @@ def main():
     for name, method in OF_METHOD.items():
         if f[name].present and f.method != method:
             raise ValueError(f"--{name}={f[name].value}: of --method={method}; expected that method, or no --{name}")
-    other = [(name, f[name].value) for name in ("noise", "zeta", "iterations", "snr", "grid", "seed", "weights", "checkpoint") if f[name].present]
-    name = "_".join([f.problem, f.method, f.solver, str(f.steps), *(f"{name}{fit.short(value)}" for name, value in other)])
-    file = run.workdir / "inverse" / f"{name}.npz"
-    kept, clock = Kept(file.with_suffix("")), time.perf_counter()
+    named = ("noise", "zeta", "iterations", "snr", "grid", "seed", "weights", "checkpoint", "lora")
+    other = {name: f[name].value for name in named if f[name].present}
+    stem = run.workdir / "inverse" / name_of([f.problem, f.method, f.solver, str(f.steps)], other)
+    kept, clock = Kept(stem), time.perf_counter()
     found = solve(run, f.problem, f.num, f.samples, f.batch, f.seed, kept=kept, progress=print, **options)
     seconds = time.perf_counter() - clock
     levels = run.dataset.from_x(found["truth"]), run.dataset.from_x(found["samples"])
     images = [run.dataset.written(values) for values in levels]
+    place = claim(stem, {**kept.settings, "num": f.num})
+    file = place.file(".npz")
     savez(file, truth=images[0], samples=images[1], measurement=found["measurement"], mean=found["mean"])
     said = {**run.description(), "problem": f.problem, "images": f.num, "samples": f.samples, "seed": f.seed, "nfe": found["nfe"], **options}
-    write_text(file.with_suffix(".json"), json.dumps({**said, **found["figures"], "sha256": sha256(file)}, indent=1))
+    place.write({**said, **found["figures"], "sha256": sha256(file)})
     of = lambda name: f"{found['figures'][name]:.4g}" + (f" ± {found['figures'][f'{name}_stderr']:.2g}" if f.num > 1 else "")
     print(f"{f.num} images, {f.samples} samples of each, {found['nfe']} evaluations, {seconds:.1f} s with compilation ({f.problem}, {f.method})")
     print(f"PSNR {of('psnr')} dB of samples, {of('psnr_mean')} dB of their mean; RMS of y - A x {of('residual')}, of the noise {f.noise}")
-    figure = plots.columns({f.problem: picture_rows(run, found, 8, 4)}, file.with_suffix(".png"))
+    figure = plots.columns({f.problem: picture_rows(run, found, 8, 4)}, place.file(".png"))
     print(f"wrote {file}\nwrote {figure}")
     kept.remove()
 

@@ -1,11 +1,14 @@
-"""What long commands keep while they compute, so that they go on where they were interrupted; and files written at once."""
+"""What long commands keep while they compute, so that they go on where they were interrupted; files written at once; and results that no other
+settings may write over."""
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,100 @@ def write_text(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
+SETTINGS = "settings"  # under which the .json of a result has what it was made with
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the results of some settings are: in files whose names begin with `stem`, of which STEM.json notes the settings. suffix: the end of stem
+    by which it differs from the stem that was asked for, "" or "-2", "-3", ..."""
+
+    stem: Path
+    settings: dict
+    suffix: str = ""
+
+    def file(self, ending: str) -> Path:
+        """STEM<ending>."""
+        return Path(f"{self.stem}{ending}")
+
+    def write(self, said: dict) -> Path:
+        """Write STEM.json: what is said of the results, and the settings."""
+        write_text(self.file(".json"), json.dumps({**said, SETTINGS: self.settings}, indent=1, allow_nan=False))
+        return self.file(".json")
+
+
+def noted(stem: Path) -> dict | None:
+    """The settings of the result at `stem`: None if nothing is there, {} if it does not say (a file of another program or of an older version)."""
+    files = [Path(f"{stem}{ending}") for ending in (".json", ".npz", ".html")]
+    if not any(file.exists() for file in files):
+        return None
+    try:
+        found = read_json(files[0])[SETTINGS]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def different(ours: dict, theirs: dict) -> str:
+    """In which settings two results differ, in a few words."""
+    if not theirs:
+        return "settings that it does not say"
+    names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    few = ", ".join(f"{name} {theirs.get(name)!r:.40}, not {ours.get(name)!r:.40}" for name in names[:3])
+    return few + ", ..." * (len(names) > 3)
+
+
+def claim(stem: Path, settings: dict) -> Place:
+    """A place for the results of these settings that no result of other settings is lost for: `stem`, or the first of stem-2, stem-3, ... at which
+    there is nothing, or a result of the very settings. The settings are noted there, so that no other command takes it."""
+    settings, k = json.loads(json.dumps(settings)), 1
+    while (theirs := noted(candidate := Path(f"{stem}-{k}") if k > 1 else stem)) is not None and (theirs != settings or not theirs):
+        print(f"{candidate} is a result of other settings ({different(settings, theirs)}), and stays", flush=True)
+        k += 1
+    place = Place(candidate, settings, f"-{k}" if k > 1 else "")
+    if theirs is None:
+        candidate.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(place.file(".json"), "x") as file:
+                json.dump({SETTINGS: settings}, file)
+        except FileExistsError:  # another command was faster
+            return claim(stem, settings)
+    return place
+
+
+def reserve(stem: Path, settings: dict, flag: str = "") -> Place:
+    """The place `stem` itself, of a result whose name its readers rely on. flag: the one that chose the name, if any.
+
+    Raises ValueError if a result of other settings is there."""
+    settings = json.loads(json.dumps(settings))
+    theirs = noted(stem)
+    if theirs is not None and (theirs != settings or not theirs):
+        mend = f"name another {flag}, or remove it" if flag else "remove it to replace it"
+        raise ValueError(f"{stem} is a result of other settings ({different(settings, theirs)}): {mend}")
+    return Place(stem, settings)
+
+
+def short(value) -> str:
+    """A value in the name of a file; of a path its last part."""
+    if isinstance(value, list | tuple):
+        return "-".join(map(short, value))
+    text = f"{value:g}" if isinstance(value, float) else Path(str(value)).name
+    return re.sub(r"[^\w.+-]+", "", text, flags=re.ASCII)
+
+
+def name_of(parts: list[str], options: dict) -> str:
+    """The name of a result: its parts, and the names and values of options that are not at their defaults; cut where no file has so long a name."""
+    return "_".join([*parts, *(f"{name}{short(value)}" for name, value in options.items())])[:200]
+
+
+def check_finite(values, what: str, where: str, start: int = 0) -> None:
+    """Raise ValueError if some of the values [n, ...], those of examples start, start + 1, ..., are not finite. what, where: words for them."""
+    values = np.asarray(values)
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
+    if len(bad):
+        raise ValueError(f"{len(bad)} of {start + len(values)} {what} are not finite at {where}; the first is number {start + bad[0]}")
+
+
 DONE = "done.json"  # in the folder that is being written: of what, and how many rows of each split
 
 
@@ -60,11 +157,11 @@ class Kept:
     """Results of examples 0, 1, ..., in a folder for each settings, STEM.<hash>.partial, with a file for each batch; stem None: in no file."""
 
     def __init__(self, stem: Path | None):
-        self.stem, self.folder, self.parts = stem, None, []
+        self.stem, self.folder, self.parts, self.settings = stem, None, [], {}
 
     def open(self, settings: dict) -> None:
         """Go on with what is kept of the same settings."""
-        self.parts = []
+        self.parts, self.settings = [], settings
         if self.stem is None:
             return
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

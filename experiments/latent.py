@@ -12,6 +12,7 @@ Writes latent/<job>_<of what>.npz, .json with every number and how it was made, 
 kept at once, so that the same command goes on where it was interrupted. Example i depends on --seed and i alone.
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -24,9 +25,9 @@ from jaxtyping import Float
 from scipy import stats
 
 import samplers
-from experiments import cli, fit, plots, runs
+from experiments import cli, plots, runs
 from experiments.autoencoder import Autoencoder
-from experiments.kept import Kept, quiet, savez, sha256, write_text
+from experiments.kept import Kept, check_finite, claim, name_of, quiet, savez, sha256, short
 from experiments.untrusted import Npz
 from samplers import sample_adaptive, slerp
 
@@ -41,6 +42,7 @@ def solved(found: dict, tolerance: float) -> dict:
     if len(failed):
         few = ", ".join(map(str, failed[:8]))
         raise ValueError(f"--tolerance={tolerance}: {len(failed)} examples ({few}{', ...' * (len(failed) > 8)}) need too many steps; loosen it")
+    check_finite(next(found[name] for name in ("latent", "x") if name in found), "results", f"--tolerance={tolerance}")
     return found
 
 
@@ -146,6 +148,7 @@ def images(run: runs.Run, x: Float[np.ndarray, "n ..."]) -> np.ndarray:
     return run.dataset.images.written(run.dataset.from_x(x))
 
 
+# a job returns what is said of its results, their arrays, the function that draws their picture into a file (or None), and what it has kept
 def encode_job(run, f, stem: Path):
     kept = Kept(stem), Kept(f"{stem}_decoded")
     found = encode(run, f.split, f.num, f.batch, f.seed, f.tolerance, f.dequantization, kept[0], print)
@@ -164,7 +167,7 @@ def encode_job(run, f, stem: Path):
     }
     named = dict(zip(EMBEDDINGS, labels)) if isinstance(labels, tuple) else {"label": labels} if run.conditional else {}
     arrays = {"latent": found["latent"], "index": index, **named}
-    return said, arrays, plots.latents(z, f"{stem}.png"), kept
+    return said, arrays, functools.partial(plots.latents, z), kept
 
 
 def decode_job(run, f, stem: Path):
@@ -183,11 +186,11 @@ def decode_job(run, f, stem: Path):
     found = decode(run, latent, labels, f.batch, f.tolerance, kept, print)
     pictures = images(run, found["x"])
     said = {"latents": str(f.latents), "latents_sha256": sha256(f.latents), "samples": len(latent), "nfe": float(found["nfe"].mean())}
-    figure = plots.grid(pictures[:100], f"{stem}.png") if run.dataset.images.is_image else None
+    draw = functools.partial(plots.grid, pictures[:100]) if run.dataset.images.is_image else None
     arrays = {"arr_0": pictures}
     if isinstance(labels, np.ndarray):
         arrays["arr_1"] = run.dataset.labels_written(labels)
-    return said, arrays, figure, (kept,)
+    return said, arrays, draw, (kept,)
 
 
 def interpolate(a: Float[np.ndarray, "n ..."], b: Float[np.ndarray, "n ..."], weights: Float[np.ndarray, " w"]) -> dict[str, np.ndarray]:
@@ -215,11 +218,11 @@ def interpolate_job(run, f, stem: Path):
     pictures = pictures.reshape(*every.shape[:3], *pictures.shape[1:])
     lengths = {kind: [length(standard(run, z[:, i])) for i in range(f.frames)] for kind, z in frames.items()}
     said = {"ends": f.ends, "split": f.split, "encoded": f.dequantization, "pairs": f.pairs, "weights": weights.tolist(), "length": lengths}
-    figure = None
+    draw = None
     if run.dataset.images.is_image:
         panels = {f"{kind} (length {min(lengths[kind]):.2f} to {max(lengths[kind]):.2f})": x for kind, x in zip(frames, pictures)}
-        figure = plots.panels(panels, [""] * f.pairs, [f"{w:.2g}" for w in weights], f"{stem}.png")
-    return said | {"nfe": float(found["nfe"].mean())}, {"latent": every, **dict(zip(frames, pictures))}, figure, kept
+        draw = functools.partial(plots.panels, panels, [""] * f.pairs, [f"{w:.2g}" for w in weights])
+    return said | {"nfe": float(found["nfe"].mean())}, {"latent": every, **dict(zip(frames, pictures))}, draw, kept
 
 
 def temperature_job(run, f, stem: Path):
@@ -238,11 +241,11 @@ def temperature_job(run, f, stem: Path):
     pictures = images(run, found["x"])
     pictures = pictures.reshape(len(taus), f.num, *pictures.shape[1:])
     said = {"tau": taus, "samples": f.num, "deviation": deviation, "nfe": found["nfe"].reshape(len(taus), -1).mean(1).tolist()}
-    figure = None
+    draw = None
     if run.dataset.images.is_image:
         rows = [f"{tau:g} (deviation {d:.2f})" for tau, d in zip(taus, deviation)]
-        figure = plots.panels({"temperature": pictures[:, :12]}, rows, [""] * min(12, f.num), f"{stem}.png")
-    return said, {"arr_0": pictures}, figure, (kept,)
+        draw = functools.partial(plots.panels, {"temperature": pictures[:, :12]}, rows, [""] * min(12, f.num))
+    return said, {"arr_0": pictures}, draw, (kept,)
 
 
 def identifiability_job(run, f, stem: Path):
@@ -259,7 +262,7 @@ def identifiability_job(run, f, stem: Path):
     found = [encode(r, f.split, f.num, f.batch, f.seed, f.tolerance, f.dequantization, k, print) for r, k in zip((run, other), kept)]
     a, b = (standard(r, part["latent"]) for r, part in zip((run, other), found))
     said = {"other": other.description(), "split": f.split, "encoded": f.dequantization, "examples": len(a), "agreement": agreement(a, b, f.seed)}
-    return said, {"latent": found[0]["latent"], "latent_other": found[1]["latent"]}, plots.identifiability(a, b, f"{stem}.png"), kept
+    return said, {"latent": found[0]["latent"], "latent_other": found[1]["latent"]}, functools.partial(plots.identifiability, a, b), kept
 
 
 JOBS = {  # and of what their files are named
@@ -269,22 +272,45 @@ JOBS = {  # and of what their files are named
     "temperature": (temperature_job, lambda f: "prior"),
     "identifiability": (identifiability_job, lambda f: Path(f.other or "").name),
 }
-NAMING = ("seed", "dequantization", "weights", "checkpoint")  # flags in the name where they are not the default
+# flags of one job or some, and in the name those of all that are not at their defaults
+OPTIONS = {
+    "encode": ("split", "num", "dequantization"),
+    "decode": ("latents",),
+    "interpolate": ("ends", "split", "dequantization", "pairs", "frames"),
+    "temperature": ("num", "tau"),
+    "identifiability": ("other", "split", "num", "dequantization"),
+}
+NAMING = ("seed", "dequantization", "weights", "checkpoint", "lora", "tolerance", "pairs", "frames", "tau")
+
+
+def check_options(f) -> None:
+    """Raise ValueError for a flag that the job does not look at."""
+    for name in {name for names in OPTIONS.values() for name in names} - {*OPTIONS[f.job]}:
+        if f[name].present:
+            raise ValueError(f"--{name}={short(f[name].value)}: --job={f.job} has no such option; it has {', '.join(OPTIONS[f.job])}")
+    if f.job == "interpolate" and f.ends == "prior":
+        for name in ("split", "dequantization"):
+            if f[name].present:
+                raise ValueError(f"--{name}={f[name].value}: of examples; expected --ends=examples with it")
 
 
 def main():
     f = flags.FLAGS
+    check_options(f)
     run, clock = runs.from_flags(), time.perf_counter()
     job, of = JOBS[f.job]
-    other = [f"{name}{fit.short(f[name].value)}" for name in NAMING if f[name].value != f[name].default]
-    stem = run.workdir / "latent" / "_".join([f.job, of(f), *other])
-    said, arrays, figure, kept = job(run, f, stem)
-    file = Path(f"{stem}.npz")
+    other = {name: f[name].value for name in NAMING if f[name].value != f[name].default}
+    stem = run.workdir / "latent" / name_of([f.job, of(f)], other)
+    said, arrays, draw, kept = job(run, f, stem)
+    chosen = {name: f[name].value for name in OPTIONS[f.job] if name not in ("latents", "other")}
+    place = claim(stem, {"job": f.job, "seed": f.seed, "of": [part.settings for part in kept], **chosen})
+    file = place.file(".npz")
     savez(file, **arrays)
     made = {**run.description(), "job": f.job, **said, "tolerance": f.tolerance, "eps": run.network.ends(run.params)[0], "seed": f.seed}
-    write_text(Path(f"{stem}.json"), json.dumps({**made, "sha256": sha256(file), "seconds": time.perf_counter() - clock}, indent=1, allow_nan=False))
+    about = place.write({**made, "sha256": sha256(file), "seconds": time.perf_counter() - clock})
+    figure = draw(place.file(".png")) if draw else None
     print(json.dumps(said))
-    print("\n".join(f"wrote {written}" for written in (file, Path(f"{stem}.json"), figure) if written))
+    print("\n".join(f"wrote {written}" for written in (file, about, figure) if written))
     for part in kept:
         part.remove()
 

@@ -4,20 +4,29 @@ import json
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from scipy import stats
 
 
+def subplots(rows: int = 1, columns: int = 1, figsize: tuple | None = None, layout: str | None = None, **axes):
+    """`pyplot.subplots` without pyplot: a figure and its axes, which need no closing.
+
+    Pyplot would choose a backend for the whole process, and a notebook would lose its own.
+    """
+    figure = Figure(figsize=figsize, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, **axes)
+
+
 def save(figure, path: str | Path) -> Path:
-    """Write a figure, close it, and return its path."""
+    """Write a figure, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
     return path
 
 
@@ -42,7 +51,7 @@ def _pixel_image(canvas: np.ndarray, path, size: int = 640) -> Path:
     factor = max(1, size // max(canvas.shape[:2]))
     canvas = canvas.repeat(factor, 0).repeat(factor, 1)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    plt.imsave(path, canvas, cmap="gray", vmin=0, vmax=255)
+    imsave(path, canvas, cmap="gray", vmin=0, vmax=255)
     return Path(path)
 
 
@@ -67,7 +76,7 @@ def trajectory(images: UInt8[np.ndarray, "s n h w c"], path: str | Path) -> Path
 
 def columns(panels: dict[str, dict[str, UInt8[np.ndarray, "n h w c"]]], path: str | Path) -> Path:
     """Panels below one another, each named, of columns of as many images, with titles."""
-    figure, axes = plt.subplots(len(panels), squeeze=False, figsize=(7.5, sum(1.1 * len(next(iter(p.values()))) for p in panels.values()) + 0.3))
+    figure, axes = subplots(len(panels), squeeze=False, figsize=(7.5, sum(1.1 * len(next(iter(p.values()))) for p in panels.values()) + 0.3))
     for axis, (name, panel) in zip(axes[:, 0], panels.items()):
         n, h, w, _ = next(iter(panel.values())).shape
         axis.imshow(tile(np.stack(list(panel.values()), 1).reshape(n * len(panel), h, w, -1), len(panel)), cmap="gray", vmin=0, vmax=255)
@@ -83,7 +92,7 @@ def panels(panels: dict[str, UInt8[np.ndarray, "r k h w c"]], rows: list[str], c
     """Grids of images side by side, each under its title, with a word beside each row and below each column."""
     shape = next(iter(panels.values())).shape
     size = shape[1] * len(panels), shape[0] * shape[2] / shape[3]
-    figure, axes = plt.subplots(1, len(panels), figsize=(0.6 * size[0] + 1, 0.6 * size[1] + 0.6), squeeze=False, constrained_layout=True)
+    figure, axes = subplots(1, len(panels), figsize=(0.6 * size[0] + 1, 0.6 * size[1] + 0.6), squeeze=False, layout="constrained")
     for axis, (title, images) in zip(axes[0], panels.items()):
         r, k, h, w, _ = images.shape
         axis.imshow(tile(images.reshape(r * k, *images.shape[2:]), k), cmap="gray", vmin=0, vmax=255)
@@ -98,7 +107,7 @@ def panels(panels: dict[str, UInt8[np.ndarray, "r k h w c"]], rows: list[str], c
 def latents(z: Float[np.ndarray, "n d"], path: str | Path) -> Path:
     """The coordinates of latents over N(0, 1), and their squared lengths over the chi-squared law of d degrees, both by n."""
     d, values = z.shape[1], (z**2).sum(1)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    figure, axes = subplots(1, 2, figsize=(9, 3.2))
     for axis, drawn, law, name in zip(axes, (z.ravel(), values), (stats.norm, stats.chi2(d)), ("coordinate of x_T / sigma(T)", "squared length")):
         low, high = min(drawn.min(), law.ppf(1e-4)), max(drawn.max(), law.isf(1e-4))
         at = np.linspace(low, high, 200)
@@ -112,7 +121,7 @@ def latents(z: Float[np.ndarray, "n d"], path: str | Path) -> Path:
 def identifiability(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"], path: str | Path) -> Path:
     """Latents of the same examples by two models (2011.13456, figures 7 and 8): the first 100 coordinates of the first example, all against all, and
     the differences of the same examples beside those of each example and the next."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), width_ratios=(1.8, 1, 1), constrained_layout=True)
+    figure, axes = subplots(1, 3, figsize=(13, 3.6), width_ratios=(1.8, 1, 1), layout="constrained")
     for z, style in ((a, {"marker": "o"}), (b, {"marker": "x", "linestyle": "--"})):
         axes[0].plot(z[0, :100], markersize=3, linewidth=0.8, **style)
     axes[0].legend(["model A", "model B"], fontsize=7)
@@ -131,7 +140,7 @@ def identifiability(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"], pa
 def scatter(samples: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, "n 2"], path: str | Path) -> Path:
     """Samples beside data, if there are any, on equal axes."""
     panels = {name: points for name, points in (("data", reference), ("samples", samples)) if len(points)}
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.5), sharex=True, sharey=True, squeeze=False)
+    figure, axes = subplots(1, len(panels), figsize=(4.5 * len(panels), 4.5), sharex=True, sharey=True, squeeze=False)
     for axis, (name, points) in zip(axes[0], panels.items()):
         axis.scatter(*points.T, s=2, alpha=0.4, linewidths=0)
         axis.set(title=f"{name} (n = {len(points)})", aspect="equal")
@@ -144,7 +153,7 @@ def scatter(samples: Float[np.ndarray, "n 2"], reference: Float[np.ndarray, "n 2
 
 def trajectories(panels: dict[str, Float[np.ndarray, "s n 2"]], path: str | Path) -> Path:
     """The paths of 2-D samples of several models side by side: the prior grey, the data blue, each path a line."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.5), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    figure, axes = subplots(1, len(panels), figsize=(4.5 * len(panels), 4.5), squeeze=False, sharex=True, sharey=True, layout="constrained")
     for axis, (title, points) in zip(axes[0], panels.items()):
         axis.plot(points[:, :, 0], points[:, :, 1], color="tab:orange", alpha=0.5, linewidth=0.6, zorder=1)
         axis.scatter(*points[0].T, s=5, color="0.5", label="t = T", zorder=2)
@@ -156,7 +165,7 @@ def trajectories(panels: dict[str, Float[np.ndarray, "s n 2"]], path: str | Path
 
 def against_steps(panels: dict[str, tuple[float, dict[str, dict[int, float]]]], path: str | Path) -> Path:
     """A panel for each quantity, with its exact value and a line of it against the steps for each method."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.5), squeeze=False)
+    figure, axes = subplots(1, len(panels), figsize=(4.5 * len(panels), 3.5), squeeze=False)
     for axis, (title, (exact, lines)) in zip(axes[0], panels.items()):
         axis.axhline(exact, color="k", linestyle="--", linewidth=1, label="exact")
         for name, values in lines.items():
@@ -175,7 +184,7 @@ def loss_curve(workdir: str | Path) -> Path | None:
         return None
     steps = sorted(rows)
     losses = [rows[s]["loss"] for s in steps]
-    figure, axis = plt.subplots(figsize=(6, 3.5))
+    figure, axis = subplots(figsize=(6, 3.5))
     axis.plot(steps, losses)
     axis.set(xlabel="step", ylabel="training loss", yscale="log" if min(losses) > 0 else "linear")  # score matching's is negative
     axis.grid(alpha=0.3, which="both")
@@ -184,7 +193,7 @@ def loss_curve(workdir: str | Path) -> Path | None:
 
 def histogram(values: dict[str, np.ndarray], unit: str, path: str | Path) -> Path:
     """Overlaid histograms of per-example scores."""
-    figure, axis = plt.subplots(figsize=(6, 3.5))
+    figure, axis = subplots(figsize=(6, 3.5))
     bins = np.histogram_bin_edges(np.concatenate(list(values.values())), 40)
     for name, v in values.items():
         axis.hist(v, bins, alpha=0.6, density=True, label=f"{name}: {v.mean():.3f} ± {v.std(ddof=1) / np.sqrt(len(v)):.3f}")
@@ -198,9 +207,12 @@ def solver_errors(panels: dict[str, dict[str, dict[int, float]]], path: str | Pa
 
     The first solver sets the range: errors above four times its largest are cut off.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 6), squeeze=False)
+    figure, axes = subplots(1, len(panels), figsize=(6.5 * len(panels), 6), squeeze=False)
     names = list(next(iter(panels.values())))
-    styles = {n: {"color": plt.cm.tab20(i % 20), "marker": "osv^Dx*"[i % 7], "linestyle": ["-", "--"][i >= 20]} for i, n in enumerate(names)}
+    styles = {
+        n: {"color": matplotlib.colormaps["tab20"](i % 20), "marker": "osv^Dx*"[i % 7], "linestyle": ["-", "--"][i >= 20]}
+        for i, n in enumerate(names)
+    }
     for axis, (title, solvers) in zip(axes[0], panels.items()):
         for name, errors in solvers.items():
             if errors:
@@ -218,7 +230,7 @@ def solver_errors(panels: dict[str, dict[str, dict[int, float]]], path: str | Pa
 def scores(panels: dict[tuple[str, str], dict[str, np.ndarray]], floor: float, unit: str, path: str | Path) -> Path:
     """{(panel, line): {column: values of sets}}: mean and standard error of each column, a panel and a line by name; the floor dashed."""
     names = list(dict.fromkeys(panel for panel, _ in panels))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 4), sharey=True, squeeze=False)
+    figure, axes = subplots(1, len(names), figsize=(4.5 * len(names), 4), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names):
         for i, ((_, line), columns) in enumerate((key, value) for key, value in panels.items() if key[0] == name):
             means = [v.mean() for v in columns.values()]
@@ -236,7 +248,7 @@ def scores(panels: dict[tuple[str, str], dict[str, np.ndarray]], floor: float, u
 def discretization(curves: dict[tuple[str, str], dict[int, float]], variances: dict[float, float], path: str | Path) -> Path:
     """{(SDE, predictor): {steps: relative error}} log-log, a panel an SDE, and the corrector's {r: variance over v} beside 1 + r^2."""
     names = list(dict.fromkeys(panel for panel, _ in curves))
-    figure, axes = plt.subplots(1, len(names) + 1, figsize=(4.2 * (len(names) + 1), 4), layout="constrained")
+    figure, axes = subplots(1, len(names) + 1, figsize=(4.2 * (len(names) + 1), 4), layout="constrained")
     for axis, name in zip(axes, names):
         for i, ((_, line), errors) in enumerate((key, value) for key, value in curves.items() if key[0] == name):
             axis.loglog(list(errors), np.abs(list(errors.values())), marker="osv^D"[i % 5], markersize=4, linewidth=1, label=line)
@@ -256,7 +268,7 @@ def discretization(curves: dict[tuple[str, str], dict[int, float]], variances: d
 def guidance(panels: dict[str, np.ndarray], data: Float[np.ndarray, "n d"], curves: dict[str, list[dict]], path: str | Path) -> Path:
     """Samples of each way of guidance on the data (grey) in the first two coordinates; W2 and off of `tables.guidance`
     against omega, with two standard errors."""
-    figure, axes = plt.subplots(2, 4, figsize=(16, 6.5), layout="constrained")
+    figure, axes = subplots(2, 4, figsize=(16, 6.5), layout="constrained")
     low, high = data[:, :2].min(0), data[:, :2].max(0)
     for axis, (title, x) in zip(axes.ravel(), panels.items()):
         axis.scatter(*data[:, :2].T, s=2, color="0.75", linewidths=0)
@@ -274,7 +286,7 @@ def guidance(panels: dict[str, np.ndarray], data: Float[np.ndarray, "n d"], curv
 
 def strengths(times: np.ndarray, curves: dict[str, np.ndarray], samples: dict[str, dict[str, np.ndarray]], path: str | Path) -> Path:
     """D(t) by name, and per path {name: samples [n, 2]} their densities in the first coordinate, each by its own kernel estimate."""
-    figure, axes = plt.subplots(1, 1 + len(samples), figsize=(4.8 * (1 + len(samples)), 4), layout="constrained")
+    figure, axes = subplots(1, 1 + len(samples), figsize=(4.8 * (1 + len(samples)), 4), layout="constrained")
     for i, (name, curve) in enumerate(curves.items()):
         axes[0].plot(times, curve, label=name, linestyle="--" if i % 2 else "-")
     axes[0].set(title="D(t), linear path", xlabel="t (0: data)", ylim=(0, 2))
@@ -291,7 +303,7 @@ def strengths(times: np.ndarray, curves: dict[str, np.ndarray], samples: dict[st
 
 def flows(panels: dict[str, np.ndarray], data: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Path:
     """{"method, task": paths [P, n, 2]}: from the start (black) to the end (red) on the data of its task (grey), a row for each method."""
-    figure, axes = plt.subplots(len(panels) // len(data), len(data), figsize=(4 * len(data), 4 * len(panels) // len(data)), squeeze=False)
+    figure, axes = subplots(len(panels) // len(data), len(data), figsize=(4 * len(data), 4 * len(panels) // len(data)), squeeze=False)
     for axis, (title, lines) in zip(axes.ravel(), panels.items()):
         axis.scatter(*data[title.split(", ")[1]][:2000].T, s=2, color="0.8", linewidths=0)
         axis.plot(*np.moveaxis(lines, -1, 0), color="tab:olive", linewidth=0.3, alpha=0.6)
@@ -304,7 +316,7 @@ def flows(panels: dict[str, np.ndarray], data: dict[str, Float[np.ndarray, "n 2"
 def clouds(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> Path:
     """Samples of the plane of several models, a panel each; a point has the same colour in all: by the angle at which it ends in the last."""
     angle, rows = np.arctan2(*list(panels.values())[-1].T[::-1]), -(-len(panels) // 6)
-    figure, axes = plt.subplots(rows, 6, figsize=(12, 2.2 * rows), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    figure, axes = subplots(rows, 6, figsize=(12, 2.2 * rows), squeeze=False, sharex=True, sharey=True, layout="constrained")
     for axis, (title, points) in zip(axes.ravel(), panels.items()):
         axis.scatter(*points[:3000].T, s=1, c=angle[:3000], cmap="hsv", linewidths=0)
         axis.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.2, 2.2), ylim=(-2.2, 2.2))
@@ -319,7 +331,7 @@ def by_steps(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> P
     last = list(panels.values())[-1]
     centre, margin = last.mean(0), 0.65 * np.ptp(last, axis=0).max()
     rows = -(-len(panels) // 4)
-    figure, axes = plt.subplots(rows, 4, figsize=(10, 2.7 * rows), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    figure, axes = subplots(rows, 4, figsize=(10, 2.7 * rows), squeeze=False, sharex=True, sharey=True, layout="constrained")
     for axis, (title, points) in zip(axes.ravel(), panels.items()):
         axis.scatter(*points.T, s=3, color="tab:gray" if points is last else "tab:blue", linewidths=0)
         axis.set(aspect="equal", title=title, xlim=centre[0] + margin * np.array([-1, 1]), ylim=centre[1] + margin * np.array([-1, 1]))
@@ -330,7 +342,7 @@ def by_steps(panels: dict[str, Float[np.ndarray, "n 2"]], path: str | Path) -> P
 
 def quality(curves: dict[str, dict[int, np.ndarray]], floor: float, unit: str, path: str | Path) -> Path:
     """{method: {evaluations: values of groups}}: mean and standard error, log-log where all is positive; the floor dashed."""
-    figure, axis = plt.subplots(figsize=(7, 4))
+    figure, axis = subplots(figsize=(7, 4))
     for i, (name, series) in enumerate(curves.items()):
         means = [v.mean() for v in series.values()]
         errors = [v.std(ddof=1) / np.sqrt(len(v)) for v in series.values()]

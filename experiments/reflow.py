@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from experiments import cli, data, network, ranges, runs, sources
 from experiments import guidance as guiding
 from experiments import sample as sampling
-from experiments.kept import DONE, started, write_text
+from experiments.kept import DONE, check_finite, started, write_text
 from experiments.train import train
 from experiments.untrusted import read_json
 from samplers import grids, solvers
@@ -93,11 +93,7 @@ def write(
         )
         files, labels = {name: open_file(name) for name in ("x", "source")}, guide.labels(n, label)
         for rows, nfe in runs.in_batches(one_batch, n, batch, jax.random.fold_in(jax.random.key(seed), part), labels, start=row):
-            if wrong := int((~np.isfinite(rows["x"].reshape(len(nfe), -1)).all(1)).sum()):
-                raise FloatingPointError(
-                    f"{wrong} of {len(nfe)} pairs from {row} on are not finite by --solver={options['solver']}: "
-                    "expected a trained model, or another solver"
-                )
+            check_finite(rows["x"], "pairs", sampling.described(options), row)
             for name, values in rows.items():
                 files[name][row : row + len(values)] = values
                 files[name].flush()

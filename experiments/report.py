@@ -3,7 +3,8 @@
 Writes report.html (--out), a single file that opens offline: samples by steps, trajectories, the loss, quality against evaluations, likelihoods,
 metrics, the run's own samples, the config, and of a 2-D model an explorer of its density, score and particles (`experiments.explorer`). What other
 commands have written (log.jsonl, eval/, samples/) is shown as they say it; the samples of the first two and of the curve are drawn here, and those of
-the curve kept while they are drawn, so that the same command goes on where it was interrupted. The same run and flags give the same bytes.
+the curve kept while they are drawn, so that the same command goes on where it was interrupted. The same run and flags give the same bytes. A page of
+other settings stays: report-2.html is then written, or an --out of one's own refused. The settings are in the .json beside it.
 """
 
 import base64
@@ -12,7 +13,7 @@ import html
 import json
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from string import Template
 
@@ -22,7 +23,7 @@ from absl import flags
 
 from experiments import cli, data, evaluate, explorer, metrics, parallel, plots, runs
 from experiments import sample as sampling
-from experiments.kept import Kept, write_text
+from experiments.kept import SETTINGS, Kept, check_finite, claim, reserve, write_text
 from experiments.untrusted import read_json
 from samplers import grids
 
@@ -148,6 +149,7 @@ def trajectories(run: runs.Run) -> str:
             den, keys, sampling.starts(run)(keys, index)
         )[2]
         found[solver] = np.asarray(path)
+        check_finite(np.swapaxes(found[solver], 0, 1), "trajectories", sampling.described(options(run, solver, 40)))
     about = f"40 steps on the grid {f.grid}, seed {f.seed}"
     if kind.shape == (2,):
         panels = {solver: kind.plane(run.dataset.from_x(path)) for solver, path in found.items()}
@@ -216,35 +218,52 @@ def curve(run: runs.Run, keeps: list[Kept]) -> str:
 
 
 def likelihood(run: runs.Run) -> str:
-    """Of eval/likelihood_<split>.json, and its histogram."""
+    """Of eval/likelihood_<split>.json, and its histogram; and of those of other settings beside it."""
     found = []
     for split in ("test", "train"):
-        summary = read(run.workdir / "eval" / f"likelihood_{split}.json")
-        if summary is not None:
-            picked = picture(run.workdir / "eval" / f"likelihood_{split}.png", f"Per-example scores of the {split} split.")
+        for file in by_number((run.workdir / "eval").glob(f"likelihood_{split}*.json")):
+            summary = read(file)
+            picked = picture(file.with_suffix(".png"), f"Per-example scores of the {split} split.")
             rows = [[name, value] for name, value in summary.items() if isinstance(value, int | float) and not isinstance(value, bool)]
             rest = {name: value for name, value in summary.items() if isinstance(value, str | bool)}
-            found.append(f"<h3>{split}</h3>{picked}{table(['figure', summary.get('unit', '')], rows)}{said(rest)}")
+            found.append(
+                f"<h3>{text(file.stem.removeprefix('likelihood_'))}</h3>{picked}{table(['figure', summary.get('unit', '')], rows)}{said(rest)}"
+            )
     return "".join(found) or f"<p>None has been computed. This command does: {command(run, 'likelihood', '--split=test')}</p>"
 
 
+def by_number(files: Iterable[Path]) -> list[Path]:
+    """Results of one name: NAME.json, NAME-2.json, ..., NAME-10.json."""
+    return sorted(files, key=lambda file: (len(file.name), file.name))
+
+
 def measured(run: runs.Run) -> str:
-    """Of eval/metrics.json."""
-    summary = read(run.workdir / "eval" / "metrics.json")
-    if summary is None:
-        return f"<p>None have been computed. This command does: {command(run, 'evaluate')}</p>"
+    """Of eval/metrics.json, and of those of other settings beside it."""
+    found = [measured_in(run, file) for file in by_number((run.workdir / "eval").glob("metrics*.json"))]
+    return "".join(found) or f"<p>None have been computed. This command does: {command(run, 'evaluate')}</p>"
+
+
+def measured_in(run: runs.Run, file: Path) -> str:
+    """Of a file that `experiments.evaluate` writes."""
+    summary = read(file)
     figures = summary.pop("metrics", {})
+    summary.pop(SETTINGS, None)
     columns = ["value", "stderr", "floor", "n", "groups", "reference_n"]
     rows = [[name, *(row.get(column) for column in columns)] for name, row in figures.items() if isinstance(row, dict)]
     beside = "Samples on the left, data on the right." if run.dataset.images.is_image else "Data and samples."
     head = ["figure", "samples", "± standard error", "test data (floor)", "n", "groups", "reference n"]
-    return table(head, rows) + said(summary) + picture(run.workdir / "eval" / "samples_and_data.png", beside)
+    return table(head, rows) + said(summary) + picture(file.with_name(file.stem.replace("metrics", "samples_and_data", 1) + ".png"), beside)
+
+
+def drawn_by(file: Path) -> dict:
+    """How samples were drawn, as the file beside them says."""
+    return {name: value for name, value in read(file).items() if name != SETTINGS}
 
 
 def own_samples(run: runs.Run) -> str:
     """Of samples/, with how they were drawn."""
     files = sorted((run.workdir / "samples").glob("*.json"))
-    found = [f"<h3>{text(file.stem)}</h3>{picture(file.with_suffix('.png'), file.stem)}{said(read(file))}" for file in files[:PICTURES]]
+    found = [f"<h3>{text(file.stem)}</h3>{picture(file.with_suffix('.png'), file.stem)}{said(drawn_by(file))}" for file in files[:PICTURES]]
     if files[PICTURES:]:
         found.append(f"<p>And {len(files) - PICTURES} more: {text(', '.join(file.stem for file in files[PICTURES:]))}.</p>")
     return "".join(found) or f"<p>None have been drawn. This command does: {command(run, 'sample', '--num=64')}</p>"
@@ -261,9 +280,10 @@ def explored(run: runs.Run) -> tuple[str, str]:
     if run.dataset.shape != (2,):
         return "<p>The explorer is of models of the plane.</p>", ""
     try:
-        numbers = explorer.explore(run, flags.FLAGS.seed)
-    except ValueError as error:
+        run.denoiser(run.labels(1))
+    except ValueError as error:  # of a model that is no velocity
         return f"<p>No explorer: {text(error)}.</p>", ""
+    numbers = explorer.explore(run, flags.FLAGS.seed)
     shown = f"{explorer.PARTICLES} particles from the same starts along {explorer.TIMES} times from T to {numbers['times'][-1]}"
     ways = "by the probability-flow ODE (DPM-Solver++(2M)) and the reverse SDE (its SDE form)" if numbers["sde"] else "by the ODE"
     score = "The arrows are sigma(t) times the score." if numbers["score"] else "The model is coupled: it has no score and no reverse SDE."
@@ -318,11 +338,22 @@ def main():
         raise ValueError(f"--nfe={','.join(f.nfe)}: expected numbers of evaluations, as 4,8,16")
     if f.out and (Path(f.out).is_dir() or not Path(f.out).name):
         raise ValueError(f"--out={f.out}: expected a file, not a folder; try {Path(f.out) / 'report.html'}")
+    for name in ("num", "groups"):
+        if f[name].present and not f.nfe:
+            raise ValueError(f"--{name}={f[name].value}: of the curve, which --nfe= leaves out; expected --nfe=4,8 with it, or no --{name}")
     run = runs.from_flags(sources=True)
+    if f["grid"].present and run.network.jumps:
+        raise ValueError(f"--grid={f.grid}: --workdir={run.workdir} jumps on a grid of its own; leave it out")
     keeps: list[Kept] = []
-    out = Path(f.out) if f.out else run.workdir / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)  # before the work
-    write_text(out, page(run, keeps))
+    chosen = {name: f[name].value for name in ("grid", "nfe", "num", "groups", "seed")}
+    settings = {"weights": run.fingerprint(), "workdir": run.workdir.name, **chosen}
+    place = reserve(Path(f.out).with_suffix(""), settings, "--out") if f.out else None
+    Path(f.out).parent.mkdir(parents=True, exist_ok=True)  # before the work
+    found = page(run, keeps)
+    place = place or claim(run.workdir / "report", settings)
+    out = Path(f.out) if f.out else place.file(".html")
+    write_text(out, found)
+    place.write({"report": out.name})
     for kept in keeps:
         kept.remove()
     print(f"wrote {out}, {out.stat().st_size / 1e6:.2f} MB")

@@ -20,6 +20,7 @@ from experiments.data import Dataset, Latents, Pairs
 from experiments.network import Network
 from experiments.untrusted import read_json
 from sde_lib import Denoiser, FlowMap
+from sde_lib.brief import count
 
 # exports in the workdir of a run that was trained with them: of the weights that an adapter is for, and of the model that was distilled
 BASE, TEACHER = "base", "teacher"
@@ -39,6 +40,13 @@ class Run:
     step: int
     adapter: dict | None = None
     lora: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        module = type(getattr(self.network, "module", self.network)).__name__
+        on = f" on {self.network.sde!r:.100}" if hasattr(self.network, "sde") else ""
+        data_of = f"data {self.dataset.name} {self.dataset.shape}"
+        weights = f"{self.weights} weights of step {self.step}, {count(self.params):,} parameters"
+        return f"Run({str(self.workdir)!r}, {module}{on}, {weights}, {data_of})"
 
     @property
     def source(self) -> Dataset | None:

@@ -1,15 +1,15 @@
 """Draw samples: python -m experiments.sample --workdir=runs/digits --solver=dpm_solver_pp --steps=15 --num=64
 
-Writes samples/<solver>_<steps>.npz (with corrector, diffusion, guidance, score, seed, weights, checkpoint and label in its name where they are not
-the default; arr_0: uint8 NHWC of an image model, float32 of another; arr_1: the labels of a conditional one), how they were drawn as .json, a
-picture of the first hundred and one of trajectories. Each batch is kept at once, so that the same command goes on where it was interrupted.
+Writes samples/<solver>_<steps>.npz (with each option in its name that is not at its default; arr_0: uint8 NHWC of an image model, float32 of
+another; arr_1: the labels of a conditional one), how they were drawn as .json, a picture of the first hundred and one of trajectories. Samples that
+other settings left under this name stay, and these go to <name>-2.npz. Each batch is kept at once, so that the same command goes on where it was
+interrupted.
 Sample i depends on --seed and i alone: neither on --num, nor on --batch, nor on the devices.
 """
 
 import ast
 import functools
 import inspect
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ from jaxtyping import Float
 import samplers
 from experiments import cli, data, fit, parallel, plots, runs
 from experiments import guidance as guiding
-from experiments.kept import Kept, savez, sha256, write_text
+from experiments.kept import Kept, check_finite, claim, name_of, savez, sha256, short
 from samplers import amed, grids, jumps, sample, sample_adaptive, sample_sde, solvers
 from samplers.bridge import sample_bridge
 from samplers.predictor_corrector import evaluations
@@ -39,6 +39,11 @@ SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, JUMPS, BRIDGE, NONE, V3, *fi
 OF_STRENGTH = ("euler_maruyama", "sde_dpm_solver", "sde_dpm_solver_pp", REVERSE_SDE)  # whose eta is that of the reverse SDE
 CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
 FITTED = {V3, GITS, *fit.BASES}
+ONE_STEP = ("ddim", "euler")  # whose one step of --grid=few is E[x_0 | x_T]
+NAMED = (  # flags in the name of a file
+    "corrector", "snr", "corrector_steps", "diffusion", "strength", *guiding.NAMES, "seed", "weights", "checkpoint", "label",
+    "option", "grid", "tolerance", "threshold", "lora",
+)  # fmt: skip
 GRIDS = ["uniform", "few", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]
 
 
@@ -68,6 +73,15 @@ def from_flags(run: runs.Run) -> dict:
     f = flags.FLAGS
     if f["grid"].present and f.solver in (ADAPTIVE, *fit.BASES):
         raise ValueError(f"--grid={f.grid}: --solver={f.solver} has {'no grid' if f.solver == ADAPTIVE else 'the grid that it was fitted on'}")
+    one_step = f.grid == "few" and f.steps == 1 and f.solver not in (*ONE_STEP, JUMPS)
+    ignored = {  # by what each would be ignored
+        "steps": "takes as many steps as --tolerance asks for" if f.solver == ADAPTIVE else "",
+        "tolerance": "" if f.solver == ADAPTIVE else f"has none; expected --solver={ADAPTIVE} with it",
+        "solver": f"with --grid=few --steps=1 is E[x_0 | x_T]; expected {' or '.join(ONE_STEP)}, or more --steps" if one_step else "",
+    }
+    for name, why in ignored.items():
+        if f[name].present and why:
+            raise ValueError(f"--{name}={f[name].value}: --solver={f.solver} {why}")
     for name in ("snr", "corrector_steps"):
         if f[name].present and f.corrector == NONE:
             raise ValueError(f"--{name}={f[name].value}: of a corrector; expected --corrector=langevin or annealed_langevin with it")
@@ -148,6 +162,10 @@ def sampler(
     one_step = grid == "few" and steps == 1 and solver in solvers.SOLVERS
     if solver not in (ADAPTIVE, JUMPS) and steps < 2 and not one_step:
         raise ValueError(f"--steps={steps}: expected at least 2 (the last one denoises), or 1 with --grid=few")
+    if one_step and (option or corrector != NONE or diffusion != NONE):
+        said = {"option": option, "corrector": corrector, "diffusion": diffusion}
+        name, value = next((name, value) for name, value in said.items() if value not in ((), NONE))
+        raise ValueError(f"--{name}={short(value)}: one step of --grid=few is E[x_0 | x_T] alone; leave it out, or take more --steps")
     if solver not in (*solvers.SOLVERS, V3, NONE) and corrector != NONE:
         raise ValueError(f"--corrector={corrector}: --solver={solver} has no steps to correct; expected reverse_diffusion or another table, or none")
     if solver == JUMPS and (threshold != "none" or grid == GITS or not parsed(option).keys() <= {"gamma"}):
@@ -320,6 +338,8 @@ def generate(
 
     def parts(start):
         for x, nfe in runs.in_batches(one_batch, n, batch, jax.random.key(seed), labels, np.arange(n), start=start):
+            check_finite(x, "samples", described(options), start)
+            start += len(x)
             yield {"values": run.dataset.from_x(x), "nfe": np.asarray(nfe)}
 
     kept = Kept(None) if kept is None else kept
@@ -330,6 +350,14 @@ def generate(
     kept.open(settings | ({"others": others} if others else {}))
     found = kept.complete(parts, n, "samples", progress)
     return found["values"], float(found["nfe"].mean())
+
+
+def described(options: dict) -> str:
+    """The flags of options, as they are typed: those that a line about samples needs."""
+    named = ("solver", "steps", "grid", "tolerance", "option", "guidance", "corrector", "diffusion")
+    shown = {name: options[name] for name in named if options.get(name) not in (None, (), [], NONE)}
+    unused = ("steps", "grid") if options["solver"] == ADAPTIVE else ("tolerance",)
+    return " ".join(f"--{name}={short(value)}" for name, value in shown.items() if name not in unused)
 
 
 def about(run: runs.Run, n: int, nfe: float, seed: int, options: dict) -> dict:
@@ -361,6 +389,7 @@ def pictures(guide: guiding.Guide, values: np.ndarray, name: str, seed: int, lab
         rows = parallel.shard(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index))  # of the first samples
         draw = sampler(run.network.sde, run.dataset.shape, run.workdir, guidance=guide.omega, path=True, **options)
         path = draw(modelled(guide, options["solver"])(guide.labels(len(rows), label)), rows, starts(run)(rows, index))[2]
+        check_finite(np.swapaxes(np.asarray(path), 0, 1), "trajectories", described(options))
         if is_image:
             files.append(plots.trajectory(frames(run, path, 8), folder / f"{name}_trajectory.png"))
         else:
@@ -374,23 +403,22 @@ def main():
         raise ValueError(f"--num={f.num}: expected at least 1")
     run = runs.from_flags(sources=True)
     options = from_flags(run)
-    named = ("corrector", "snr", "corrector_steps", "diffusion", "strength", *guiding.NAMES, "seed", "weights", "checkpoint", "label")
-    other = [(name, f[name].value) for name in named if f[name].value != f[name].default]
-    name = "_".join([f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}", *(f"{name}{fit.short(value)}" for name, value in other)])
-    file = run.workdir / "samples" / f"{name}.npz"
-    kept, clock = Kept(file.with_suffix("")), time.perf_counter()
+    other = {name: f[name].value for name in NAMED if f[name].value != f[name].default}
+    stem = run.workdir / "samples" / name_of([f.solver if f.solver == ADAPTIVE else f"{f.solver}_{f.steps}"], other)
+    kept, clock = Kept(stem), time.perf_counter()
     values, nfe = generate(run, f.num, f.batch, f.seed, f.label, kept=kept, progress=print, **options)
     seconds = time.perf_counter() - clock
     guide, rest = guided(run, **options)
     labels = guide.labels(f.num, f.label)
+    place = claim(stem, {**kept.settings, "num": f.num})
+    file = place.file(".npz")
     arrays = {"arr_0": run.dataset.images.written(values)}
     if isinstance(labels, np.ndarray):
         arrays["arr_1"] = run.dataset.labels_written(labels)
     savez(file, **arrays)
-    said = {**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": sha256(file)}
-    write_text(file.with_suffix(".json"), json.dumps(said, indent=1))
+    place.write({**about(run, f.num, nfe, f.seed, options), "label": f.label, "sha256": sha256(file)})
     print(f"{f.num} samples, {nfe:.1f} evaluations each, {seconds:.1f} s with compilation ({f.solver}, {run.weights} weights of step {run.step})")
-    for written in [file, *pictures(guide, values, name, f.seed, f.label, **rest)]:
+    for written in [file, *pictures(guide, values, place.stem.name, f.seed, f.label, **rest)]:
         print(f"wrote {written}")
     kept.remove()
 

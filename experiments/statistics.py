@@ -3,7 +3,7 @@ python -m experiments.statistics --name=cifar10 --inception_weights=FILE --out=s
 
 Writes mu [2048] and sigma [2048, 2048] of pool_3 in float64, under the names that EDM, ADM and pytorch-fid read; n, the way images were resized and
 the SHA-256 of the weights; and the features of --keep images spread over the data, for KID, precision and recall. --reference of
-`experiments.evaluate` is such a file, or one of theirs.
+`experiments.evaluate` is such a file, or one of theirs. The .json beside it has the settings, and a file of others is not written over.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from absl import flags
 from jaxtyping import Float
 
 from experiments import cli, data, inception, plots, sources
-from experiments.kept import savez
+from experiments.kept import check_finite, reserve, savez
 from experiments.untrusted import Npz
 
 LAYOUTS = (("mu", "sigma"), ("ref_mu", "ref_sigma"))  # EDM, ADM and pytorch-fid; meanflow
@@ -67,6 +67,7 @@ def compute(extract: inception.Features, images: np.ndarray, keep: int = KEEP, p
     total, outer, done, *features = (partial and resumed(partial, of, names)) or (0.0, 0.0, 0)
     for pool, _ in extract(images, int(done)):
         features.append(pool[chosen[done : done + len(pool)]])
+        check_finite(pool, "images' features", f"Inception {extract.sha256[:8]}", int(done))
         before, pool = done // EVERY, pool.astype(np.float64)
         total, outer, done = total + pool.sum(0), outer + pool.T @ pool, done + len(pool)
         if partial and done // EVERY > before and done < n:
@@ -143,7 +144,11 @@ def main():
         raise ValueError(f"--out={f.out} --keep={f.keep}: expected a name that ends in .npz, and no features or two and more")
     extract = inception.load(f.inception_weights, f.resize)
     dataset = data.from_flags()
-    found = computed(Path(f.out), extract, images_of(dataset, dataset.values[f.split]), f.keep)
+    images = images_of(dataset, dataset.values[f.split])
+    settings = {"images": data.fingerprint(images), "split": f.split, "keep": f.keep, **extract.about()}
+    place = reserve(Path(f.out).with_suffix(""), settings, "--out")
+    found = computed(Path(f.out), extract, images, f.keep)
+    place.write({"data": dataset.name, "n": found.n, "hash": found.hash})
     print(f"{found.n} images of {dataset.name} to {f.split}, resize {f.resize}, Inception {extract.sha256[:8]}, hash {found.hash}: wrote {f.out}")
 
 

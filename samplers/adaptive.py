@@ -17,8 +17,10 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from samplers.checks import check_denoiser, checked
 from samplers.solvers.steps import posterior
 from samplers.table import check_times
+from sde_lib.brief import results
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys, normal
 from sde_lib.numerics import as_float
@@ -36,6 +38,7 @@ class Solution(NamedTuple):
     nfe: Int[Array, " b"]
     success: Bool[Array, " b"]
     error: Float[Array, " b"] | None = None
+    __repr__ = results
 
 
 def per_example(den: Denoiser, fn: Callable, *args):
@@ -79,7 +82,7 @@ def solve_ode(field: Callable, y, t0, t1, rtol, atol, solver, adjoint, ts=None):
 def check_tolerances(rtol: float, atol: float, solver) -> None:
     """Raise ValueError for tolerances or solvers that cannot be meant."""
     if not isinstance(solver, diffrax.AbstractERK):
-        raise ValueError(f"solver {solver}: expected an explicit Runge-Kutta method of diffrax, e.g. diffrax.Tsit5()")
+        raise ValueError(f"solver {solver!r:.60}: expected an explicit Runge-Kutta method of diffrax, e.g. diffrax.Tsit5()")
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not isinstance(value, jax.core.Tracer) and not 0 < value < 1:
             raise ValueError(f"{name} = {value}: expected a tolerance between 0 and 1")
@@ -109,6 +112,12 @@ def stopped(tree):
     return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_inexact_array(a) else a, tree)
 
 
+def check_sde_solver(solver) -> None:
+    """Raise ValueError for anything but a solver of diffrax."""
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise ValueError(f"solver = {solver!r:.60}: expected a solver of diffrax, e.g. diffrax.Euler(); tables are samplers.sample's")
+
+
 @eqx.filter_jit
 def _flow(den, x, t0, t1, rtol, atol, solver, adjoint):
     def one(den, x):
@@ -134,6 +143,8 @@ def sample_adaptive(
     `diffrax.RecursiveCheckpointAdjoint()` for `jax.grad` and `diffrax.ForwardMode()` for `jax.jvp`.
     Raises ValueError for impossible tolerances, times and solvers, and for a derivative without an adjoint.
     """
+    check_denoiser(den, "sample_adaptive")
+    x_T = checked(den, x_T, "x_T")
     return _adaptive(den, x_T, den.sde.T, check_eps(den, eps), rtol, atol, solver, adjoint, "sample_adaptive")
 
 
@@ -151,6 +162,8 @@ def encode(
     Its `error` is how far the latent is from that of a solve with ten times the tolerances, whose evaluations are counted
     in `nfe`. The rest is as in `sample_adaptive`.
     """
+    check_denoiser(den, "encode")
+    x = checked(den, x, "x")
     ends = check_eps(den, eps), den.sde.T
     solution = _adaptive(den, x, *ends, rtol, atol, solver, adjoint, "encode")
     looser = _adaptive(stopped(den), stopped(as_float(x)), *ends, *(jnp.minimum(10 * c, 0.5) for c in (rtol, atol)), solver, None, "encode")
@@ -248,6 +261,9 @@ def sample_sde(
     key: a single key or one per example. A grid from alpha = 0, where drift and diffusion are infinite, begins with one ancestral step, exact there.
     Returns x, nfe (see `evaluations`) and success. Raises ValueError for bad times and a coupled denoiser.
     """
+    check_denoiser(den, "sample_sde")
+    x_T = checked(den, x_T, "x_T", key)
+    check_sde_solver(solver)
     den.check_uncoupled("the reverse SDE")
     times, x = check_times(den.sde, times), as_float(x_T)
     keys, spent = example_keys(key, x.shape[0]), 0

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from samplers.checks import check_denoiser, checked
 from samplers.solvers.adams import EQUAL_STEPS
 from samplers.solvers.exponential import ddim
 from samplers.solvers.steps import ratio
 from samplers.table import check_times, sample
 from sde_lib.denoiser import Denoiser
-from sde_lib.numerics import as_float, expand
+from sde_lib.numerics import expand
 from sde_lib.sde import SDE
 
 # (data prediction [B, ...], log-SNR of start [B] and end [B]) -> [B, 3] in (-1, 1), or None for the plain solver
@@ -133,7 +134,8 @@ def amed(
     evaluation in each step but one from alpha = 0; None: the geometric mean of sigma/alpha, r = 1/2 (the paper's DPM-Solver-2).
     Raises ValueError for bad grids, middles and bases.
     """
-    times, x = check_times(den.sde, times), as_float(x_T)
+    check_denoiser(den, "amed")
+    x, times = checked(den, x_T, "x_T"), check_times(den.sde, times)
     x, times = leave_prior(den, x, times)
     rows = jax.tree.map(lambda c: np.asarray(c, x.dtype), steps_of(den.sde, times, base, middles))
     return den.sde.alpha(times[-1]) * follow(den, x / den.sde.alpha(times[0]), rows, predictor, base)

@@ -15,10 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from samplers.adaptive import check_eps
+from samplers.checks import check_denoiser, checked
 from samplers.guidance import check_unguided
+from sde_lib.brief import results
 from sde_lib.denoiser import MIN_ALPHA, Denoiser
 from sde_lib.noise import example_keys
-from sde_lib.numerics import as_float, expand
+from sde_lib.numerics import expand
 
 
 class VariationalBound(NamedTuple):
@@ -29,6 +31,7 @@ class VariationalBound(NamedTuple):
     decoder: Float[Array, " b"]
     diffusion: Float[Array, " b"]
     stderr: Float[Array, " b"]
+    __repr__ = results
 
 
 def variational_bound(
@@ -48,13 +51,13 @@ def variational_bound(
     level: the decoder is then that of `levels_left`, and the bound that of -log P(level); None: the Gaussian N(x_eps/alpha, (sigma/alpha)^2).
     Raises ValueError for times that are not even, less than one step, ends between which there is no path, and a guided denoiser.
     """
-    if not isinstance(den, Denoiser):
-        raise ValueError(f"variational_bound of a {type(den).__name__}: expected a sde_lib.Denoiser (of a flow map: D(x, t, t))")
+    check_denoiser(den, "variational_bound")
+    x = checked(den, x, "x", key)
     check_unguided(den, "variational_bound")
     den.check_uncoupled("variational_bound")
     if times < 2 or times % 2 or (steps is not None and steps < 1):
         raise ValueError(f"times = {times}, steps = {steps}: expected an even number of times, one or more steps")
-    sde, x = den.sde, as_float(x)
+    sde = den.sde
     least = np.log(MIN_ALPHA) - np.log(sde.sigma(sde.T))
     low = max(float(sde.log_snr(sde.T if start is None else start)), float(least))
     high = float(sde.log_snr(check_eps(den, eps)))

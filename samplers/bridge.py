@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from samplers.table import check_times
+from sde_lib.checks import check_batch
 from sde_lib.interpolants import Interpolant
 from sde_lib.noise import example_keys
 from sde_lib.numerics import as_float
@@ -32,6 +33,7 @@ def sample_bridge(
     Raises ValueError for bad times, for D < 0, and for D > 0 without a score, where gamma = 0, or without a key.
     """
     times, x_T = check_times(interpolant.sde, times), as_float(x_T)
+    check_batch(x_T, "x_T")
     strength = np.broadcast_to(np.asarray(diffusion(times[:-1]), np.float64), times[:-1].shape)
     drawn = bool(np.any(strength))
     unknown = noise is None or key is None or np.any((strength > 0) & (interpolant.gamma(times[:-1]) == 0))

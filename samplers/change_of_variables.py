@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sde_lib.brief import results
 from sde_lib.denoiser import Denoiser
 from sde_lib.numerics import expand, namespace
 
@@ -31,6 +32,7 @@ class LogLikelihood(NamedTuple):
     error: Float[Array, " b"]
     truncation: Float[Array, " b"]
     latent_error: Float[Array, " b"]
+    __repr__ = results
 
 
 def angle(sde, t: float) -> float:

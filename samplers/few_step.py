@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from samplers.checks import check_flow_map, checked
 from samplers.table import check_times
 from sde_lib.flow_map import FlowMap
 from sde_lib.noise import example_keys
-from sde_lib.numerics import as_float
 
 
 def jumps(flow_map: FlowMap, x_T: Float[Array, "b ..."], times: Float[np.ndarray, " n"], gamma: float = 0.0, key=None) -> Float[Array, "b ..."]:
@@ -23,6 +23,8 @@ def jumps(flow_map: FlowMap, x_T: Float[Array, "b ..."], times: Float[np.ndarray
     Raises ValueError for times as `samplers.sample`, a gamma outside [0, 1], one above 0 without a key, and
     jumps of a consistency function that do not go to the data.
     """
+    check_flow_map(flow_map, "jumps")
+    x_T = checked(flow_map, x_T, "x_T", key)
     times = check_times(flow_map.sde, times)
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma = {gamma}: expected 0 (deterministic) to 1 (restart from noised data)")
@@ -30,7 +32,6 @@ def jumps(flow_map: FlowMap, x_T: Float[Array, "b ..."], times: Float[np.ndarray
         raise ValueError(f"gamma = {gamma}: a consistency function jumps to the data alone; expected gamma = 1, or one jump")
     if gamma and key is None:
         raise ValueError(f"gamma = {gamma} is stochastic: pass key=jax.random.key(seed)")
-    x_T = as_float(x_T)
     keys = example_keys(key, len(x_T)) if gamma else None
     rows = tuple(np.asarray(c, x_T.dtype) for c in coefficients(flow_map, times, gamma))
     return _run(flow_map, rows, x_T, keys)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from samplers.checks import check_denoiser
 from samplers.grids import karras
 from samplers.solvers.runge_kutta import heun
 from samplers.solvers.steps import jump
@@ -33,6 +34,7 @@ def gits(den: Denoiser, x_T: Float[Array, "b ..."], n: int, fine: int = 60, gamm
     (the authors' code has more than 1; with errors in x/alpha, as here, 1 was best). No training; 3 `fine` + 1 evaluations of B examples.
     The grid serves any solver. Raises ValueError if n is not in 1..fine.
     """
+    check_denoiser(den, "gits")
     if not 1 <= n <= fine:
         raise ValueError(f"gits: {n} steps out of {fine}: expected 1 to {fine}")
     sde, times = den.sde, karras(den.sde, fine, eps)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sde_lib.checks import check_path
 from sde_lib.denoiser import MIN_ALPHA
 from sde_lib.paths import linear_beta_integral, linear_beta_time, softplus
 from sde_lib.sde import SDE
 
 
 def _eps(sde: SDE, n: int, eps: float | None) -> float:
+    check_path(sde)
     eps = sde.sampling_eps if eps is None else eps
     if n < 1:
         raise ValueError(f"n = {n} steps: expected at least 1")
@@ -44,6 +46,7 @@ def few(sde: SDE, n: int) -> np.ndarray:
 
     Of models of so many steps, which are trained at these times.
     """
+    check_path(sde)
     return sde.T * (1 - np.arange(n + 1) / (n + 1))
 
 

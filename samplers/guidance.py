@@ -23,6 +23,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Float
 
+from samplers.checks import check_denoiser
 from samplers.table import check_times
 from sde_lib.denoiser import Denoiser, informed, plane_point
 from sde_lib.numerics import expand
@@ -64,6 +65,16 @@ def _check_interval(interval):
         raise ValueError(f"interval {interval} of guidance: expected (low, high), 0 <= low < high, of sigma/alpha")
 
 
+def _check_conditional(den: Denoiser, none: Any, what: str) -> None:
+    """Raise ValueError for a denoiser without a condition, and for a "no condition" of another structure."""
+    check_denoiser(den, what)
+    if den.cond is None:
+        raise ValueError(f"{what}: the denoiser has no cond, what its examples are conditioned on")
+    ours, theirs = (jax.tree.structure(tree) for tree in (den.cond, none))
+    if ours != theirs:
+        raise ValueError(f"{what}: none = {none!r:.60} has the structure {theirs}: expected that of den.cond, {ours}")
+
+
 def _classifier_free(den, none, omega, interval, rescale, x, t, cond):
     guide = lambda extra: _extrapolate(*_both(den, none, x, t, cond), extra, rescale)
     return _within(den.sde, interval, omega - 1, t, guide, lambda: replace(den, cond=cond).raw(x, t))
@@ -80,8 +91,7 @@ def classifier_free(den: Denoiser, none: Any, omega: float, interval: tuple[floa
     conditional one has over each example. F is no longer linear in the two: which prediction the network makes matters (theirs v).
     Raises ValueError if the denoiser is not conditioned on anything, for an impossible interval and a rescale outside [0, 1].
     """
-    if den.cond is None:
-        raise ValueError("classifier_free: the denoiser has no cond, what its examples are conditioned on")
+    _check_conditional(den, none, "classifier_free")
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale = {rescale} of guidance: expected 0 (none) to 1 (all)")
     _check_interval(interval)
@@ -100,6 +110,8 @@ def autoguidance(den: Denoiser, weak: Denoiser, omega: float, interval: tuple[fl
     omega: 1 is the model, 0 the worse one; interval: as of `classifier_free`. Both keep what they are conditioned on, if anything.
     Raises ValueError if they are not on the same path and scale, and for an impossible interval.
     """
+    check_denoiser(den, "autoguidance")
+    check_denoiser(weak, "autoguidance")
     for name in ("sde", "sigma_data"):
         if getattr(den, name) != getattr(weak, name):
             raise ValueError(f"autoguidance: the models have {name} = {getattr(den, name)} and {getattr(weak, name)}: expected the same")
@@ -130,8 +142,7 @@ def rectified_cfg(den: Denoiser, none: Any, strength: float, times: Float[np.nda
     Made for the straight path and Euler steps; it holds for any path and solver. An evaluation is one call of the network and one of twice the batch.
     Raises ValueError if the denoiser is not conditioned on anything, and for times as `samplers.sample`.
     """
-    if den.cond is None:
-        raise ValueError("rectified_cfg: the denoiser has no cond, what its examples are conditioned on")
+    _check_conditional(den, none, "rectified_cfg")
     return replace(den, fn=Partial(_rectified, replace(den, cond=None), none, strength, power, check_times(den.sde, times)), guided=True)
 
 
@@ -155,5 +166,6 @@ def classifier_guidance(den: Denoiser, log_prob: Callable, label: Any, scale: fl
     Of paths that reach alpha = 0 the classifier is asked at the last time at which alpha is at least 1e-3 (see `Denoiser`).
     Raises ValueError for a coupled denoiser.
     """
+    check_denoiser(den, "classifier_guidance")
     den.check_uncoupled("classifier_guidance")
     return replace(den, fn=Partial(_by_classifier, replace(den, cond=None), Partial(log_prob), scale), cond=(den.cond, label), guided=True)

@@ -25,6 +25,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from samplers.adaptive import per_example
+from samplers.checks import check_denoiser, checked
 from samplers.operators import LinearOperator
 from samplers.predictor_corrector import predictor_corrector
 from samplers.solvers.steps import posterior
@@ -36,16 +37,15 @@ from sde_lib.numerics import as_float, expand
 
 def _posterior(method, den: Denoiser, operator: LinearOperator, y, **options) -> Denoiser:
     """The Denoiser of D_y: cond is the measurement and the prior's own, so that each example keeps its own."""
+    check_denoiser(den, "a posterior")
     y = as_float(y)
     operator.check(y)
     den.check_uncoupled("a posterior")
     return Denoiser(Partial(method, replace(den, cond=None), operator, **options), den.sde, "data", cond=(y, den.cond), guided=True)
 
 
-def _linearized(den: Denoiser, x, t, y):
-    """D and u -> J^T u. Raises ValueError if y is not of as many examples."""
-    if len(x) != len(y):
-        raise ValueError(f"{len(y)} measurements of {len(x)} examples: expected one of each")
+def _linearized(den: Denoiser, x, t):
+    """D and u -> J^T u."""
     data, pull = jax.vjp(lambda x: den.data(x, t), x)
     return data, lambda u: pull(u)[0]
 
@@ -58,7 +58,7 @@ def _noise(noise_std: float) -> float:
 
 def _dps(den, operator, x, t, cond, *, times, weights, zeta):
     y, cond = cond
-    data, pull = _linearized(replace(den, cond=cond), x, t, y)
+    data, pull = _linearized(replace(den, cond=cond), x, t)
     residual = y - operator.forward(data)
     norm = jnp.sqrt(jnp.sum(residual**2, range(1, y.ndim)))
     step = jnp.where(norm > 0, 2 * zeta / jnp.where(norm > 0, norm, 1.0), 0.0) / jnp.interp(t, times, weights)
@@ -84,7 +84,7 @@ def _pigdm(den, operator, x, t, cond, *, noise_std, sigma_data):
     y, cond = cond
     t = informed(den.sde, t)
     alpha, sigma = den.sde.alpha(t), den.sde.sigma(t)
-    data, pull = _linearized(replace(den, cond=cond), x, t, y)
+    data, pull = _linearized(replace(den, cond=cond), x, t)
     total = (alpha * sigma_data) ** 2 + sigma**2
     variance = (sigma * sigma_data) ** 2 / total
     c = noise_std**2 / jnp.maximum(variance, jnp.finfo(x.dtype).tiny)
@@ -113,7 +113,7 @@ def _moment_matching(iterations: int):
         scale = den.sde.sigma(t) ** 2 / den.sde.alpha(t)
 
         def one(den, x, t, y, scale):
-            data, pull = _linearized(den, x[None], t, y[None])
+            data, pull = _linearized(den, x[None], t)
             covariance = lambda v: scale * pull(operator.transpose(v[None]))
             marginal = lambda v: operator.forward(covariance(v))[0] + noise_std**2 * v
             solution, _ = gmres(marginal, y - operator.forward(data)[0], restart=iterations, maxiter=1)
@@ -164,7 +164,8 @@ def replacement(
     Takes y as exact. Without a corrector the rest does not learn of y what it should: the samples are too far from the posterior however many the
     steps. Arguments as of `samplers.predictor_corrector`; one evaluation more. Raises ValueError for y of another shape.
     """
-    y = as_float(y)
+    check_denoiser(den, "replacement")
+    y, x_T = as_float(y), checked(den, x_T, "x_T", key)
     operator.check(y)
     if len(y) != len(x_T):
         raise ValueError(f"replacement: {len(y)} measurements and {len(x_T)} x_T: expected one of each")

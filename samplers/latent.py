@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sde_lib.checks import check_batch
 from sde_lib.numerics import as_float, expand
 
 
@@ -16,6 +17,8 @@ def slerp(a: Float[Array, "b ..."], b: Float[Array, "b ..."], weight: Float[Arra
     there is no one way, and the result is not finite or arbitrary. weight: [B], or one for all.
     """
     a, b = as_float(a), as_float(b)
+    for name, end in (("a", a), ("b", b)):
+        check_batch(end, name)
     flat = lambda x: x.reshape(len(x), -1) / jnp.linalg.norm(x.reshape(len(x), -1), axis=1, keepdims=True)
     u, v = flat(a), flat(b)
     theta = 2 * jnp.arctan2(jnp.linalg.norm(u - v, axis=1), jnp.linalg.norm(u + v, axis=1))  # arccos is inaccurate at small angles

@@ -35,6 +35,7 @@ from jaxtyping import Array, Float
 
 from samplers.adaptive import check_eps, check_tolerances, per_example, solve_ode, stopped, without_derivative
 from samplers.change_of_variables import LogLikelihood, angle, divergence_forms, first_order_truncation, radius, summary
+from samplers.checks import check_denoiser, checked
 from samplers.decoupled import decoupled
 from samplers.guidance import check_unguided
 from sde_lib.denoiser import Denoiser
@@ -110,8 +111,8 @@ def log_likelihood(
     Raises ValueError for unknown options, impossible tolerances and a missing key, for a guided denoiser, and for a
     derivative without an adjoint.
     """
-    if not isinstance(den, Denoiser):
-        raise ValueError(f"log_likelihood of a {type(den).__name__}: expected a sde_lib.Denoiser; a few-step map has no density, its D(x, t, t) has")
+    check_denoiser(den, "log_likelihood")
+    x = checked(den, x, "x", key)
     check_unguided(den, "log_likelihood")
     check_tolerances(rtol, atol, solver)
     x = as_float(x)

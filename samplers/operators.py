@@ -17,6 +17,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
+from sde_lib.brief import count
+
 # Directions in which A A^T is less than this part of its largest eigenvalue are taken as not measured: float32 knows nothing of them.
 RANK = 1e-6
 
@@ -32,6 +34,9 @@ class LinearOperator:
     shape: tuple[int, ...]
     apply: Callable
     invert: Callable
+
+    def __repr__(self) -> str:
+        return f"LinearOperator(shape={self.shape}, {count((self.apply, self.invert)):,} numbers)"
 
     def forward(self, x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         """A x. Raises ValueError for examples of another shape."""

@@ -18,10 +18,11 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from samplers.checks import check_denoiser, checked, table_of
 from samplers.table import Solver, Table, check_times, execute
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys, normal
-from sde_lib.numerics import as_float, expand
+from sde_lib.numerics import expand
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("snr",), meta_fields=("steps", "scale"))
@@ -95,17 +96,20 @@ def predictor_corrector(
     Raises ValueError for a grid as `sample` does, or one that ends at sigma = 0, where there is no score to correct by; for a predictor with several
     evaluations a step or with memory; without both predictor and corrector; without a key where noise is drawn, and for a coupled denoiser.
     """
+    check_denoiser(den, "predictor_corrector")
+    x_T = checked(den, x_T, "x_T", key)
     den.check_uncoupled("predictor_corrector")
     sde, times = den.sde, check_times(den.sde, times)
+    if corrector is not None and not isinstance(corrector, Corrector):
+        raise ValueError(f"corrector = {corrector!r:.60}: expected samplers.langevin() or annealed_langevin(), or None")
     if predictor is None and corrector is None:
         raise ValueError("predictor_corrector: neither a predictor nor a corrector: expected one of them, or both")
     if corrector is not None and sde.sigma(times[-1]) == 0:
         raise ValueError(f"the grid ends at t = {times[-1]} with sigma = 0, where no score corrects: end it above 0, and denoise by den.data")
-    table = None if predictor is None else one_row_a_step(predictor(sde, times), len(times) - 1)
+    table = None if predictor is None else one_row_a_step(table_of(predictor, sde, times), len(times) - 1)
     drawn = corrector is not None or constrain is not None or table.stochastic
     if drawn and key is None:
         raise ValueError("this sampler is stochastic: pass key=jax.random.key(seed)")
-    x_T = as_float(x_T)
     keys = example_keys(key, x_T.shape[0]) if drawn else None
     shrink = (sde.alpha(times[1:]) / sde.alpha(np.append(times[2:], 0.0))) ** 2
     levels = (table, times[1:], sde.sigma(times[1:]), shrink)

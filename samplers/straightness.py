@@ -17,8 +17,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from samplers.adaptive import check_tolerances, per_example, solve_ode
+from samplers.checks import check_denoiser, checked
+from sde_lib.brief import results
 from sde_lib.denoiser import Denoiser
-from sde_lib.numerics import as_float, expand
+from sde_lib.numerics import expand
 from sde_lib.sde import SDE, Time
 
 
@@ -30,6 +32,7 @@ class Straightness(NamedTuple):
     energy: Float[Array, " b"]
     x: Float[Array, "b ..."]
     success: Bool[Array, " b"]
+    __repr__ = results
 
 
 def chord(sde: SDE, x_t: Float[Array, "b ..."], t: Time, x_s: Float[Array, "b ..."], s: Time) -> tuple[Array, Array]:
@@ -61,12 +64,13 @@ def straightness(den: Denoiser, x_T: Float[Array, "b ..."], rtol=1e-5, atol=1e-5
 
     end: the time where paths end, by default `den.sde.eps`. Raises ValueError for impossible tolerances, an end outside [0, T), and no nodes.
     """
+    check_denoiser(den, "straightness")
+    x_T = checked(den, x_T, "x_T")
     check_tolerances(rtol, atol, diffrax.Tsit5())
     sde = den.sde
     end = sde.eps if end is None else end
     if not 0 <= end < sde.T or nodes < 1:
         raise ValueError(f"end = {end}, nodes = {nodes}: expected 0 <= end < T = {sde.T}, and at least one node")
-    x_T = as_float(x_T)
     at, weights = np.polynomial.legendre.leggauss(nodes)
     length = (sde.T - end) / 2
     times, weights = (jnp.asarray(a, x_T.dtype) for a in (sde.T - length * (at + 1), length * weights))

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from samplers.checks import check_denoiser, checked, table_of
+from sde_lib.brief import known, shape_of
 from sde_lib.denoiser import PLANE, Denoiser
 from sde_lib.noise import example_keys
-from sde_lib.numerics import as_float
 from sde_lib.sde import SDE
 
 
@@ -69,6 +70,13 @@ class Table:
     at_p: Float[np.ndarray, "e kp"] | None
     at_noise: Float[np.ndarray, " e"] | None
     constant: Float[np.ndarray, "e ..."] | None
+
+    def __repr__(self) -> str:
+        noise = "with noise" if self.stochastic else "without noise"
+        times = known(self.times)
+        ends = "" if times is None or times.ndim != 1 or not len(times) else f" from {times[0]:.4g} to {times[-1]:.4g}"
+        shapes = ", ".join(f"{name} {shape_of(getattr(self, name))}" for name in ("x", "p"))
+        return f"Table(prediction={self.prediction!r}, times {shape_of(self.times)}{ends}, {shapes}, {noise})"
 
     @property
     def nfe(self) -> int:
@@ -157,13 +165,14 @@ def sample(
     Compiled once per shape, kind of table and number of rows: neither other times nor other coefficients compile anew.
     Raises ValueError for a grid that does not decrease or leaves [0, T], and for a stochastic solver without a key or of a coupled denoiser.
     """
+    check_denoiser(den, "sample")
+    x_T = checked(den, x_T, "x_T", key)
     times = check_times(den.sde, times)
-    table = solver(den.sde, times)
+    table = table_of(solver, den.sde, times)
     if table.stochastic:
         den.check_uncoupled("a stochastic solver")
     if table.stochastic and key is None:
         raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
-    x_T = as_float(x_T)
     keys = example_keys(key, x_T.shape[0]) if table.stochastic else None
     x, xs = execute(den, jax.tree.map(lambda c: np.asarray(c, x_T.dtype), table), x_T, keys, path)
     return jnp.concatenate([x_T[None], xs]) if path else x

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from samplers.checks import check_denoiser
 from sde_lib.denoiser import Denoiser
 
 
@@ -24,6 +25,7 @@ def threshold(den: Denoiser, bound: float = 1.0, quantile: float | None = None) 
     All other predictions follow from the clipped data, as in DPM-Solver++. Not for likelihoods: the field is no longer a model's.
     Raises ValueError for a bound not above 0, or a quantile outside (0, 1).
     """
+    check_denoiser(den, "threshold")
     if bound <= 0 or (quantile is not None and not 0 < quantile < 1):
         raise ValueError(f"threshold: bound {bound}, quantile {quantile}: expected a bound above 0 and a quantile between 0 and 1")
     return Denoiser(Partial(_bounded, replace(den, cond=None), bound, quantile), den.sde, "data", cond=den.cond, guided=True, coupled=den.coupled)

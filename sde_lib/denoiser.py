@@ -27,6 +27,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from sde_lib.brief import count, shape_of
+from sde_lib.checks import check_batch, check_cond, check_path, check_time
 from sde_lib.numerics import as_float, as_time, expand, namespace
 from sde_lib.sde import SDE, Time
 
@@ -116,12 +118,20 @@ class Denoiser:
     coupled: bool = False
 
     def __post_init__(self):
+        check_path(self.sde)
         if self.kind not in PLANE:
             raise ValueError(f"unknown kind of prediction '{self.kind}': expected one of {', '.join(PLANE)}")
         if callable(self.fn) and not isinstance(self.fn, Partial):
             object.__setattr__(self, "fn", Partial(self.fn))  # a function is static, the leaves of a Partial are not
 
+    def __repr__(self) -> str:
+        cond = "" if self.cond is None else f", cond {jax.tree.map(shape_of, self.cond)}"
+        said = "".join(f", {name}" for name in ("guided", "coupled") if getattr(self, name))
+        return f"Denoiser(kind={self.kind!r}, sde={self.sde!r:.200}, {count(self.fn):,} numbers in fn{cond}{said})"
+
     def _time(self, x, t):
+        check_batch(x)
+        check_time(t, len(x))
         if not isinstance(t, jax.Array) and (np.min(t) < 0 or np.max(t) > self.sde.T):  # a JAX array may be traced: not looked at
             raise ValueError(f"t = {t}: expected 0 <= t <= T = {self.sde.T}")
         t = jnp.asarray(t, x.dtype)
@@ -138,6 +148,7 @@ class Denoiser:
     def raw(self, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
         """F, what `fn` returns, in the precision of x."""
         t = jnp.broadcast_to(self._time(x, t), x.shape[:1])
+        check_cond(self.cond, len(x))
         prediction = self.fn(x, t) if self.cond is None else self.fn(x, t, self.cond)
         return prediction.astype(x.dtype)
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from sde_lib.brief import count, shape_of
 from sde_lib.denoiser import MIN_ALPHA, Denoiser, combination
 from sde_lib.numerics import as_float, derivative, expand
 from sde_lib.sde import SDE, Time
@@ -58,6 +59,11 @@ class FlowMap:
         self.towards(0.0)  # its checks
         if callable(self.fn) and not isinstance(self.fn, Partial):
             object.__setattr__(self, "fn", Partial(self.fn))
+
+    def __repr__(self) -> str:
+        cond = "" if self.cond is None else f", cond {jax.tree.map(shape_of, self.cond)}"
+        final = ", a consistency function" if self.final else ""
+        return f"FlowMap(kind={self.kind!r}, sde={self.sde!r:.200}, {count(self.fn):,} numbers in fn{cond}{final})"
 
     def denoiser(self) -> Denoiser:
         """The Denoiser of fn(x, t, t): no other s gives one. Raises ValueError for a consistency function, which has none."""

@@ -4,14 +4,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sde_lib.checks import check_key
+
 
 def example_keys(key, n: int):
     """One key per example, [n].
 
     key: a single JAX key (typed or raw), folded with 0..n-1; or n typed keys, returned as they are, by which a large job
     split into batches keys each example by its global index.
-    Raises ValueError if an array of keys has another length than n.
+    Raises ValueError for what is no key, and if an array of keys has another length than n.
     """
+    check_key(key)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
@@ -23,5 +26,7 @@ def example_keys(key, n: int):
 
 def normal(key, shape: tuple[int, ...], dtype=None) -> Float[Array, "b ..."]:
     """Standard normal noise of shape [B, ...], example i from its own key (see `example_keys`)."""
+    if not isinstance(shape, tuple | list) or not shape:
+        raise ValueError(f"shape = {shape}: expected that of a batch of examples, (B, ...)")
     dtype = jnp.zeros((), dtype).dtype
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(example_keys(key, shape[0]))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sde_lib.brief import known, shape_of
 from sde_lib.denoiser import Denoiser
 from sde_lib.flow_map import FlowMap
 from sde_lib.noise import example_keys
@@ -53,6 +54,20 @@ class GaussianMixture:
         if self.eigenvectors is not None:
             object.__setattr__(self, "eigenvectors", jnp.asarray(self.eigenvectors, means.dtype))
 
+    def __repr__(self) -> str:
+        stds = known(self.stds)
+        if stds is None:
+            return f"GaussianMixture(means {shape_of(self.means)}, stds {shape_of(self.stds)})"
+        turned = "" if self.eigenvectors is None else ", turned"
+        return f"GaussianMixture({len(stds)} components in {stds.shape[-1]} dimensions, stds {stds.min():.4g} to {stds.max():.4g}{turned})"
+
+    def _check(self, x) -> None:
+        """Raise ValueError for points of another dimension, with which components would broadcast in silence."""
+        d = self.means.shape[-1]
+        if x.ndim != 2 or x.shape[1] != d:
+            mend = "; pass x[None] for one point" if x.shape == (d,) else "; pass x[:, None]" if x.ndim == d == 1 else ""
+            raise ValueError(f"x of shape {x.shape}: expected [B, {d}], points of the {d} dimensions of this mixture{mend}")
+
     def sample(self, key, n: int) -> Float[Array, "n d"]:
         """n draws, [n, D]; draw i does not depend on n."""
 
@@ -68,6 +83,7 @@ class GaussianMixture:
         """Per component: log-density with weight [M, B], and r of the module docstring [M, D, B]. alpha, sigma: [] or [B].
 
         The batch is the last axis: it is the long one, and the one that a CPU computes in vectors."""
+        self._check(x)
         alpha, sigma = (jnp.asarray(c, x.dtype).reshape(-1) for c in (alpha, sigma))
         variance = (alpha * self.stds[:, :, None]) ** 2 + sigma**2
         y = x.T - alpha * self.means[:, :, None]
@@ -93,6 +109,8 @@ class GaussianMixture:
         weights w N(y; A m, M). Raises ValueError if M is singular, as for noise_std = 0 and rows of A that depend on each other.
         """
         a, y = np.asarray(a, np.float64), np.asarray(y, np.float64)
+        if a.ndim != 2 or a.shape[1] != self.means.shape[1] or y.shape != a.shape[:1]:
+            raise ValueError(f"posterior: a of shape {a.shape} and y of shape {y.shape}: expected [N, {self.means.shape[1]}] and [N]")
         eye = np.eye(self.means.shape[1])
         vs = [eye] * len(self.means) if self.eigenvectors is None else np.asarray(self.eigenvectors, np.float64)
         found = []
@@ -168,6 +186,7 @@ def _exact_jump(gm: GaussianMixture, sde: SDE, x, t, s):
     With y = V^T (x - alpha_t m), x' = m + V p y and eps' = V q y solve alpha_t p + sigma_t q = 1 and alpha_s p + sigma_s q = S_s/S_t; here
     without the difference that is 0 at s = t, and with the limit 0 where a denominator is 0.
     """
+    gm._check(x)
     alpha_t, sigma_t, alpha_s, sigma_s = (c[:, None] for c in (sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)))
     std, tiny = gm.stds[0], jnp.finfo(x.dtype).tiny
     S_t, S_s = (jnp.sqrt((alpha * std) ** 2 + sigma**2) for alpha, sigma in ((alpha_t, sigma_t), (alpha_s, sigma_s)))

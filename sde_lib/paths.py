@@ -11,7 +11,8 @@ from sde_lib.sde import SDE, Time
 
 def path(cls):
     """Make a path a frozen dataclass and a static pytree."""
-    return jax.tree_util.register_static(dataclass(frozen=True)(cls))
+    cls = dataclass(frozen=True)(cls)
+    return cls if issubclass(cls, SDE) else jax.tree_util.register_static(cls)
 
 
 def require(ok: bool, sde: SDE, expected: str) -> None:

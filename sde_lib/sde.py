@@ -14,10 +14,12 @@ To add a path, subclass `SDE` with `alpha`, `sigma` and `time`; write them with 
 in float64 as well as on the device, and with expm1/log1p where the difference of nearly equal numbers would be taken.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sde_lib.checks import check_batch, check_time
 from sde_lib.noise import normal
 from sde_lib.numerics import as_float, as_time, derivative, expand, namespace
 
@@ -27,8 +29,8 @@ Time = Float[Array, "*b"] | float
 class SDE:
     """Base of all paths: derives drift, diffusion, marginals, prior and reverse dynamics from alpha and sigma.
 
-    Subclasses are frozen dataclasses of Python numbers. They are static (leafless) pytrees: they may be closed over, passed
-    through `jax.jit`, `vmap` or `scan`, and compared and hashed by value.
+    Subclasses are frozen dataclasses of Python numbers. They are static (leafless) pytrees, as all subclasses are made: they may be closed
+    over, passed through `jax.jit`, `vmap` or `scan`, and compared and hashed by value.
 
     T: final time. eps: smallest time at which training and likelihood work. sampling_eps: smallest time of sampling grids.
     few_grid: the grid (`samplers.grids`) of few steps, equal ones in t, but on a path most of whose t is noise.
@@ -39,17 +41,21 @@ class SDE:
     sampling_eps: float = 1e-3
     few_grid: str = "uniform"
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        jax.tree_util.register_static(cls)
+
     def alpha(self, t: Time):
         """Signal coefficient alpha(t), shaped as t."""
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} has no `alpha`: define alpha(self, t), the coefficient of the data")
 
     def sigma(self, t: Time):
         """Marginal standard deviation sigma(t), shaped as t."""
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} has no `sigma`: define sigma(self, t), the coefficient of the noise")
 
     def time(self, log_snr: Time):
         """The time t at which `log_snr` takes the given value: its inverse."""
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} has no `time`: define time(self, log_snr), the t at which log(alpha/sigma) takes the given value")
 
     def variance(self, t: Time):
         """sigma(t)^2. Paths whose sigma has an infinite slope at t = 0 define this one and derive sigma from it."""
@@ -87,6 +93,8 @@ class SDE:
     def marginal(self, x0: Float[Array, "b ..."], t: Time) -> tuple[Float[Array, "b ..."], Float[Array, " b"]]:
         """Mean [B, ...] and standard deviation [B] of x_t given x_0."""
         x0 = as_float(x0)
+        check_batch(x0, "x0")
+        check_time(t, len(x0))
         t = jnp.broadcast_to(jnp.asarray(t, x0.dtype), x0.shape[:1])
         return expand(self.alpha(t), x0) * x0, self.sigma(t)
 
@@ -96,8 +104,8 @@ class SDE:
         key: a single key, or one per example (`sde_lib.noise.example_keys`).
         """
         x0 = as_float(x0)
-        noise = normal(key, x0.shape, x0.dtype)
         mean, std = self.marginal(x0, t)
+        noise = normal(key, x0.shape, x0.dtype)
         return mean + expand(std, x0) * noise, noise
 
     def prior_sample(self, key, shape: tuple[int, ...], dtype=None) -> Float[Array, "b ..."]:
@@ -106,6 +114,7 @@ class SDE:
 
     def prior_log_prob(self, x: Float[Array, "b ..."], std: float | None = None) -> Float[Array, " b"]:
         """log N(x; 0, std^2 I) in nats, [B]; std: sigma(T) unless it is given."""
+        check_batch(x)
         std = float(self.sigma(self.T) if std is None else std)
         x = x.reshape(x.shape[0], -1)
         return -0.5 * jnp.sum((x / std) ** 2, -1) - x.shape[-1] * (0.5 * np.log(2 * np.pi) + np.log(std))

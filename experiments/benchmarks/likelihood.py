@@ -150,7 +150,7 @@ def main():
         x = run.dataset.to_x(jax.random.split(jax.random.key(0), batch), run.dataset.values["test"][:batch])
         truth = log_likelihood(den, x, rtol=1e-5, atol=1e-5, adjoint=diffrax.ForwardMode()).log_prob
         both(f"{run.dataset.name} model / score_sde", den, x, partial(by_scipy, den), truth, 1e-4, min(repeats, 3))
-    report(rows, f.out, "likelihood")
+    report(rows, f.out, "likelihood", quick=f.quick, workdir=f.workdir)
 
 
 if __name__ == "__main__":

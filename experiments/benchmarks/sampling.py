@@ -43,7 +43,7 @@ def main():
         if quick and config.model.name == "UNet":
             config.model.channels = 8
         rows += measure(config, name, 8 if quick else batch, 2 if quick else 20, 1 if quick else 7)
-    report(rows, flags.FLAGS.out, "sampling")
+    report(rows, flags.FLAGS.out, "sampling", quick=quick)
 
 
 if __name__ == "__main__":

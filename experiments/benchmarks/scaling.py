@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, data, network, parallel, state
 from experiments.benchmarks.timing import seconds_of
+from experiments.kept import write_text
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "python -m experiments.benchmarks.scaling --out=experiments/benchmarks"
@@ -265,9 +266,9 @@ def main():
         ),
     )
     print(text)
-    file = Path(f.out) / "SCALING.md"
+    file = Path(f.out) / ("SCALING_quick.md" if f.quick else "SCALING.md")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    write_text(file, text)
     print(f"wrote {file}")
 
 

@@ -1,12 +1,13 @@
 """Interleaved timing: the machine's noise falls on all candidates alike, and medians leave the rest out."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+
+from experiments.kept import claim
 
 
 def seconds_of(fn: Callable) -> float:
@@ -25,11 +26,10 @@ def medians(candidates: dict[str, Callable], repeats: int) -> dict[str, float]:
     return {name: float(np.median(s)) for name, s in seconds.items()}
 
 
-def report(rows: list[dict], out: str, name: str) -> None:
-    """Print rows of ratios, and write them to OUT/NAME.json."""
+def report(rows: list[dict], out: str, name: str, **settings) -> None:
+    """Print rows of ratios, and write them to OUT/NAME.json, or NAME-2.json, ... where that has those of other settings."""
     for row in rows:
         print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
-    file = Path(out) / f"{name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"device": jax.devices()[0].device_kind, "rows": rows}, indent=1))
-    print(f"wrote {file}")
+    device = jax.devices()[0].device_kind
+    place = claim(Path(out) / name, {"device": device, **settings})
+    print(f"wrote {place.write({'device': device, 'rows': rows})}")

@@ -103,7 +103,7 @@ def main():
     rows = [measure(config, name, *((1, 1) if quick else (inner, 9))) for config, name, inner in cases]
     for config, name, _ in (cases[0], cases[3]):
         rows += convolutions(config, name, 1 if quick else 3)
-    report(rows, flags.FLAGS.out, "training")
+    report(rows, flags.FLAGS.out, "training", quick=quick)
 
 
 if __name__ == "__main__":

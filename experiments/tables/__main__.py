@@ -25,18 +25,19 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, tables
-from experiments.kept import sha256, write_text
+from experiments.kept import SETTINGS, different, noted, sha256, write_text
 from experiments.untrusted import read_json
 
 ROOT = Path(__file__).parents[2]
 README, MARKS = ROOT / "README.md", ("<!-- tables -->", "<!-- end of tables -->")
+NOT_FINITE = ("nan", "inf", "-inf")  # as `plain` says them
 NAMES = sorted(m.name for m in pkgutil.iter_modules(tables.__path__) if not m.name.startswith("_"))
 
 
 def markdown(rows: list[dict]) -> str:
     """A Markdown table; numbers with four significant digits, a standard error beside its value."""
     text = lambda v: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v).replace("|", "\\|")
-    beside = lambda row, name: f" ± {row[f'± {name}']:.2g}" if row.get(f"± {name}") is not None else ""
+    beside = lambda row, name: f" ± {row[f'± {name}']:.2g}" if isinstance(row.get(f"± {name}"), int | float) else ""
     names = [name for name in rows[0] if not (name.startswith("± ") and name[2:] in rows[0])]
     lines = [[text(name) for name in names], ["---"] * len(names), *([text(row[name]) + beside(row, name) for name in names] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
@@ -88,6 +89,19 @@ def with_index(readme: str, found: str) -> str:
     return f"{before}{begin}\n{found}{end}{after}"
 
 
+def reads_workdir(name: str) -> bool:
+    """Whether the table is of the model in --workdir, or of a table that is."""
+    read = getattr(importlib.import_module(f"experiments.tables.{name}"), "READS", ())
+    return "workdir" in read or any(map(reads_workdir, read))
+
+
+def check_place(out: Path, settings: dict) -> None:
+    """Raise ValueError if a table in `out` is of other settings. One of an older version, which does not say, is the same command's."""
+    if theirs := noted(out / "table"):
+        if theirs != settings:
+            raise ValueError(f"{out / 'table.json'} is of other settings ({different(settings, theirs)}): name another --out, or remove it")
+
+
 def current(name: str, out: Path, workdir: str) -> bool:
     """Whether the table ended with this code and of these models, and no gate failed."""
     said, module = ended(name, out), importlib.import_module(f"experiments.tables.{name}")
@@ -96,7 +110,8 @@ def current(name: str, out: Path, workdir: str) -> bool:
 
 def alone(name: str, out: Path, workdir: str) -> int:
     """The exit code of a table in a process of its own. Raises cli.Stopped when stopped, once that process has saved."""
-    command = [sys.executable, "-m", "experiments.tables", f"--table={name}", f"--out={out}", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "experiments.tables", f"--table={name}", f"--out={out}"]
+    command += [f"--workdir={workdir}"] if reads_workdir(name) else []
     with cli.StopSignal() as stop:
         told = bool(stop)  # asked before it begins, or the first signal would leave it alone
         with subprocess.Popen(command) as process:
@@ -134,17 +149,24 @@ def plain(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def record(module, out: Path, workdir: str, rows: list[dict], gates: dict, seconds: float, by: str) -> tuple[list[dict], str, bool | None]:
+def record(
+    module, out: Path, workdir: str, rows: list[dict], gates: dict, seconds: float, by: str, settings: dict | None = None
+) -> tuple[list[dict], str, bool | None]:
     """Write table.md and table.json; the rows as they are in it, what is said of the gates, and whether all hold, None where there are none. by: the
-    hash of the code."""
+    hash of the code. settings: of the command, beside OUT. Figures that are not finite are a gate that fails."""
     rows = [{name: plain(value) for name, value in row.items()} for row in rows]
     gates = {name: bool(held) for name, held in gates.items()}
+    values = [(row, name) for row in rows for name in row if isinstance(row[name], int | float | str) and not name.startswith("± ")]
+    wrong = [f"{next(iter(row.values()))}: {name} {row[name]}" for row, name in values if row[name] in NOT_FINITE]
+    if wrong:
+        gates[f"all figures are finite; {len(wrong)} of {len(values)} are not finite at {'; '.join(wrong[:3])}{', ...' * (len(wrong) > 3)}"] = False
     passed = all(gates.values()) if gates else None
     of_gates = "".join(f"{'passed' if held else 'FAILED'}: {name}\n" for name, held in gates.items())
     of_gates += f"{seconds:.0f} s; {'gates passed' if passed else 'gates FAILED' if gates else 'no gates'}\n"
     write_text(out / "table.md", f"{module.__doc__}\n{markdown(rows)}\n{of_gates}")
     said = {"table": out.name, "what": module.__doc__, "rows": rows, "gates": gates, "passed": passed, "seconds": seconds}
     said |= {"seeds": getattr(module, "SEEDS", {}), "sources": getattr(module, "SOURCES", {})}
+    said[SETTINGS] = settings or {}
     said["of"] = {"code": by, **hashes(module, out, workdir)}
     write_text(out / "table.json", json.dumps(said, indent=1, allow_nan=False))
     return rows, of_gates, passed
@@ -168,10 +190,14 @@ def main():
     out = Path(f.out) / ("quick" if f.quick else "paper" if f.paper else "") / f.table
     if f.paper and not hasattr(module, "paper"):
         raise ValueError(f"--paper: {f.table} has no longer protocol; expected cfm_2d")
+    if f["workdir"].present and not reads_workdir(f.table):
+        raise ValueError(f"--workdir={f.workdir}: --table={f.table} trains its own models, or needs none; leave it out")
+    settings = {"workdir": str(f.workdir)} if reads_workdir(f.table) else {}
+    check_place(out, settings)
     out.mkdir(parents=True, exist_ok=True)
     clock, by = time.perf_counter(), code()  # now, lest it is changed in the meantime
     rows, gates = module.paper(out) if f.paper else module.run(out, f.quick, f.workdir)
-    rows, of_gates, passed = record(module, out, f.workdir, rows, gates, time.perf_counter() - clock, by)
+    rows, of_gates, passed = record(module, out, f.workdir, rows, gates, time.perf_counter() - clock, by, settings)
     print(markdown(rows) + of_gates + f"wrote {out / 'table.md'} and {out / 'table.json'}")
     if passed is False:
         sys.exit(1)

@@ -1,12 +1,11 @@
 """Figures of the primer: what the closed forms of its numbers look like beside the numerical solutions."""
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 from jax.tree_util import Partial
 from scipy.stats import norm
 
-from experiments.plots import save
+from experiments.plots import save, subplots
 from experiments.tables import _primer_models as models
 from experiments.tables import _primer_ordinary as ordinary
 from experiments.tables import _primer_stochastic as stochastic
@@ -27,7 +26,7 @@ def fields(path) -> None:
     starts["saddle"] = [(s * 0.05 * k, side * 2.5) for k in (1, 4, 10) for s in (-1, 1) for side in (-1, 1)]
     shown = {"linear": ((-1.0, 0.0),), "circular": ((1.0, 0.0), (0.0, 1.0)), "saddle": ((1.0, 1.0),)}
     ends, titles = {"linear": 1.0, "circular": 1.5 * np.pi, "saddle": 1.0}, {"linear": "-2 x", "circular": "(-x2, x1)", "saddle": "(2 x1, -2 x2)"}
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
+    figure, axes = subplots(1, 3, figsize=(13, 4.4), layout="constrained")
     label = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
     grid = np.linspace(-3, 3, 25)
     points = np.stack(np.meshgrid(grid, grid))
@@ -48,7 +47,7 @@ def fields(path) -> None:
 
 def steps(path) -> None:
     """Euler and Heun on dx/dt = -2 x, and their errors beside those that the text gives."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = subplots(1, 2, figsize=(11, 4), layout="constrained")
     t = np.linspace(0, 1, 201)
     left.plot(t, 4 * np.exp(-2 * t), color=EXACT, label="4 e^(-2t)")
     for label, n, solver, colour, style in (
@@ -73,7 +72,7 @@ def steps(path) -> None:
 
 def rocket_car(path) -> None:
     """The burst, the wind tunnel and the errors there; below, 100 runs in turbulence with bands of one and two standard deviations."""
-    figure, axes = plt.subplots(2, 3, figsize=(14, 7.5), layout="constrained")
+    figure, axes = subplots(2, 3, figsize=(14, 7.5), layout="constrained")
     t = np.linspace(0, 10, 1001)
     ways = [("Euler, dt = 1", ordinary.EULER, 100, EULER, "-"), ("Heun, dt = 1", ordinary.HEUN, 100, HEUN, "-")]
     ways.append(("Euler, dt = 0.1", ordinary.EULER, 10, EULER, ":"))
@@ -110,7 +109,7 @@ def band(axis, t, mean, std, runs) -> None:
 
 def traces(path) -> None:
     """Brownian motion, the Ornstein-Uhlenbeck process from 3, and its stationary law."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained", width_ratios=(1, 1, 0.8))
+    figure, (left, middle, right) = subplots(1, 3, figsize=(14, 4), layout="constrained", width_ratios=(1, 1, 0.8))
     t = np.linspace(0, 4, 401)
     band(left, t, 0 * t, np.sqrt(t), stochastic.walk(stochastic.still, 1.0, 0.0, t, 0.01, keys(0, 12)))
     left.set(title="Brownian motion: standard deviation sqrt(t)", xlabel="t", ylabel="W(t)", ylim=(-6, 5))
@@ -130,7 +129,7 @@ def traces(path) -> None:
 
 def maps(path) -> None:
     """N(0, 1) on the left of each panel to N(0, 4) on the right, at random and by the factor 2; three points in colour."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
+    figure, axes = subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
     rng, z = np.random.default_rng(0), np.linspace(-7, 7, 401)
     x0 = rng.standard_normal(120)
     marked = {1.5: "tab:red", 0.0: "tab:green", -1.0: "tab:purple"}
@@ -164,7 +163,7 @@ def showcase(path) -> None:
     cells = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
     density = np.exp(np.asarray(models.four_gaussians().log_prob(cells))).reshape(121, 121)
     columns = [np.exp(np.asarray(line.marginal_log_prob(Linear(), grid[:, None], t))) for t in np.linspace(1, 0, 101)]
-    figure, axes = plt.subplots(2, len(panels), figsize=(3.2 * len(panels), 6.4), sharex="row", sharey="row", layout="constrained")
+    figure, axes = subplots(2, len(panels), figsize=(3.2 * len(panels), 6.4), sharex="row", sharey="row", layout="constrained")
     for (above, below), (title, solver) in zip(axes.T, panels.items()):
         xs = np.asarray(sample(den, x_T, times, solver, jax.random.key(21), path=True))
         above.contourf(grid, grid, density, 12, cmap="Blues")

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.animation import FuncAnimation, PillowWriter
 
-from experiments.plots import plt, save
+from experiments.plots import save, subplots
 
 SDE_COLOUR, PDE_COLOUR, ODE_COLOUR = "0.75", "tab:blue", "tab:red"
 
@@ -20,7 +20,7 @@ def _line(axis, x, drawn, pde, ode, bins: int = 60):
 def densities(rows: dict[str, list[tuple]], path: str | Path) -> Path:
     """A row of panels for each process and a panel for each of its moments (title, x [n], particles [k], PDE [n], ODE [n])."""
     columns = max(len(row) for row in rows.values())
-    figure, axes = plt.subplots(len(rows), columns, figsize=(2.7 * columns, 2.1 * len(rows)), squeeze=False, layout="constrained")
+    figure, axes = subplots(len(rows), columns, figsize=(2.7 * columns, 2.1 * len(rows)), squeeze=False, layout="constrained")
     for line, (name, row) in zip(axes, rows.items()):
         for axis, (title, *views) in zip(line, row):
             _line(axis, *views)
@@ -34,7 +34,7 @@ def densities(rows: dict[str, list[tuple]], path: str | Path) -> Path:
 def learned(shown: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], extent: float, path: str | Path) -> Path:
     """A column for each moment (title, PDE [n, n], SDE particles [k, 2], ODE [n, n]): the three views and, below them, ODE - PDE, which is 0 with an
     exact score. Densities have colours from 0 to the PDE's greatest of that moment, the differences of a half of it to both sides."""
-    figure, axes = plt.subplots(4, len(shown), figsize=(2.3 * len(shown) + 0.8, 9.2), layout="constrained", sharex=True, sharey=True)
+    figure, axes = subplots(4, len(shown), figsize=(2.3 * len(shown) + 0.8, 9.2), layout="constrained", sharex=True, sharey=True)
     square = (-extent, extent, -extent, extent)
     image = lambda axis, values, **options: axis.imshow(values.T, origin="lower", extent=square, **options)
     for column, (title, pde, drawn, ode) in zip(axes.T, shown):
@@ -55,7 +55,7 @@ def learned(shown: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], extent:
 def animation(x: Float[np.ndarray, " n"], legs: list[tuple], path: str | Path, frames_a_second: int = 10) -> Path:
     """One after another, each leg (title, times [f], PDE [f, n], ODE [f, n], particles [f, k], paths of the ODE [f, m]): on the left the PDE's
     density over time, each scaled to its greatest, with paths of particles and of the ODE; on the right the three densities of the moment."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2), width_ratios=(1.7, 1), layout="constrained", sharey=True)
+    figure, (left, right) = subplots(1, 2, figsize=(7, 3.2), width_ratios=(1.7, 1), layout="constrained", sharey=True)
     frames = [(leg, i) for leg in legs for i in range(len(leg[1]))]
     top = max(1.1 * float(np.max(leg[2])) for leg in legs)
 
@@ -76,5 +76,4 @@ def animation(x: Float[np.ndarray, " n"], legs: list[tuple], path: str | Path, f
 
     made = FuncAnimation(figure, draw, frames, init_func=lambda: None)
     made.save(path, PillowWriter(fps=frames_a_second), dpi=72)
-    plt.close(figure)
     return Path(path)

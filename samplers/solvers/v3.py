@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from samplers.checks import check_denoiser, checked
 from samplers.solvers.steps import check, final_order, first_order, gauss_legendre, leave_prior
 from samplers.table import Row, Solver
+from sde_lib.brief import shape_of
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import normal
 
@@ -37,6 +39,9 @@ class Statistics:
     s: Float[np.ndarray, "k ..."]
     b: Float[np.ndarray, "k ..."]
 
+    def __repr__(self) -> str:
+        return f"Statistics(log_snr {shape_of(self.log_snr)}, l, s, b {shape_of(self.l)})"
+
     @classmethod
     def constant(cls, log_snr: tuple[float, float], shape: tuple[int, ...], l: float = 1.0, s: float = 0.0) -> "Statistics":  # noqa: E741
         """The same l and s everywhere, b = 0: no statistics. The degenerate case against which fitted ones are measured."""
@@ -50,7 +55,8 @@ def estimate(den: Denoiser, x0: Float[Array, "n ..."], key, log_snr: Float[np.nd
     The diagonal of the Jacobian is E[z J z] over `probes` Rademacher vectors an example; derivatives along the flow are forward-mode.
     Cost: K n (probes + 1) forward derivatives of the network. The paper takes hundreds of values and thousands of examples.
     """
-    sde, x0 = den.sde, jnp.asarray(x0)
+    check_denoiser(den, "estimate")
+    sde, x0 = den.sde, checked(den, x0, "x0", key)
     log_snr = np.asarray(log_snr, np.float64)
     noise_key, probe_key = jax.random.split(key)
     eps0 = normal(noise_key, x0.shape, x0.dtype)

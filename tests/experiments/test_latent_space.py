@@ -37,7 +37,7 @@ def flags(**chosen):
 def test_encode_and_decode(run, tmp_path):
     """Latents with their labels decode to the examples again; another label gives others. The gaussianity of 12 draws is that of the prior's."""
     said, arrays, figure, kept = latent.encode_job(run, flags(tolerance=1e-4), tmp_path / "encode")
-    assert said["examples"] == 12 and said["nfe"] > 10 and said["round_trip"]["max"] < 0.05 and figure.exists()
+    assert said["examples"] == 12 and said["nfe"] > 10 and said["round_trip"]["max"] < 0.05 and figure(tmp_path / "figure.png").exists()
     assert json.loads(json.dumps(said))["gaussianity"]["mean_stderr"] == pytest.approx(1 / np.sqrt(12 * 64))
     assert all(part.folder.exists() for part in kept)
     np.testing.assert_array_equal(arrays["label"], run.dataset.labels["test"][:12])
@@ -45,7 +45,7 @@ def test_encode_and_decode(run, tmp_path):
     chosen = flags(latents=tmp_path / "latents.npz", tolerance=1e-4)
     decoded, samples, figure, _ = latent.decode_job(run, chosen, tmp_path / "decode")
     truth = latent.plots.to_uint8(run.dataset.values["test"][:12], run.dataset.levels)
-    assert np.mean(samples["arr_0"] != truth) < 0.03 and figure.exists() and decoded["samples"] == 12
+    assert np.mean(samples["arr_0"] != truth) < 0.03 and figure(tmp_path / "figure.png").exists() and decoded["samples"] == 12
     other = latent.decode(run, arrays["latent"], (arrays["label"] + 1) % 10, 8, 1e-2)["x"]
     assert np.mean(np.abs(other - latent.decode(run, arrays["latent"], arrays["label"], 8, 1e-2)["x"])) > 1e-4
     np.savez(tmp_path / "wrong.npz", latent=arrays["latent"])
@@ -74,7 +74,7 @@ def test_interrupted_encoding_goes_on(run, tmp_path):
 
 def test_interpolation_and_temperature(run, tmp_path):
     said, arrays, figure, _ = latent.interpolate_job(run, flags(), tmp_path / "interpolate")
-    assert arrays["linear"].shape == (4, 3, 8, 8, 1) and figure.exists()
+    assert arrays["linear"].shape == (4, 3, 8, 8, 1) and figure(tmp_path / "figure.png").exists()
     for kind in ("linear", "spherical"):  # both ends are the examples, given their labels
         ends = latent.plots.to_uint8(run.dataset.values["test"][:8], run.dataset.levels).reshape(4, 2, 8, 8, 1)
         assert np.mean(arrays[kind][:, ::2] != ends) < 0.1
@@ -84,7 +84,7 @@ def test_interpolation_and_temperature(run, tmp_path):
     draws = run.network.sde.prior_sample(jax.random.key(0), (8, 8, 8, 1))
     np.testing.assert_array_equal(arrays["latent"][0, :, 0], draws[::2])
     said, arrays, figure, _ = latent.temperature_job(run, flags(), tmp_path / "temperature")
-    assert arrays["arr_0"].shape == (3, 12, 8, 8, 1) and figure.exists()
+    assert arrays["arr_0"].shape == (3, 12, 8, 8, 1) and figure(tmp_path / "figure.png").exists()
     assert said["deviation"][0] < said["deviation"][1] < said["deviation"][2]  # of tau = 0: that of the labels alone
     with pytest.raises(ValueError, match="--tau=0.5,hot: expected numbers"):
         latent.temperature_job(run, flags(tau=["0.5", "hot"]), tmp_path / "temperature")
@@ -94,7 +94,7 @@ def test_identifiability(run, tmp_path):
     """Two runs of two steps, both hardly more than x itself, encode alike; the very same weights are refused."""
     said, _, figure, _ = latent.identifiability_job(run, flags(other=run.workdir.parent / "1"), tmp_path / "same")
     found = said["agreement"]
-    assert figure.exists() and found["same"]["correlation_mean"] > found["shuffled"]["correlation_mean"] + 0.2
+    assert figure(tmp_path / "figure.png").exists() and found["same"]["correlation_mean"] > found["shuffled"]["correlation_mean"] + 0.2
     assert found["random"]["difference_mean"] == pytest.approx(2 / np.sqrt(np.pi), abs=4 * 0.853 / np.sqrt(12 * 64))
     assert found["same"]["difference_mean"] < 0.7 * found["shuffled"]["difference_mean"]
     with pytest.raises(ValueError, match="the very weights of --workdir"):

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 from small import config_of, save_random
 
 from configs import consistency, toy
-from experiments import explorer, runs
+from experiments import explorer, report, runs
 from experiments import sample as sampling
 from samplers import grids, sample, solvers
 
@@ -164,12 +165,13 @@ def test_the_view_moves_only_where_the_scale_does():
     assert np.ptp(explorer.extents(points)) == 0 < np.ptp(explorer.extents(points * np.array([80.0, 5.0, 1.0])[:, None, None]))
 
 
-def test_particles_that_are_not_finite_are_said(workdir):
-    """In place of an explorer that the browser cannot read."""
+def test_particles_that_are_not_finite_are_said(workdir, monkeypatch):
+    """In place of an explorer that the browser cannot read, and of a page without one."""
     run = runs.load_run(workdir)
     lost = replace(run, params=jax.tree.map(lambda a: a * np.nan, run.params))
     with pytest.raises(ValueError, match="10000 of 10000 particles of the ODE are not finite"):
-        explorer.explore(lost, 0)
+        monkeypatch.setattr(report.flags, "FLAGS", SimpleNamespace(seed=0))
+        report.explored(lost)
 
 
 @pytest.mark.slow

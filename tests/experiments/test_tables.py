@@ -50,11 +50,18 @@ def test_what_a_table_says(tmp_path):
     (tmp_path / "run" / "config.json").write_text("{}")
     rows, ended, passed = tables.record(cfm_2d, tmp_path, "", rows, {"near": np.bool_(True), "far": False}, 60.0, "abc")
     assert markdown(rows).splitlines() == ["| model | W2 | floor |", "| --- | --- | --- |", "| a | 0.1234 ± 0.01 |  |", r"| \|b\| | nan | 1 |"]
-    assert passed is False and ended.splitlines() == ["passed: near", "FAILED: far", "60 s; gates FAILED"]
+    assert passed is False
+    finite = "all figures are finite; 1 of 5 are not finite at |b|: W2 nan"
+    assert ended.splitlines() == ["passed: near", "FAILED: far", f"FAILED: {finite}", "60 s; gates FAILED"]
     said = json.loads((tmp_path / "table.json").read_text())
-    assert said["gates"] == {"near": True, "far": False} and not said["passed"] and said["rows"][1]["W2"] == "nan"
+    assert said["gates"] == {"near": True, "far": False, finite: False} and not said["passed"] and said["rows"][1]["W2"] == "nan"
     assert said["seeds"]["short"] == [42, 43, 44] and "2307.03672" in said["sources"]["published"]
     assert said["of"] == {"code": "abc", f"{tmp_path.name}/run": "44136fa3"}
+    assert tables.record(cfm_2d, tmp_path, "", [{"model": "a", "W2": 0.1, "± W2": np.nan}], {}, 60.0, "abc")[2] is None, "an error may be unknown"
+    assert tables.record(cfm_2d, tmp_path, "", [{"model": "a", "W2": np.inf}], {}, 60.0, "abc", {"workdir": "runs/a"})[2] is False
+    tables.check_place(tmp_path, {"workdir": "runs/a"})
+    with pytest.raises(ValueError, match=r"table.json is of other settings \(workdir 'runs/a', not 'runs/b'\): name another --out"):
+        tables.check_place(tmp_path, {"workdir": "runs/b"})
 
 
 def test_every_table_says_its_seeds():

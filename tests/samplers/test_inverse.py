@@ -183,7 +183,7 @@ def test_mistakes_are_refused():
         ("noise_std = nan", lambda: pigdm(den, operator, y, np.nan)),
         ("sigma_data = 0", lambda: pigdm(den, operator, y, 0.1, sigma_data=0.0)),
         ("iterations = 0", lambda: moment_matching(den, operator, y, 0.1, iterations=0)),
-        ("2 measurements of 3 examples", lambda: pigdm(den, operator, y[:2]).data(jnp.zeros((3, 2)), 0.5)),
+        (r"\(2, \d+\) for 3 examples: expected a row .*a measurement.* for each", lambda: pigdm(den, operator, y[:2]).data(jnp.zeros((3, 2)), 0.5)),
         ("2 measurements and 3 x_T", lambda: replacement(den, operator, y[:2], jnp.zeros((3, 2)), times, solvers.ancestral())),
         ("zeta = 0", lambda: dps(den, operator, y, times, zeta=0.0)),
         ("of a guided denoiser", lambda: log_likelihood(pigdm(den, operator, y), jnp.zeros((3, 2)))),
