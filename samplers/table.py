@@ -152,6 +152,8 @@ def sample(
     """Carry x_T [B, ...] from times[0] to times[-1] with a table solver; one compiled scan.
 
     den: a Denoiser. times: decreasing, on the host (see `samplers.grids`). solver: from `samplers.solvers`.
+    The state, the times and the coefficients are float32, and so is the result, whatever the dtype of x_T and of the
+    network; where x_T is float64 they are float64.
     key: for stochastic solvers, a single key or one per example; the noise of an example does not depend on its batch-mates.
     path: return x_T and the x after every evaluation instead, [NFE + 1, B, ...].
     Compiled once per shape, kind of table and number of rows: neither other times nor other coefficients compile anew.

@@ -23,6 +23,7 @@ from samplers.solvers.steps import check, final_order, first_order, gauss_legend
 from samplers.table import Row, Solver
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import normal
+from sde_lib.numerics import as_float
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def estimate(den: Denoiser, x0: Float[Array, "n ..."], key, log_snr: Float[np.nd
     The diagonal of the Jacobian is E[z J z] over `probes` Rademacher vectors an example; derivatives along the flow are forward-mode.
     Cost: K n (probes + 1) forward derivatives of the network. The paper takes hundreds of values and thousands of examples.
     """
-    sde, x0 = den.sde, jnp.asarray(x0)
+    sde, x0 = den.sde, as_float(x0)
     log_snr = np.asarray(log_snr, np.float64)
     noise_key, probe_key = jax.random.split(key)
     eps0 = normal(noise_key, x0.shape, x0.dtype)
