@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 
 import numpy as np
 
 from samplers.solvers.runge_kutta import heun
-from samplers.solvers.steps import combine, in_data, ratio, transition
+from samplers.solvers.steps import check_number, combine, in_data, ratio, transition
 from samplers.table import Row, Solver, Table, stack
 from sde_lib.sde import SDE
 
@@ -67,20 +68,35 @@ def then(first: Solver, second: Solver, switch: float) -> Solver:
     return solver
 
 
+def _is_interval(interval) -> bool:
+    """Whether it is (N, K, t_min, t_max) as `restart` takes them."""
+    if not isinstance(interval, Sequence) or len(interval) != 4:
+        return False
+    n, k, t_min, t_max = interval
+    whole = isinstance(n, Integral) and isinstance(k, Integral) and n >= 2 and k >= 0
+    return whole and isinstance(t_min, Real) and isinstance(t_max, Real) and 0 < t_min < t_max < np.inf
+
+
 def restart(
     intervals: Sequence[tuple[int, int, float, float]] = ((3, 2, 0.06, 0.3),), s_noise: float = 1.0, rho: float = 7.0, solver: Solver = heun("sigma")
 ) -> Solver:
     """Restart (Xu et al. 2023, 2306.14878, algorithm 1): having come down to t_min, noise takes x back up to t_max, and `solver` comes down again.
 
     intervals: of (N, K, t_min, t_max), in sigma/alpha: K times from t_max to t_min, on N times (N - 1 steps) equal in (sigma/alpha)^(1/rho); t_min
-    is moved to the nearest time of the grid. s_noise: inflation of the noise, which is that of x_t given x_s. solver: a deterministic one.
+    is moved to the nearest time of the grid. s_noise: inflation of the noise, which is that of x_t given x_s. solver: a deterministic one. rho: above 0.
     CIFAR-10, 18 steps to 0: (3, K, 0.06, 0.3) with K = 2, 5, 10, 20: 43, 55, 75, 115 evaluations. ImageNet 64, 36 steps to 0: (4, 1, 19.35, 40.79),
     (4, 1, 1.09, 1.92), (4, 5, 0.59, 1.09), (4, 5, 0.3, 0.59), (6, 6, 0.06, 0.3): 203, with s_noise = 1.003 (their program churns there as well).
     Stochastic, on any path; as many evaluations as `solver` makes in all its steps, and with K = 0 it is `solver`. Raises ValueError for intervals
     that cannot be meant, or that the grid has no time for.
     """
+    check_number("restart", least=0.0, below=np.inf, s_noise=s_noise)
+    check_number("restart", above=0.0, below=np.inf, rho=rho)
+    if not callable(solver):
+        raise ValueError(f"restart: solver {solver!r}: expected a solver, such as solvers.heun('sigma')")
+    if not isinstance(intervals, Sequence) or isinstance(intervals, str):
+        raise ValueError(f"restart: intervals {intervals!r}: expected a list of (N, K, t_min, t_max)")
     for interval in intervals:
-        if len(interval) != 4 or interval[0] < 2 or interval[1] < 0 or not 0 < interval[2] < interval[3]:
+        if not _is_interval(interval):
             raise ValueError(f"restart: interval {interval}: expected (N, K, t_min, t_max) with N of 2 or more, K of 0 or more and 0 < t_min < t_max")
 
     def noised(table: Table, scale: float, std: float) -> Table:

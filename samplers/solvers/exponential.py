@@ -17,7 +17,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-from samplers.solvers.steps import Prediction, check, combine, final_order, first_order, leave_prior, phi, posterior, strength
+from samplers.solvers.steps import (
+    Prediction,
+    check,
+    check_final,
+    check_flag,
+    check_number,
+    check_strength,
+    check_whole,
+    combine,
+    final_order,
+    first_order,
+    leave_prior,
+    phi,
+    posterior,
+    strength,
+)
 from samplers.table import Row, Solver, stack
 from sde_lib.sde import SDE
 
@@ -39,6 +54,7 @@ def ddim(eta: float | Callable = 0.0) -> Solver:
     Order 1, one evaluation a step, consumes the data prediction; stochastic where eta > 0. eta: a number, or a function of the time that a step
     starts from, by which noise can be early only; the marginals are those of the path whatever it is.
     """
+    check_strength("ddim", eta)
 
     def solver(sde, times):
         rows = []
@@ -91,6 +107,8 @@ def multistep(
     of order 1.
     """
     check("multistep DPM-Solver", solver_type=(solver_type, ("dpmsolver", "taylor")))
+    check_flag("multistep DPM-Solver", consistent=consistent)
+    check_final("multistep DPM-Solver", lower_order_final)
 
     def build(sde, times):
         log_snr = sde.log_snr(times)
@@ -126,18 +144,25 @@ def singlestep_orders(nfe: int, order: int) -> list[int]:
 
 
 def singlestep(
-    prediction: Prediction, order: int, solver_type="dpmsolver", r1: float | None = None, r2: float = 2 / 3, inner: str = "log_snr"
+    prediction: Prediction, order: int, solver_type="dpmsolver", r1: float | None = None, r2: float | None = None, inner: str = "log_snr"
 ) -> Solver:
     """Singlestep DPM-Solver(++): each step has `order` evaluations, the inner ones at lambda_t + r1 h (and r2 h). No history.
 
-    r1: by default 1/2 at order 2, 1/3 at order 3. solver_type: as in `multistep`; at order 3 "taylor" keeps P''.
+    r1: by default 1/2 at order 2, 1/3 at order 3; r2: of order 3, by default 2/3.
+    solver_type: as in `multistep`; at order 3 "taylor" keeps P''.
     inner: "log_snr": every interval of the grid is a step. "grid": the grid has a time for every evaluation, split into steps by
     `singlestep_orders`; the inner times are the grid's, and r1, r2 what they are (the authors' rule on grids in t). A step to sigma = 0 is of
     order 1.
     """
-    if not 0 < (r1 or 1 / 3) < r2 < 1 or r1 == 0:
-        raise ValueError(f"singlestep DPM-Solver: r1 = {r1}, r2 = {r2}: expected 0 < r1 < r2 < 1")
-    check("singlestep DPM-Solver", solver_type=(solver_type, ("dpmsolver", "taylor")), inner=(inner, ("log_snr", "grid")))
+    name = f"singlestep DPM-Solver of order {order}"
+    check(name, solver_type=(solver_type, ("dpmsolver", "taylor")), inner=(inner, ("log_snr", "grid")))
+    unused = [option for option, value, least in (("r1", r1, 2), ("r2", r2, 3)) if value is not None and (order < least or inner == "grid")]
+    if unused:
+        raise ValueError(f"{name}, inner='{inner}': {' and '.join(unused)} would not be used: leave it out")
+    ratios = [[], [1 / 2 if r1 is None else r1], [1 / 3 if r1 is None else r1, 2 / 3 if r2 is None else r2]][order - 1]
+    check_number(name, above=0.0, below=1.0, **dict(zip(("r1", "r2"), ratios)))
+    if ratios != sorted(set(ratios)):
+        raise ValueError(f"{name}: r1 = {ratios[0]}, r2 = {ratios[1]}: expected r1 < r2")
 
     def steps(sde, times):
         """The times of the evaluations of each step, and its end."""
@@ -146,7 +171,7 @@ def singlestep(
             return [list(times[a : b + 1]) for a, b in zip(ends[:-1], ends[1:])]
         result = []
         for t, s in zip(times[:-1], times[1:]):
-            fractions = [[], [1 / 2 if r1 is None else r1], [1 / 3 if r1 is None else r1, r2]][order - 1] if sde.sigma(s) > 0 else []
+            fractions = ratios if sde.sigma(s) > 0 else []
             a, b = (sde.log_snr(u) for u in (t, s)) if fractions else (0, 0)
             result.append([t, *(float(sde.time(a + f * (b - a))) for f in fractions), s])
         return result
@@ -197,8 +222,9 @@ def unipc(
     orders in runs of any length. A step to sigma = 0 is of order 1. Raises ValueError for unknown options.
     """
     check("unipc", variant=(variant, ("bh1", "bh2")), prediction=(prediction, ("noise", "data")))
-    if order < 1:
-        raise ValueError(f"unipc: order {order}: expected at least 1")
+    check_whole("unipc", 1, order=order)
+    check_flag("unipc", corrector=corrector)
+    check_final("unipc", lower_order_final)
 
     def update(sde, log_snr, times, i, now):
         """Step i of order `now`: L, w_1, then what multiplies (P_{i-j} - P_i), j = 1.. in predictor and corrector, and (P_{i+1} - P_i)."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -138,8 +139,48 @@ def stepwise(step, sde, times):
     return one_step_rows(t, *rows)
 
 
+# --- checks of options: each solver makes them of its own, when it is made ----------------------------------------------------------
+
+
 def check(name: str, **options) -> None:
-    """Raise ValueError for an option, given as (value, allowed values), that is not allowed."""
+    """Raise ValueError for an option, given as (value, allowed words or whole numbers), that is not allowed."""
     for option, (value, allowed) in options.items():
-        if value not in allowed:
+        kind = str if isinstance(allowed[0], str) else Integral
+        if isinstance(value, bool) or not isinstance(value, kind) or value not in allowed:
             raise ValueError(f"{name}: {option} {value!r}: expected {' or '.join(map(str, allowed))}")
+
+
+def check_whole(name: str, least: int, **options) -> None:
+    """Raise ValueError for an option that is not a whole number of at least `least`."""
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}: {option} = {value!r}: expected a whole number of at least {least}")
+
+
+def check_number(name: str, least: float = -math.inf, above: float = -math.inf, below: float | None = None, **options) -> None:
+    """Raise ValueError for an option that is not a number of at least `least`, above `above` and, if given, below `below`."""
+    bounds = [text for text, bound in ((f"of at least {least:g}", least), (f"above {above:g}", above)) if bound > -math.inf]
+    bounds += [] if below is None else ["finite" if below == math.inf else f"below {below:g}"]
+    for option, value in options.items():
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        if not real or not (value >= least and (value > above or above == -math.inf) and (below is None or value < below)):
+            raise ValueError(f"{name}: {option} = {value!r}: expected a number {' and '.join(bounds)}")
+
+
+def check_flag(name: str, **options) -> None:
+    """Raise ValueError for an option that is neither True nor False."""
+    for option, value in options.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{name}: {option} = {value!r}: expected True or False")
+
+
+def check_strength(name: str, eta) -> None:
+    """Raise ValueError for an `eta` that is neither a function of time nor a finite number of at least 0."""
+    if not callable(eta):
+        check_number(name, least=0.0, below=math.inf, eta=eta)
+
+
+def check_final(name: str, lower_order_final) -> None:
+    """Raise ValueError for a `lower_order_final` that `final_order` does not know."""
+    if not isinstance(lower_order_final, (bool, np.bool_)):
+        check_number(name, least=0, lower_order_final=lower_order_final)

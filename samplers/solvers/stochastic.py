@@ -6,6 +6,9 @@ import numpy as np
 
 from samplers.solvers.steps import (
     check,
+    check_final,
+    check_number,
+    check_strength,
     combine,
     final_order,
     first_order,
@@ -30,8 +33,7 @@ def ancestral(variance: str = "posterior") -> Solver:
     Stochastic, weak order 1, one evaluation a step, consumes the data prediction; exact where alpha_t = 0. A step to sigma = 0 gives D.
     Raises ValueError for another variance.
     """
-    if variance not in ("posterior", "forward"):
-        raise ValueError(f"ancestral: variance '{variance}': expected posterior or forward")
+    check("ancestral", variance=(variance, ("posterior", "forward")))
 
     def solver(sde, times):
         t, s = times[:-1], times[1:]
@@ -49,6 +51,7 @@ def euler_maruyama(eta: float | Callable = 1.0) -> Solver:
     eta: strength of the noise as in `SDE.reverse_drift`, a number or a function of the time that a step starts from (`samplers.strengths`).
     Stochastic, weak order 1, one evaluation a step, consumes the data prediction. A step from alpha = 0 is the ancestral one.
     """
+    check_strength("euler_maruyama", eta)
 
     def solver(sde, times):
         def step(t, s):
@@ -103,9 +106,9 @@ def edm(churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: 
     network 80, 0.05, 50, 1.003. Order 2 and deterministic (`heun("sigma")`) at churn = 0, else stochastic. Two evaluations a step, one where it ends
     at sigma = 0: 2N - 1 in all; consumes the data prediction. A step from alpha = 0 is DDIM's. Raises ValueError for a negative churn.
     """
-
-    if churn < 0:
-        raise ValueError(f"edm: churn = {churn}: expected 0 or more")
+    check_number("edm", least=0.0, churn=churn, s_min=s_min)
+    check_number("edm", least=s_min, s_max=s_max)
+    check_number("edm", least=0.0, below=np.inf, s_noise=s_noise)
 
     def solver(sde, times):
         rows, n = [], len(times) - 1
@@ -144,6 +147,8 @@ def sde_dpm_solver_pp(order: int = 2, eta: float | Callable = 1.0, solver_type: 
     `final_order`. The first step, and one to sigma = 0, are of order 1. Raises ValueError for unknown options.
     """
     check("sde_dpm_solver_pp", order=(order, (1, 2)), solver_type=(solver_type, ("dpmsolver", "taylor")))
+    check_strength("sde_dpm_solver_pp", eta)
+    check_final("sde_dpm_solver_pp", lower_order_final)
 
     def build(sde, times):
         log_snr = sde.log_snr(times)
@@ -179,6 +184,7 @@ def sde_dpm_solver(eta: float | Callable = 1.0) -> Solver:
     Stochastic, weak order 1, one evaluation a step; consumes the noise, by way of the data prediction. eta: as in `sde_dpm_solver_pp`. A step from
     alpha = 0 is the ancestral one.
     """
+    check_strength("sde_dpm_solver", eta)
 
     def solver(sde, times):
         def step(t, s):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from samplers.solvers.steps import check, final_order, first_order, gauss_legendre, leave_prior
+from samplers.solvers.steps import check, check_final, final_order, first_order, gauss_legendre, leave_prior
 from samplers.table import Row, Solver
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import normal
@@ -166,9 +166,8 @@ def dpm_solver_v3(statistics: Statistics, order: int = 3, corrector: str = "pseu
     authors' are trapezoids between their values of lambda. A step from alpha = 0 or to sigma = 0 is DDIM's. Raises ValueError for another order or
     corrector.
     """
-    check("dpm_solver_v3", corrector=(corrector, ("pseudo", "same", "none")))
-    if order not in (1, 2, 3):
-        raise ValueError(f"dpm_solver_v3: order {order}: expected 1, 2 or 3")
+    check("dpm_solver_v3", order=(order, (1, 2, 3)), corrector=(corrector, ("pseudo", "same", "none")))
+    check_final("dpm_solver_v3", lower_order_final)
     integrals = Integrals(statistics)
 
     def step(lam, i, nodes, pseudo):
