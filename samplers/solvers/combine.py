@@ -83,7 +83,7 @@ def restart(
     """Restart (Xu et al. 2023, 2306.14878, algorithm 1): having come down to t_min, noise takes x back up to t_max, and `solver` comes down again.
 
     intervals: of (N, K, t_min, t_max), in sigma/alpha: K times from t_max to t_min, on N times (N - 1 steps) equal in (sigma/alpha)^(1/rho); t_min
-    is moved to the nearest time of the grid. s_noise: inflation of the noise, which is that of x_t given x_s. solver: a deterministic one. rho: above 0.
+    is moved to the nearest time of the grid. s_noise: inflation of the noise, which is that of x_t given x_s. solver: a deterministic one.
     CIFAR-10, 18 steps to 0: (3, K, 0.06, 0.3) with K = 2, 5, 10, 20: 43, 55, 75, 115 evaluations. ImageNet 64, 36 steps to 0: (4, 1, 19.35, 40.79),
     (4, 1, 1.09, 1.92), (4, 5, 0.59, 1.09), (4, 5, 0.3, 0.59), (6, 6, 0.06, 0.3): 203, with s_noise = 1.003 (their program churns there as well).
     Stochastic, on any path; as many evaluations as `solver` makes in all its steps, and with K = 0 it is `solver`. Raises ValueError for intervals

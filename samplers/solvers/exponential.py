@@ -219,7 +219,11 @@ def unipc(
     `prediction`; deterministic.
     variant: B(h) = z ("bh1") or e^z - 1 ("bh2"), z = -h for data, h for noise. As in the authors' code the predictor of order 2 and the corrector
     of order 1 have coefficient 1/2, and the last step is not corrected. lower_order_final: see `final_order`; True lowers the last
-    orders in runs of any length. A step to sigma = 0 is of order 1. Raises ValueError for unknown options.
+    orders in runs of any length. A step to sigma = 0 is of order 1.
+    In few steps on Karras' grid the default can be worse than DDIM, and so it is as released (the same to 1e-13): steps
+    in log-SNR grow along this grid, to 2.3 in the last of 10, too far to extrapolate data predictions by a parabola. On
+    a mixture, 10 steps to sigma = 0, DDIM has an RMSE of .156, order 3 of .222 and order 2 of .128; prediction="noise"
+    has .050, and order 3 on `grids.log_snr` .066. Raises ValueError for unknown options.
     """
     check("unipc", variant=(variant, ("bh1", "bh2")), prediction=(prediction, ("noise", "data")))
     check_whole("unipc", 1, order=order)
