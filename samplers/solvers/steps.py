@@ -55,6 +55,15 @@ def phi(k: int, z: float) -> float:
     return float(np.sum(w * np.exp((1 - u) * z) * u ** (k - 1)) / math.factorial(k - 1))
 
 
+def require_decreasing(name: str, times: np.ndarray) -> None:
+    """Raise ValueError for times from the data to the prior, along which no solver that draws noise goes."""
+    if times[0] < times[-1]:
+        raise ValueError(
+            f"{name}: times increase, from {times[0]:.4g} to {times[-1]:.4g}: only a deterministic solver encodes, such as "
+            "ddim() or heun('sigma'); reverse the grid to sample"
+        )
+
+
 def transition(sde, t: float, s: float) -> tuple[float, float]:
     """Coefficient and variance of the Gaussian p(x_t | x_s), s < t: alpha_t/alpha_s and sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2."""
     alpha_ts = sde.alpha(t) / sde.alpha(s)
