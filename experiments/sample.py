@@ -36,7 +36,7 @@ from sde_lib.noise import normal
 ADAPTIVE, REVERSE_SDE, JUMPS, BRIDGE, NONE = "adaptive", "reverse_sde", "jumps", "bridge", "none"
 V3, GITS = "dpm_solver_v3", "gits"
 SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, JUMPS, BRIDGE, NONE, V3, *fit.BASES]
-OF_STRENGTH = ("euler_maruyama", "sde_dpm_solver", "sde_dpm_solver_pp", REVERSE_SDE)  # whose eta is that of the reverse SDE
+OF_STRENGTH = ("euler_maruyama", "sa_solver", "sde_dpm_solver", "sde_dpm_solver_pp", REVERSE_SDE)  # whose eta is that of the reverse SDE
 CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
 FITTED = {V3, GITS, *fit.BASES}
 GRIDS = ["uniform", "few", "quadratic", "cosine", "karras", "log_snr", "vp_uniform", GITS]

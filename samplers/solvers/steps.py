@@ -124,14 +124,19 @@ def in_data(rows: Sequence[Row], sde: SDE) -> list[Row]:
     return result
 
 
-def leave_prior(sde: SDE, times: np.ndarray, build: Callable, prediction: Prediction) -> Table:
-    """The table of the rows build(sde, times). From alpha = 0, where lambda and sigma/alpha are infinite and x holds nothing but noise, the first
-    step is DDIM's, exact for the mean of x_0, and `build` starts after it; rows that consume the noise are then rewritten to consume the data."""
+def leave_prior(sde: SDE, times: np.ndarray, build: Callable, prediction: Prediction, eta: float | Callable = 0.0) -> Table:
+    """The table of the rows build(sde, times).
+
+    From alpha = 0, where lambda and sigma/alpha are infinite and x holds nothing but noise, the first step is DDIM's, exact
+    for the mean of x_0, or the ancestral one where `eta` is above 0, and `build` starts after it; rows that consume the noise
+    are then rewritten to consume the data.
+    """
     if sde.alpha(times[0]) > 0:
         return stack(build(sde, times), prediction)
-    x, p = jump(sde, times[0], times[1])
+    noisy = strength(eta, times[0]) > 0
+    x, p, noise = posterior(sde, times[0], times[1]) if noisy else (*jump(sde, times[0], times[1]), 0.0)
     rows = build(sde, times[1:]) if len(times) > 2 else []
-    return stack([Row(times[0], {0: x}, {0: p}), *(rows if prediction == "data" else in_data(rows, sde))], "data")
+    return stack([Row(times[0], {0: x}, {0: p}, noise), *(rows if prediction == "data" else in_data(rows, sde))], "data")
 
 
 def one_step_rows(t, x, p, noise):

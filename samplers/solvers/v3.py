@@ -157,7 +157,7 @@ def interpolation(lam: np.ndarray, nodes: list[int], at: np.ndarray, pseudo: boo
 
 
 def dpm_solver_v3(
-    statistics: Statistics, order: int = 3, predictor: str = "polynomial", corrector: str = "pseudo", lower_order_final: bool | float = False
+    statistics: Statistics, order: int = 3, corrector: str = "pseudo", lower_order_final: bool | float = False, predictor: str = "polynomial"
 ) -> Solver:
     """DPM-Solver-v3 of `order` 1 to 3 with the statistics of a model (2310.13268, algorithms 1 and 2).
 

@@ -25,6 +25,14 @@ EXCESS = {  # methods_2026.md, section 10: at 80 steps, and the order
     "dpm_solver_pp_2s_ancestral": (solvers.dpm_solver_pp_2s_ancestral(), -0.00273, 2),
     "dpm_solver_pp_sde": (solvers.dpm_solver_pp_sde(), -0.000845, 2),
     "sde_dpm_solver_pp 2": (solvers.sde_dpm_solver_pp(), 0.00183, 2),
+    "sde_dpm_solver_pp 3": (solvers.sde_dpm_solver_pp(3, solver_type="taylor"), 0.00128, 2),
+    "sde_dpm_solver_pp 3 consistent": (solvers.sde_dpm_solver_pp(3, solver_type="taylor", consistent=True), 0.000647, 2),
+    # measured here
+    "sde_dpm_solver 1": (solvers.sde_dpm_solver(), 0.001014, 2),
+    "sde_dpm_solver 2": (solvers.sde_dpm_solver(order=2), -0.000934, 2),
+    "sa_solver": (solvers.sa_solver(s_min=0.0, s_max=np.inf), 0.000560, 2),
+    "sa_solver, noise": (solvers.sa_solver(s_min=0.0, s_max=np.inf, prediction="noise"), 0.000598, 2),
+    "sa_solver 1, which is ancestral": (solvers.sa_solver(1, 0, s_min=0.0, s_max=np.inf), -0.0713, 1),
 }
 
 
@@ -60,6 +68,9 @@ DATA_CONSUMING = {
     "dpm_solver_pp_2s_ancestral": solvers.dpm_solver_pp_2s_ancestral(),
     "dpm_solver_pp_sde": solvers.dpm_solver_pp_sde(),
     "dpm_solver_pp_sde, r 0.3": solvers.dpm_solver_pp_sde(0.7, 0.3),
+    "sde_dpm_solver_pp 3": solvers.sde_dpm_solver_pp(3, 0.7, consistent=True),
+    "sa_solver": solvers.sa_solver(),
+    "sa_solver 2/2, eta 0.5": solvers.sa_solver(2, 2, 0.5, 0.0),
 }
 
 
@@ -133,6 +144,15 @@ def dpm_sde_by_hand(data, x, sigmas, xi, eta, r=0.5):
     return x
 
 
+def compare(solver, by_hand, rtol=1e-9):
+    """Hold the solver to its algorithm on a mixture in the plane."""
+    sde, sigmas, keys = EDM(), grids.with_zero(grids.karras(EDM(), 6)), jax.random.split(jax.random.key(1), 3)
+    den = GaussianMixture(np.array([[0.3, -0.4], [-0.2, 0.9]]), np.array([0.2, 0.4])).denoiser(sde)
+    x_T = 80.0 * jax.random.normal(jax.random.key(0), (3, 2), np.float64)
+    xi = lambda e: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, e), (2,), np.float64))(keys)
+    np.testing.assert_allclose(sample(den, x_T, sigmas, solver, keys), by_hand(jax.jit(den.data), x_T, sigmas, xi), rtol=rtol)
+
+
 @pytest.mark.parametrize(
     "solver, by_hand",
     [
@@ -147,9 +167,61 @@ def dpm_sde_by_hand(data, x, sigmas, xi, eta, r=0.5):
 )
 def test_step_by_step_as_printed(solver, by_hand, x64):
     """On Karras' grid to 0, in float64, with the executor's own noise by evaluation."""
-    sde, sigmas, keys = EDM(), grids.with_zero(grids.karras(EDM(), 6)), jax.random.split(jax.random.key(1), 3)
-    den = GaussianMixture(np.array([[0.3, -0.4], [-0.2, 0.9]]), np.array([0.2, 0.4])).denoiser(sde)
-    x_T = 80.0 * jax.random.normal(jax.random.key(0), (3, 2), np.float64)
-    xi = lambda e: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, e), (2,), np.float64))(keys)
-    want = by_hand(jax.jit(den.data), x_T, sigmas, xi)
-    np.testing.assert_allclose(sample(den, x_T, sigmas, solver, keys), want, rtol=1e-9)
+    compare(solver, by_hand)
+
+
+def dpm_3m_sde_by_hand(data, x, sigmas, xi, eta):
+    """k-diffusion's `sample_dpmpp_3m_sde`; its eta is the square of ours."""
+    older, steps = [], []
+    for e, (start, end) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+        denoised = data(x, start)
+        if end == 0:
+            return denoised
+        h = np.log(start) - np.log(end)
+        h_eta = h * (eta + 1)
+        x = np.exp(-h_eta) * x - np.expm1(-h_eta) * denoised
+        phi_2 = np.expm1(-h_eta) / h_eta + 1
+        if len(older) > 1:
+            r0, r1 = steps[-1] / h, steps[-2] / h
+            d1_0, d1_1 = (denoised - older[-1]) / r0, (older[-1] - older[-2]) / r1
+            x = x + phi_2 * (d1_0 + (d1_0 - d1_1) * r0 / (r0 + r1)) - (phi_2 / h_eta - 0.5) * (d1_0 - d1_1) / (r0 + r1)
+        elif older:
+            x = x + phi_2 * (denoised - older[-1]) / (steps[-1] / h)
+        x = x + xi(e) * end * np.sqrt(-np.expm1(-2 * h * eta))
+        older, steps = [*older, denoised], [*steps, h]
+
+
+def sa_by_hand(data, x, sigmas, xi, tau_of):
+    """2309.05019, algorithm 1, with 2 past points and 3 with the new one, on EDM (alpha = 1): predict, evaluate, correct with the same noise."""
+    lam, points = -np.log(sigmas[:-1]), [data(x, sigmas[0])]
+    for i in range(len(sigmas) - 2):
+        tau, u = tau_of(sigmas[i]), np.linspace(lam[i], lam[i + 1], 20_001)
+
+        def update(nodes, values):
+            total = sigmas[i + 1] / sigmas[i] * np.exp(-(tau**2) * (lam[i + 1] - lam[i])) * x  # noqa: B023
+            for j, value in zip(nodes, values):
+                others = [lam[k] for k in nodes if k != j]
+                polynomial = np.prod([(u - k) / (lam[j] - k) for k in others], 0) if others else 1.0 + 0 * u  # noqa: B023
+                weight = np.trapezoid(np.exp((1 + tau**2) * u) * polynomial, u)  # noqa: B023
+                total = total + sigmas[i + 1] * np.exp(-(tau**2) * lam[i + 1]) * (1 + tau**2) * weight * value  # noqa: B023
+            return total + sigmas[i + 1] * np.sqrt(-np.expm1(-2 * tau**2 * (lam[i + 1] - lam[i]))) * xi(i)  # noqa: B023
+
+        past = [k for k in (i, i - 1) if k >= 0]
+        predicted = update(past, [points[k] for k in past])
+        points.append(data(predicted, sigmas[i + 1]))
+        x = update([i + 1, *past], [points[k] for k in (i + 1, *past)])
+    return points[-1]
+
+
+@pytest.mark.parametrize(
+    "solver, by_hand",
+    [
+        (solvers.sde_dpm_solver_pp(3, solver_type="taylor"), lambda *a: dpm_3m_sde_by_hand(*a, 1.0)),
+        (solvers.sde_dpm_solver_pp(3, 0.5, "taylor"), lambda *a: dpm_3m_sde_by_hand(*a, 0.25)),
+        (solvers.sa_solver(2, 3, 0.8, 0.05, 1.0, **FREE), lambda *a: sa_by_hand(*a, lambda s: 0.8 * (0.05 <= s <= 1.0))),
+    ],
+    ids=["3m_sde", "3m_sde 0.25", "sa_solver"],
+)
+def test_multistep_as_printed(solver, by_hand, x64):
+    """As above; the integrals of SA-Solver by hand are sums of 20,000 trapezoids."""
+    compare(solver, by_hand, rtol=1e-6)

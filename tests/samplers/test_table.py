@@ -40,6 +40,11 @@ ORDERS = {  # of the deterministic solvers; the start with lower orders limits t
     "lms": (solvers.lms(), 4), "adams log_snr": (solvers.adams_bashforth(3, "log_snr"), 3), "ipndm 1": (solvers.ipndm(1), 1),
     "ipndm 2": (solvers.ipndm(2), 2), "ipndm": (solvers.ipndm(), 2), "pndm": (solvers.pndm(), 2), "pndm heun": (solvers.pndm("heun"), 2),
     "sde_dpm_solver_pp, no noise": (solvers.sde_dpm_solver_pp(2, eta=0.0), 2),
+    "sde_dpm_solver_pp 3, no noise": (solvers.sde_dpm_solver_pp(3, eta=0.0), 2),
+    "sde_dpm_solver_pp 3 consistent, no noise": (solvers.sde_dpm_solver_pp(3, eta=0.0, solver_type="taylor", consistent=True), 3),
+    "sde_dpm_solver 2, no noise": (solvers.sde_dpm_solver(0.0, 2), 2), "sa_solver 3, no noise": (solvers.sa_solver(3, 0, 0.0, **FREE), 3),
+    "sa_solver 3/4, no noise": (solvers.sa_solver(eta=0.0, **FREE), 4), "dpm_2_ancestral, no noise": (solvers.dpm_2_ancestral(0.0), 2),
+    "2S ancestral, no noise": (solvers.dpm_solver_pp_2s_ancestral(0.0), 2), "dpm_solver_pp_sde, no noise": (solvers.dpm_solver_pp_sde(0.0), 2),
     "probability_flow": (solvers.probability_flow(), 1),
     "heun sigma then 2M": (solvers.then(solvers.heun("sigma"), solvers.dpm_solver_pp(), 0.3), 2),
 }  # fmt: skip
