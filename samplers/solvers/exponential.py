@@ -31,6 +31,7 @@ from samplers.solvers.steps import (
     leave_prior,
     phi,
     posterior,
+    require_decreasing,
     strength,
 )
 from samplers.table import Row, Solver, stack
@@ -58,8 +59,10 @@ def ddim(eta: float | Callable = 0.0) -> Solver:
 
     def solver(sde, times):
         rows = []
+        if np.any(strength(eta, times[:-1])):
+            require_decreasing("ddim with eta above 0", times)
         for t, s in zip(times[:-1], times[1:]):
-            std = strength(eta, t) * posterior(sde, t, s)[2]
+            std = strength(eta, t) * posterior(sde, t, s)[2] if strength(eta, t) > 0 else 0.0
             if std > sde.sigma(s) * (1 + 1e-9):
                 raise ValueError(f"ddim: eta = {strength(eta, t)} at t = {t:.4g} asks for more noise than there is: expected 0 to 1")
             x = np.sqrt(max(sde.sigma(s) ** 2 - std**2, 0.0)) / sde.sigma(t)

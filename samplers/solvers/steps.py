@@ -129,8 +129,12 @@ def leave_prior(sde: SDE, times: np.ndarray, build: Callable, prediction: Predic
 
     From alpha = 0, where lambda and sigma/alpha are infinite and x holds nothing but noise, the first step is DDIM's, exact
     for the mean of x_0, or the ancestral one where `eta` is above 0, and `build` starts after it; rows that consume the noise
-    are then rewritten to consume the data.
+    are then rewritten to consume the data. So is the last step of increasing times that end at alpha = 0.
     """
+    if sde.alpha(times[-1]) == 0:
+        rows = build(sde, times[:-1]) if len(times) > 2 else []
+        x, p = jump(sde, times[-2], times[-1])
+        return stack([*(rows if prediction == "data" else in_data(rows, sde)), Row(times[-2], {0: x}, {0: p})], "data")
     if sde.alpha(times[0]) > 0:
         return stack(build(sde, times), prediction)
     noisy = strength(eta, times[0]) > 0
@@ -147,6 +151,7 @@ def one_step_rows(t, x, p, noise):
 def stepwise(step, sde, times):
     """The table of (x, p, noise) = step(t, s); from alpha = 0, where f and g are infinite, of the ancestral step, exact there since x_T is
     independent of the data."""
+    require_decreasing("the reverse SDE", times)
     t, s = times[:-1], times[1:]
     start = np.where(sde.alpha(t) == 0, 0.5 * (t + s), t)  # keeps `step` finite where its result is not used
     rows = [np.where(sde.alpha(t) == 0, a, b) for a, b in zip(posterior(sde, t, s), step(start, s))]

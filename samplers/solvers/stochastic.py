@@ -39,6 +39,7 @@ def ancestral(variance: str = "posterior") -> Solver:
     check("ancestral", variance=(variance, ("posterior", "forward")))
 
     def solver(sde, times):
+        require_decreasing("ancestral", times)
         t, s = times[:-1], times[1:]
         x, p, noise = posterior(sde, t, s)
         if variance == "forward":
@@ -115,8 +116,10 @@ def edm(churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: 
 
     def solver(sde, times):
         rows, n = [], len(times) - 1
+        if churn > 0:
+            require_decreasing("edm with churn", times)
         for t, s in zip(times[:-1], times[1:]):
-            if sde.alpha(t) == 0:
+            if sde.alpha(t) == 0 or sde.alpha(s) == 0:
                 x, p = jump(sde, t, s)
                 rows.append(Row(t, {0: x}, {0: p}))
                 continue

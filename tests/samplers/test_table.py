@@ -10,7 +10,7 @@ import pytest
 from affine import exact_flow, propagate, slope_of_error
 from scipy import stats
 
-from samplers import Row, grids, sample, solvers, stack
+from samplers import Row, grids, predictor_corrector, sample, solvers, stack
 from samplers.solvers.stochastic import of_score
 from samplers.table import execute, pad
 from sde_lib import DDPM, EDM, NCSN, PLANE, SDE, VE, VP, Denoiser, GaussianMixture, Linear, SubVP
@@ -344,15 +344,19 @@ def test_analytical_first_step():
     with jax.enable_x64(True):
         exact, times = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), gm).denoiser(sde), grids.karras(VP(), 7)
         known = lambda x, t: jnp.where(t[:, None] == sde.T, x / np.hypot(sde.alpha(sde.T), sde.sigma(sde.T)), exact.noise(x, t))
-        for solver in (solvers.ipndm(), solvers.deis(), solvers.pndm(), solvers.dpm_solver(2), solvers.ddim()):
-            if solver(sde, times).prediction != "noise":
-                with pytest.raises(ValueError, match="consumes the noise"):
-                    solvers.afs(solver)(sde, times)
-                continue
+        informed, keys = Denoiser(known, sde, "noise"), jax.random.split(jax.random.key(0), 3)
+        run = lambda den, solver: execute(den, pad(solver(sde, times), 32, 14), x_T, keys)[0]  # one program for all that consume one prediction
+        families = (solvers.ipndm(), solvers.deis(), solvers.pndm(), solvers.dpm_solver(2))  # noise; then data, then velocity
+        for solver in (*families, solvers.ddim(), solvers.dpm_solver_pp(), solvers.unipc(), solvers.edm(), solvers.heun()):
             shorter = solvers.afs(solver)
             assert shorter(sde, times).nfe == solver(sde, times).nfe - 1
-            want = sample(Denoiser(known, sde, "noise"), x_T, times, solver)
-            np.testing.assert_allclose(sample(exact, x_T, times, shorter), want, rtol=1e-9)
+            want = run(informed, solver)
+            np.testing.assert_allclose(run(exact, shorter), want, rtol=1e-8)
+        for refused in (solvers.ancestral(), solvers.edm(churn=1.0), solvers.sde_dpm_solver_pp()):
+            with pytest.raises(ValueError, match="expected a deterministic solver"):
+                solvers.afs(refused)(sde, times)
+        with pytest.raises(ValueError, match="alpha.T. > 0"):
+            solvers.afs(solvers.ddim())(Linear(), grids.karras(Linear(), 7))
 
 
 def test_solvers_change_on_the_way():
@@ -405,7 +409,8 @@ def test_coefficients_may_have_the_shape_of_an_example():
 def test_mistakes_are_named(mixture):
     den, x, times = mixture.denoiser(VP()), jnp.ones((2, 2)), grids.uniform(VP(), 4)
     for bad, words in (
-        (lambda: sample(den, x, times[::-1], solvers.ddim()), "must decrease"),
+        (lambda: sample(den, x, [0.9, 0.5, 0.7], solvers.ddim()), "must decrease at every step"),
+        (lambda: predictor_corrector(den, x, times[::-1], solvers.ddim()), "must decrease, from the prior"),
         (lambda: sample(den, x, times, solvers.ancestral()), "stochastic: pass key"),
         (lambda: sample(den, x, [2.0, 0.5], solvers.ddim()), "within"),
         (lambda: sample(den, x, [0.5], solvers.ddim()), "two or more"),
