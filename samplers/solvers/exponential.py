@@ -154,15 +154,23 @@ def singlestep(
     r1: by default 1/2 at order 2, 1/3 at order 3; r2: of order 3, by default 2/3.
     solver_type: as in `multistep`; at order 3 "taylor" keeps P''.
     inner: "log_snr": every interval of the grid is a step. "grid": the grid has a time for every evaluation, split into steps by
-    `singlestep_orders`; the inner times are the grid's, and r1, r2 what they are (the authors' rule on grids in t). A step to sigma = 0 is of
-    order 1.
+    `singlestep_orders`; the inner times are the grid's, and r1, r2 what they are (the authors' rule on grids in t).
+    "uniform_logsnr": as many evaluations as the grid has intervals, from its first time to its last, in steps of
+    `singlestep_orders` and equal length in log-SNR, with r1 and r2 (the authors' rule on log-SNR grids). A step to sigma = 0
+    is of order 1; the last two rules expect a grid that ends above it.
     """
     name = f"singlestep DPM-Solver of order {order}"
-    check(name, solver_type=(solver_type, ("dpmsolver", "taylor")), inner=(inner, ("log_snr", "grid")))
+    check(name, solver_type=(solver_type, ("dpmsolver", "taylor")), inner=(inner, ("log_snr", "grid", "uniform_logsnr")))
     unused = [option for option, value, least in (("r1", r1, 2), ("r2", r2, 3)) if value is not None and (order < least or inner == "grid")]
     if unused:
         raise ValueError(f"{name}, inner='{inner}': {' and '.join(unused)} would not be used: leave it out")
-    ratios = [[], [1 / 2 if r1 is None else r1], [1 / 3 if r1 is None else r1, 2 / 3 if r2 is None else r2]][order - 1]
+
+    def ratios_of(now):
+        """r1 and r2 of a step of order `now`; a lower one than `order` has its own defaults."""
+        first, second = (r1, r2) if now == order else (None, None)
+        return [[], [1 / 2 if first is None else first], [1 / 3 if first is None else first, 2 / 3 if second is None else second]][now - 1]
+
+    ratios = ratios_of(order)
     check_number(name, above=0.0, below=1.0, **dict(zip(("r1", "r2"), ratios)))
     if ratios != sorted(set(ratios)):
         raise ValueError(f"{name}: r1 = {ratios[0]}, r2 = {ratios[1]}: expected r1 < r2")
@@ -172,19 +180,26 @@ def singlestep(
         if inner == "grid":
             ends = np.cumsum([0, *singlestep_orders(len(times) - 1, order)])
             return [list(times[a : b + 1]) for a, b in zip(ends[:-1], ends[1:])]
+        orders = [order] * (len(times) - 1)
+        if inner == "uniform_logsnr":
+            orders = singlestep_orders(len(times) - 1, order)
+            log_snr = np.linspace(*sde.log_snr(times[[0, -1]]), len(orders) + 1)
+            times = np.concatenate([times[:1], sde.time(log_snr[1:-1]), times[-1:]])
         result = []
-        for t, s in zip(times[:-1], times[1:]):
-            fractions = ratios if sde.sigma(s) > 0 else []
+        for t, s, now in zip(times[:-1], times[1:], orders):
+            fractions = ratios_of(now) if sde.sigma(s) > 0 else []
             a, b = (sde.log_snr(u) for u in (t, s)) if fractions else (0, 0)
             result.append([t, *(float(sde.time(a + f * (b - a))) for f in fractions), s])
         return result
 
     def build(sde, times):
         rows = []
+        if inner == "uniform_logsnr" and sde.sigma(times[-1]) == 0:
+            raise ValueError(f"{name}, inner='{inner}': expected a grid that ends above sigma = 0")
         for points in steps(sde, times):
             t, s, now = points[0], points[-1], len(points) - 1
             if now > 1 and sde.sigma(s) == 0:
-                raise ValueError("singlestep DPM-Solver with inner='grid': expected a grid that ends above sigma = 0")
+                raise ValueError(f"{name}, inner='{inner}': expected a grid that ends above sigma = 0")
             linear, w1 = first_order(sde, t, points[1], prediction)
             rows.append(Row(t, {0: linear}, {0: w1}))
             if now == 1:

@@ -85,6 +85,27 @@ def test_a_solver_is_judged_on_the_path_that_it_runs_on(sde, tmp_path):
         draw(VP(), 300.0)
 
 
+@pytest.mark.parametrize("order, nfe, orders", [(2, 6, [2, 2, 2]), (2, 7, [2, 2, 2, 1]), (3, 6, [3, 2, 1]), (3, 7, [3, 3, 1]), (3, 8, [3, 3, 2])])
+@pytest.mark.parametrize("make", [solvers.dpm_solver, solvers.dpm_solver_pp])
+def test_singlestep_on_a_grid_of_its_own(make, order, nfe, orders):
+    """inner="uniform_logsnr": the authors' steps (orders as they split the evaluations, equal in log-SNR between the grid's
+    ends) are those of steps made by hand, whatever the grid is between them."""
+    sde, log_snr = VP(), lambda t: VP().log_snr(t)
+    times = grids.quadratic(sde, nfe)
+    table = make(order, "singlestep", inner="uniform_logsnr")(sde, times)
+    ends = sde.time(np.linspace(log_snr(times[0]), log_snr(times[-1]), len(orders) + 1))
+    parts = [make(now, "singlestep")(sde, ends[i : i + 2]) for i, now in enumerate(orders)]
+    assert table.nfe == nfe
+    np.testing.assert_allclose(table.times, np.concatenate([part.times for part in parts]), rtol=1e-8)
+    for name in ("x", "p"):
+        width = getattr(table, name).shape[1]
+        by_hand = [np.pad(getattr(part, name), ((0, 0), (0, width - getattr(part, name).shape[1]))) for part in parts]
+        np.testing.assert_allclose(getattr(table, name), np.concatenate(by_hand), rtol=1e-6, atol=1e-9)
+    assert make(order, "singlestep", inner="uniform_logsnr")(Linear(), grids.karras(Linear(), nfe)).nfe == nfe  # from alpha = 0: DDIM's step first
+    with pytest.raises(ValueError, match="ends above sigma = 0"):
+        make(order, "singlestep", inner="uniform_logsnr")(sde, grids.with_zero(times))
+
+
 def test_ratios_of_inner_evaluations():
     """r1 of order 2 may be anything between 0 and 1: the inner evaluation is at that share of the step in log-SNR."""
     sde, times = Linear(), np.array([0.9, 0.4])
