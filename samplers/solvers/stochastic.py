@@ -148,7 +148,7 @@ def sde_dpm_solver_pp(
     lower_order_final: bool | float = False,
     consistent: bool = False,
 ) -> Solver:
-    """SDE-DPM-Solver++(1), (2M) and (3M) (Lu et al. 2022, 2211.01095, section 5 and appendix D; (3M) as in k-diffusion): exponential integrators
+    """SDE-DPM-Solver++(1), (2M) and (3M) (Lu et al. 2022, 2211.01095, section 5 and appendix D; 3M as in k-diffusion): exponential integrators
     of the reverse SDE; consume the data prediction.
 
         x_s = (sigma_s/sigma_t) e^(-eta^2 h) x_t + alpha_s (1 - e^(-(1 + eta^2) h)) D + sigma_s sqrt(1 - e^(-2 eta^2 h)) xi
