@@ -163,6 +163,8 @@ def sample(
     without a key or of a coupled denoiser.
     """
     times = check_monotone(den.sde, times)
+    if times[0] < times[-1] and den.sde.sigma(times[0]) == 0:
+        raise ValueError(f"times increase from {times[0]}, where sigma = 0: expected a start above it, such as {den.sde.sampling_eps}")
     table = solver(den.sde, times)
     if table.stochastic:
         den.check_uncoupled("a stochastic solver")
@@ -194,8 +196,6 @@ def check_monotone(sde: SDE, times) -> Float[np.ndarray, " n"]:
         raise ValueError("times must decrease at every step, from the prior (T) to the data (0), or increase at every step to encode")
     if not (0 <= times.min() and times.max() <= sde.T * (1 + 1e-6)):
         raise ValueError(f"times from {times[0]} to {times[-1]}: expected them within [0, {sde.T}] for {sde}")
-    if times[0] < times[-1] and sde.sigma(times[0]) == 0:
-        raise ValueError(f"times increase from {times[0]}, where sigma = 0 and x is the data: expected a start above it, such as {sde.sampling_eps}")
     return np.minimum(times, sde.T)
 
 

@@ -73,7 +73,7 @@ def test_mistakes_are_named(mixture):
     for solver in refused.values():
         with pytest.raises(ValueError, match="times increase, from 0.002 to 80: only a deterministic solver|times increase.*first step"):
             sample(den, x, up, solver, jax.random.key(0))
-    with pytest.raises(ValueError, match="where sigma = 0 and x is the data: expected a start above it, such as 0.002"):
+    with pytest.raises(ValueError, match="where sigma = 0: expected a start above it, such as 0.002"):
         sample(den, x, np.append(0.0, up), solvers.ddim())
     with pytest.raises(ValueError, match="decrease at every step"):
         sample(den, x, [1.0, 2.0, 1.5], solvers.ddim())

@@ -346,12 +346,16 @@ def test_analytical_first_step():
         known = lambda x, t: jnp.where(t[:, None] == sde.T, x / np.hypot(sde.alpha(sde.T), sde.sigma(sde.T)), exact.noise(x, t))
         informed, keys = Denoiser(known, sde, "noise"), jax.random.split(jax.random.key(0), 3)
         run = lambda den, solver: execute(den, pad(solver(sde, times), 32, 14), x_T, keys)[0]  # one program for all that consume one prediction
-        families = (solvers.ipndm(), solvers.deis(), solvers.pndm(), solvers.dpm_solver(2))  # noise; then data, then velocity
-        for solver in (*families, solvers.ddim(), solvers.dpm_solver_pp(), solvers.unipc(), solvers.edm(), solvers.heun()):
+        families = (solvers.ipndm(), solvers.deis(), solvers.pndm(), solvers.dpm_solver(2))  # of the noise; the others of the data
+        for solver in (*families, solvers.ddim(), solvers.dpm_solver_pp(), solvers.unipc(), solvers.edm()):
             shorter = solvers.afs(solver)
             assert shorter(sde, times).nfe == solver(sde, times).nfe - 1
             want = run(informed, solver)
             np.testing.assert_allclose(run(exact, shorter), want, rtol=1e-8)
+        alpha, sigma = sde.alpha(times[0]), sde.sigma(times[0])
+        total, step = np.hypot(alpha, sigma), times[1] - times[0]
+        slope = sde.alpha_dot(times[0]) * alpha / (total * (total + sigma)) + sde.sigma_dot(times[0]) / total
+        assert solvers.afs(solvers.euler())(sde, times).at_x[0, 0] == pytest.approx(1 + step * slope, rel=1e-12)  # of the velocity
         for refused in (solvers.ancestral(), solvers.edm(churn=1.0), solvers.sde_dpm_solver_pp()):
             with pytest.raises(ValueError, match="expected a deterministic solver"):
                 solvers.afs(refused)(sde, times)
