@@ -29,14 +29,14 @@ from samplers.bridge import sample_bridge
 from samplers.predictor_corrector import evaluations
 from samplers.solvers import v3
 from samplers.solvers.exponential import multistep, singlestep
-from sde_lib import SDE, VP, Denoiser, FlowMap
+from sde_lib import SDE, Denoiser, FlowMap
 from sde_lib.interpolants import NEAR
 from sde_lib.noise import normal
 
 ADAPTIVE, REVERSE_SDE, JUMPS, BRIDGE, NONE = "adaptive", "reverse_sde", "jumps", "bridge", "none"
 V3, GITS = "dpm_solver_v3", "gits"
 SOLVERS = [*solvers.SOLVERS, ADAPTIVE, REVERSE_SDE, JUMPS, BRIDGE, NONE, V3, *fit.BASES]
-OF_STRENGTH = ("euler_maruyama", "sde_dpm_solver", "sde_dpm_solver_pp", REVERSE_SDE)  # whose eta is that of the reverse SDE
+OF_STRENGTH = ("euler_maruyama", "sa_solver", "sde_dpm_solver", "sde_dpm_solver_pp", REVERSE_SDE)  # whose eta is that of the reverse SDE
 CORRECTORS = {"langevin": samplers.langevin, "annealed_langevin": samplers.annealed_langevin}
 FITTED = {V3, GITS, *fit.BASES}
 ONE_STEP = ("ddim", "euler")  # whose one step of --grid=few is E[x_0 | x_T]
@@ -112,14 +112,15 @@ def parsed(option: tuple[str, ...]) -> dict:
 
 
 def make_solver(name: str, option: tuple[str, ...] = (), statistics: v3.Statistics | None = None, **options):
-    """A solver of `samplers.solvers`, or v3 with its statistics, from options, and others written name=value. Raises ValueError for unknown ones."""
+    """A solver of `samplers.solvers`, or v3 with its statistics, from options, and others written name=value.
+
+    Raises ValueError for unknown options and, as each solver does, for impossible values. What depends on the path and the
+    grid shows when the table of that grid is built.
+    """
     options |= parsed(option)
     factory = functools.partial(v3.dpm_solver_v3, statistics) if statistics else solvers.SOLVERS[name]
     try:
-        solver = factory(**options)
-        if not statistics:  # values of a wrong type show when a table is built
-            solver(VP(), grids.log_snr(VP(), 200))  # steps enough for all intervals of restart
-        return solver
+        return factory(**options)
     except TypeError as error:
         known = [p for p in inspect.signature(factory).parameters if p not in ("options", "statistics")]
         if "method" in known:

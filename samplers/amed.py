@@ -5,6 +5,10 @@ With y = x/alpha and s = sigma/alpha a step goes from s to s'. With the predicto
     m = s'^r s^(1-r),   y_m = y + (m - s) eps(y, s),   y' = y + c (s' - s) eps(y_m, a m)                      AMED-Solver
                         y_m = y + (m - s) E_1,         y' = y_m + c (m' - m) E_2,   m' = s'                    AMED-Plugin on iPNDM
 
+where eps(y, s) = (y - D)/s is the noise prediction at x = alpha y. At the scaled time it is eps(y_m, a m) =
+(y_m - D(y_m, a m))/(a m): it is divided by a m, where the paper's code divides by m. The two differ by the factor a of
+the slope, which c can undo.
+
 E_1 and E_2 being iPNDM's averages of the last evaluations. At r = 1/2 and c = a = 1 they are DPM-Solver-2 and iPNDM at 2N steps, and the
 untrained predictor begins there; or at other middles, on which iPNDM may be better. Because the coefficients depend on x these are no tables; one
 scan executes all steps all the same.

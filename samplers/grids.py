@@ -6,6 +6,7 @@ sigma/alpha are spaced from alpha = 1e-3 on and put T itself in the place of the
 """
 
 from collections.abc import Callable
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -18,11 +19,17 @@ from sde_lib.sde import SDE
 def _eps(sde: SDE, n: int, eps: float | None) -> float:
     check_path(sde)
     eps = sde.sampling_eps if eps is None else eps
-    if n < 1:
-        raise ValueError(f"n = {n} steps: expected at least 1")
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"n = {n!r} steps: expected a whole number of at least 1")
     if not 0 < eps < sde.T:
         raise ValueError(f"eps = {eps}: expected 0 < eps < T = {sde.T}; a grid that ends at 0 is with_zero(grid)")
     return eps
+
+
+def _power(rho: float) -> float:
+    if not isinstance(rho, Real) or not 0 < rho < np.inf:
+        raise ValueError(f"rho = {rho!r} of a grid: expected a finite number above 0")
+    return rho
 
 
 def log_snr_ends(sde: SDE, eps: float) -> tuple[float, float]:
@@ -47,6 +54,8 @@ def few(sde: SDE, n: int) -> np.ndarray:
     Of models of so many steps, which are trained at these times.
     """
     check_path(sde)
+    if not isinstance(n, Integral) or n < 0:
+        raise ValueError(f"n = {n!r} steps before the last: expected a whole number of at least 0")
     return sde.T * (1 - np.arange(n + 1) / (n + 1))
 
 
@@ -70,21 +79,23 @@ def log_snr(sde: SDE, n: int, eps: float | None = None) -> np.ndarray:
 
 def karras(sde: SDE, n: int, eps: float | None = None, rho: float = 7.0) -> np.ndarray:
     """Equal steps in (sigma/alpha)^(1/rho) (EDM, 2206.00364, eq. 5)."""
-    eps = _eps(sde, n, eps)
+    eps, rho = _eps(sde, n, eps), _power(rho)
     first, last = (np.exp(-np.array(ends) / rho) for ends in log_snr_ends(sde, eps))
     return _exact_ends(sde.time(-rho * np.log(np.linspace(first, last, n + 1))), sde, eps)
 
 
 def exponential(sde: SDE, n: int, eps: float | None = None, rho: float = 1.0) -> np.ndarray:
     """log(sigma/alpha) falls with the rho-th power of even steps (k-diffusion's "polyexponential"); rho = 1, its "exponential", is `log_snr`."""
-    eps = _eps(sde, n, eps)
+    eps, rho = _eps(sde, n, eps), _power(rho)
     first, last = log_snr_ends(sde, eps)
     return _exact_ends(sde.time(last + (first - last) * np.linspace(1.0, 0.0, n + 1) ** rho), sde, eps)
 
 
 def _vp_betas(sde: SDE, eps: float, t_min: float) -> tuple[float, float]:
     """beta_min and beta_max of a linear beta(t) with which sigma/alpha on [t_min, 1] has the range that it has for `sde` on [eps, T]; beta_min may be
-    negative, beta being used on [t_min, 1] alone. Raises ValueError where beta would be."""
+    negative, beta being used on [t_min, 1] alone. Raises ValueError where beta would be, and for a t_min outside (0, 1)."""
+    if not isinstance(t_min, Real) or not 0 < t_min < 1:
+        raise ValueError(f"t_min = {t_min!r} of VP's time: expected a number between 0 and 1")
     first, last = (np.log1p(np.exp(-2 * log_snr)) for log_snr in log_snr_ends(sde, eps))
     slope = 2 * (last / t_min - first) / (t_min - 1)
     if min(first - 0.5 * slope + slope * t_min, first + 0.5 * slope) <= 0:
@@ -101,9 +112,10 @@ def vp_time(sde: SDE, eps: float | None = None, t_min: float = 1e-3) -> Callable
 
 def vp_uniform(sde: SDE, n: int, eps: float | None = None, rho: float = 1.0, t_min: float = 1e-3) -> np.ndarray:
     """Equal steps in t^(1/rho) of that VP-like time (rho = 1: "time_uniform" of diff-sampler)."""
-    eps = _eps(sde, n, eps)
+    eps, rho = _eps(sde, n, eps), _power(rho)
+    betas = _vp_betas(sde, eps, t_min)
     t = np.linspace(1.0, t_min ** (1 / rho), n + 1) ** rho
-    return _exact_ends(sde.time(-0.5 * np.log(np.expm1(linear_beta_integral(*_vp_betas(sde, eps, t_min), t)))), sde, eps)
+    return _exact_ends(sde.time(-0.5 * np.log(np.expm1(linear_beta_integral(*betas, t)))), sde, eps)
 
 
 def with_zero(times: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
 from sde_lib.brief import count
+from sde_lib.numerics import as_float
 
 # Directions in which A A^T is less than this part of its largest eigenvalue are taken as not measured: float32 knows nothing of them.
 RANK = 1e-6
@@ -42,14 +43,16 @@ class LinearOperator:
         """A x. Raises ValueError for examples of another shape."""
         if x.shape[1:] != self.shape:
             raise ValueError(f"x of shape {x.shape}: this operator measures examples of shape {self.shape}, expected [B, *{self.shape}]")
-        return self.apply(x)
+        return self.apply(as_float(x))
 
     def transpose(self, y: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         """A^T y, [B, *shape]."""
+        y = as_float(y)
         return jax.linear_transpose(self.apply, jax.ShapeDtypeStruct((len(y), *self.shape), y.dtype))(y)[0]
 
     def solve(self, y: Float[Array, "b ..."], c=0.0) -> Float[Array, "b ..."]:
         """(A A^T + c I)^+ y; c >= 0: [] or [B]."""
+        y = as_float(y)
         c = jnp.asarray(c, y.dtype)
         return self.invert(y, c.reshape(c.shape + (1,) * (y.ndim - 1)) if c.ndim else c)
 

@@ -160,14 +160,21 @@ def sample(
     """Carry x_T [B, ...] from times[0] to times[-1] with a table solver; one compiled scan.
 
     den: a Denoiser. times: decreasing, on the host (see `samplers.grids`). solver: from `samplers.solvers`.
+    Increasing times, such as ``grid[::-1]``, encode: a deterministic solver carries x from near the data to its latent at
+    times[-1], with the same orders (DDIM inversion is ``sample(den, x, grid[::-1], ddim())``). They start above sigma = 0.
+    The state, the times and the coefficients are float32, and so is the result, whatever the dtype of x_T and of the
+    network; where x_T is float64 they are float64.
     key: for stochastic solvers, a single key or one per example; the noise of an example does not depend on its batch-mates.
     path: return x_T and the x after every evaluation instead, [NFE + 1, B, ...].
     Compiled once per shape, kind of table and number of rows: neither other times nor other coefficients compile anew.
-    Raises ValueError for a grid that does not decrease or leaves [0, T], and for a stochastic solver without a key or of a coupled denoiser.
+    Raises ValueError for a grid that is not monotone, leaves [0, T] or encodes from sigma = 0, and for a stochastic solver on increasing times,
+    without a key or of a coupled denoiser.
     """
     check_denoiser(den, "sample")
     x_T = checked(den, x_T, "x_T", key)
-    times = check_times(den.sde, times)
+    times = check_monotone(den.sde, times)
+    if times[0] < times[-1] and den.sde.sigma(times[0]) == 0:
+        raise ValueError(f"times increase from {times[0]}, where sigma = 0: expected a start above it, such as {den.sde.sampling_eps}")
     table = table_of(solver, den.sde, times)
     if table.stochastic:
         den.check_uncoupled("a stochastic solver")
@@ -179,15 +186,24 @@ def sample(
 
 
 def check_times(sde: SDE, times) -> Float[np.ndarray, " n"]:
-    """The times as float64, or ValueError naming what is wrong with them."""
+    """The decreasing times as float64, or ValueError naming what is wrong with them."""
+    times = check_monotone(sde, times)
+    if times[0] < times[-1]:
+        raise ValueError("times must decrease, from the prior (T) to the data (0): reverse the grid?")
+    return times
+
+
+def check_monotone(sde: SDE, times) -> Float[np.ndarray, " n"]:
+    """The times, which decrease or increase, as float64, or ValueError naming what is wrong with them."""
     if isinstance(times, jax.core.Tracer):
         raise ValueError("times are traced: make the grid outside of jit (tables are made on the host in float64)")
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"times of shape {times.shape}: expected two or more times in one dimension")
-    if not np.all(np.diff(times) < 0):
-        raise ValueError("times must decrease, from the prior (T) to the data (0): reverse the grid?")
-    if times[0] > sde.T * (1 + 1e-6) or times[-1] < 0:
+    steps = np.diff(times)
+    if not (np.all(steps < 0) or np.all(steps > 0)):
+        raise ValueError("times must decrease at every step, from the prior (T) to the data (0), or increase at every step to encode")
+    if not (0 <= times.min() and times.max() <= sde.T * (1 + 1e-6)):
         raise ValueError(f"times from {times[0]} to {times[-1]}: expected them within [0, {sde.T}] for {sde}")
     return np.minimum(times, sde.T)
 

@@ -102,7 +102,8 @@ class Denoiser:
     coupled: eps was not independent of x_0 in training (`experiments.couplings`), or not all of the noise (`sde_lib.interpolants`): the plane and the
         flow stand, but -eps/sigma is no score.
 
-    A Denoiser is a pytree. x is [B, ...] and t [] or [B] in all methods; all results are [B, ...].
+    A Denoiser is a pytree. x is [B, ...] and t [] or [B] in all methods; all results are [B, ...], float32, or float64
+    where x is. A network that computes in 16 bits casts its input itself; what is computed of its output is not rounded.
     A `noise` or `score` prediction holds no information on x_0 where alpha = 0, so these are evaluated at the last time at which
     alpha is at least 1e-3 (of paths that reach alpha = 0). An exact prediction is off by that much there; the error of a learned one counts
     1/alpha times in the data, so that `data`, `velocity`, `v` or `edm` are the kinds to train on such paths.
@@ -146,7 +147,8 @@ class Denoiser:
             )
 
     def raw(self, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
-        """F, what `fn` returns, in the precision of x."""
+        """F, what `fn` returns, in the precision of x (at least float32, whatever the network computes in)."""
+        x = as_float(x)
         t = jnp.broadcast_to(self._time(x, t), x.shape[:1])
         check_cond(self.cond, len(x))
         prediction = self.fn(x, t) if self.cond is None else self.fn(x, t, self.cond)
@@ -154,6 +156,7 @@ class Denoiser:
 
     def linear(self, target: str, x: Float[Array, "b ..."], t: Time):
         """The coefficients (a, b), shaped to multiply x, in target = a x + b F."""
+        x = as_float(x)
         t = self._time(x, t)
         a, b = combination(self.sde, self.kind, t, plane_point(self.sde, target, t, self.sigma_data), self.sigma_data)
         return expand(a, x), expand(b, x)

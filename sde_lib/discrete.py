@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from scipy.interpolate import CubicHermiteSpline
 
 from sde_lib.noise import normal
-from sde_lib.numerics import as_time, expand, namespace
+from sde_lib.numerics import as_float, as_time, expand, namespace
 from sde_lib.paths import path, require, softplus
 from sde_lib.sde import SDE, Time
 
@@ -136,7 +136,7 @@ class DDPM(SDE):
 
     def iterate(self, key, x: Float[Array, "b ..."], i: Step) -> Float[Array, "b ..."]:
         """x_i given x_{i-1} = x."""
-        beta = _at(np.concatenate([[0.0], self.betas]), i)
+        x, beta = as_float(x), _at(np.concatenate([[0.0], self.betas]), i)
         xp = namespace(beta)
         return expand(xp.sqrt(1 - beta), x) * x + expand(xp.sqrt(beta), x) * normal(key, x.shape, x.dtype)
 
@@ -187,7 +187,7 @@ class NCSN(SDE):
     def iterate(self, key, x: Float[Array, "b ..."], i: Step) -> Float[Array, "b ..."]:
         """x_i given x_{i-1} = x."""
         variances = np.concatenate([[0.0], np.diff(np.concatenate([[0.0], self.sigmas]) ** 2)])
-        step = _at(variances, i)
+        x, step = as_float(x), _at(variances, i)
         return x + expand(namespace(step).sqrt(step), x) * normal(key, x.shape, x.dtype)
 
     single_step = _single_step

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sde_lib.checks import check_key
+from sde_lib.numerics import at_least_float32
 
 
 def example_keys(key, n: int):
@@ -25,8 +26,12 @@ def example_keys(key, n: int):
 
 
 def normal(key, shape: tuple[int, ...], dtype=None) -> Float[Array, "b ..."]:
-    """Standard normal noise of shape [B, ...], example i from its own key (see `example_keys`)."""
+    """Standard normal noise of shape [B, ...], example i from its own key (see `example_keys`).
+
+    Noise of a 16-bit dtype is drawn in float32 and then rounded: drawn in bfloat16 its mean would be -0.012.
+    """
     if not isinstance(shape, tuple | list) or not shape:
         raise ValueError(f"shape = {shape}: expected that of a batch of examples, (B, ...)")
     dtype = jnp.zeros((), dtype).dtype
-    return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(example_keys(key, shape[0]))
+    wide = at_least_float32(dtype)
+    return jax.vmap(lambda k: jax.random.normal(k, shape[1:], wide))(example_keys(key, shape[0])).astype(dtype)

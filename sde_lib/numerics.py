@@ -19,17 +19,31 @@ def namespace(t):
 
 
 def as_time(t):
-    """``t`` as it is if it is a JAX array, else as a NumPy array of float64 (complex numbers pass, for `derivative`)."""
+    """``t`` in its own precision (at least float32) if it is a JAX array, else as a NumPy array of float64.
+
+    Complex numbers pass, for `derivative`.
+    """
     if isinstance(t, jax.Array):
-        return t
+        return as_float(t)
     t = np.asarray(t)
     return t if np.iscomplexobj(t) else t.astype(np.float64)
 
 
 def as_float(x) -> Array:
-    """`x` as a JAX array of real numbers: integers would round times and coefficients in their own type."""
+    """`x` as a JAX array of float32 or float64.
+
+    Integers become JAX's default float. A 16-bit `x` becomes float32: states, times and coefficients
+    are never rounded to 16 bits, in which the small steps of a sampler are lost.
+    """
     x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.zeros(()).dtype)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(jnp.zeros(()).dtype)
+    return x.astype(at_least_float32(x.dtype))
+
+
+def at_least_float32(dtype):
+    """The dtype itself, or float32 for a float of 16 bits or fewer."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def derivative(fn: Callable, t):
@@ -44,6 +58,6 @@ def derivative(fn: Callable, t):
 
 
 def expand(coefficient, x: Float[Array, "b ..."]):
-    """A coefficient of shape [] or [B], shaped to multiply x [B, ...] and in its precision."""
-    coefficient = jnp.asarray(coefficient, x.dtype)
+    """A coefficient of shape [] or [B], shaped to multiply x [B, ...], in the precision of `as_float(x)`."""
+    coefficient = jnp.asarray(coefficient, at_least_float32(x.dtype))
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - 1)) if coefficient.ndim else coefficient

@@ -83,6 +83,7 @@ class GaussianMixture:
         """Per component: log-density with weight [M, B], and r of the module docstring [M, D, B]. alpha, sigma: [] or [B].
 
         The batch is the last axis: it is the long one, and the one that a CPU computes in vectors."""
+        x = as_float(x)
         self._check(x)
         alpha, sigma = (jnp.asarray(c, x.dtype).reshape(-1) for c in (alpha, sigma))
         variance = (alpha * self.stds[:, :, None]) ** 2 + sigma**2

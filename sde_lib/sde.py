@@ -83,6 +83,7 @@ class SDE:
 
     def drift(self, x: Float[Array, "b ..."], t: Time) -> Float[Array, "b ..."]:
         """Drift of the forward SDE, f(t) x. x: [B, ...]; t: [] or [B]."""
+        x = as_float(x)
         return expand(self.drift_coefficient(t), x) * x
 
     def diffusion(self, t: Time):
@@ -116,6 +117,7 @@ class SDE:
         """log N(x; 0, std^2 I) in nats, [B]; std: sigma(T) unless it is given."""
         check_batch(x)
         std = float(self.sigma(self.T) if std is None else std)
+        x = as_float(x)
         x = x.reshape(x.shape[0], -1)
         return -0.5 * jnp.sum((x / std) ** 2, -1) - x.shape[-1] * (0.5 * np.log(2 * np.pi) + np.log(std))
 

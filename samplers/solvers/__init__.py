@@ -9,7 +9,9 @@ from samplers.solvers.combine import afs, restart, then
 from samplers.solvers.exponential import ddim, dpm_solver, dpm_solver_pp, singlestep_orders, unipc
 from samplers.solvers.named import named
 from samplers.solvers.runge_kutta import HEUN, KUTTA3, MIDPOINT, RK4, Tableau, euler, heun, midpoint, rk4, runge_kutta
+from samplers.solvers.sa import sa_solver
 from samplers.solvers.stochastic import ancestral, edm, euler_maruyama, probability_flow, reverse_diffusion, sde_dpm_solver, sde_dpm_solver_pp
+from samplers.solvers.two_stage import dpm_2_ancestral, dpm_solver_pp_2s_ancestral, dpm_solver_pp_sde
 from samplers.table import Solver
 
 _FAMILIES = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
@@ -36,7 +38,8 @@ SOLVERS = {
 globals().update({name: named(function) for name, function in list(globals().items()) if _makes_solver(function)})
 
 __all__ = [
-    "HEUN", "KUTTA3", "MIDPOINT", "RK4", "SOLVERS", "Tableau", "adams_bashforth", "afs", "ancestral", "ddim", "deis", "dpm_solver", "dpm_solver_pp",
+    "HEUN", "KUTTA3", "MIDPOINT", "RK4", "SOLVERS", "Tableau", "adams_bashforth", "afs", "ancestral", "ddim", "deis", "dpm_2_ancestral", "dpm_solver",
+    "dpm_solver_pp", "dpm_solver_pp_2s_ancestral", "dpm_solver_pp_sde",
     "edm", "euler", "euler_maruyama", "heun", "ipndm", "lms", "midpoint", "pndm", "probability_flow", "restart", "reverse_diffusion", "rk4",
-    "runge_kutta", "sde_dpm_solver", "sde_dpm_solver_pp", "singlestep_orders", "then", "unipc",
+    "runge_kutta", "sa_solver", "sde_dpm_solver", "sde_dpm_solver_pp", "singlestep_orders", "then", "unipc",
 ]  # fmt: skip

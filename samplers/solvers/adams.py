@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from samplers.solvers.steps import check, final_order, first_order, gauss_legendre, lagrange, leave_prior, ratio
+from samplers.solvers.steps import check, check_final, check_whole, final_order, first_order, gauss_legendre, lagrange, leave_prior, ratio
 from samplers.table import Row, Solver
 from sde_lib.sde import SDE
 
@@ -49,8 +49,10 @@ def adams_bashforth(count: int, variable: str | Callable, lower_order_final: boo
     Order `count`, started by its lower orders; one evaluation a step; consumes the noise; deterministic. A step from alpha = 0 is DDIM's.
     lower_order_final: see `samplers.solvers.steps.final_order`.
     """
-    if count < 1:
-        raise ValueError(f"{count} evaluations: expected at least 1")
+    check_whole("adams_bashforth", 1, count=count)
+    check_final("adams_bashforth", lower_order_final)
+    if not callable(variable):
+        check("adams_bashforth", variable=(variable, ("sigma", "t", "log_snr")))
 
     def build(sde, times):
         rows = []
@@ -74,8 +76,9 @@ def deis(order: int = 3, variant: str = "tab", variable: Callable | None = None,
     The authors' coefficients are a sum of 10,000 points, good to 4e-4; these are exact. Raises ValueError for unknown options.
     """
     check("deis", variant=(variant, ("tab", "rhoab")))
-    if order < 0:
-        raise ValueError(f"deis: order {order}: expected at least 0")
+    check_whole("deis", 0, order=order)
+    if variable is not None and (variant == "rhoab" or not callable(variable)):
+        raise ValueError(f"deis: variable {variable!r} of variant '{variant}': expected a function of log-SNR, and variant 'tab'")
     return adams_bashforth(order + 1, "sigma" if variant == "rhoab" else variable or "t", lower_order_final)
 
 
@@ -84,6 +87,7 @@ def lms(order: int = 4) -> Solver:
 
     Order `order`, one evaluation a step, consumes the noise, deterministic.
     """
+    check_whole("lms", 1, order=order)
     return adams_bashforth(order, "sigma")
 
 

@@ -2,28 +2,37 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 
 import numpy as np
 
 from samplers.solvers.runge_kutta import heun
-from samplers.solvers.steps import combine, in_data, ratio, transition
+from samplers.solvers.steps import check_number, combine, in_data, ratio, require_decreasing, transition
 from samplers.table import Row, Solver, Table, stack
+from sde_lib.denoiser import plane_point
 from sde_lib.sde import SDE
 
 
 def afs(solver: Solver) -> Solver:
-    """The analytical first step (Dockhorn et al. 2022, 2210.05475): `solver` without its first evaluation, the noise there being taken as
-    x / sqrt(alpha^2 + sigma^2), which it tends to where sigma is large.
+    """The analytical first step (Dockhorn et al. 2022, 2210.05475): `solver` without its first evaluation.
 
-    For tables that consume the noise and evaluate at x_e itself; not where alpha = 0, whose first step is exact. Raises ValueError for others.
+    The noise there is taken as x / sqrt(alpha^2 + sigma^2), which it tends to where sigma is large, and any other prediction
+    is what follows: the data are alpha x / (S (S + sigma)), S^2 = alpha^2 + sigma^2.
+    For tables that evaluate at x_e itself, whatever they consume; not where alpha = 0, whose first step is exact, nor for
+    noise of the table's own, nor for encoding. Raises ValueError for others.
     """
 
     def shorter(sde, times):
+        if times[0] < times[-1]:
+            raise ValueError("afs: times increase, but what is known of the first step is known at the prior: expected decreasing times")
         table = solver(sde, times)
         plain = table.at_x is None and table.constant is None and table.x.ndim == table.p.ndim == 2
-        if table.prediction != "noise" or table.stochastic or not plain or table.nfe < 2:
-            raise ValueError("afs: expected a deterministic solver with two or more evaluations that consumes the noise, on a grid with alpha(T) > 0")
-        slope = 1 / np.sqrt(sde.alpha(times[0]) ** 2 + sde.sigma(times[0]) ** 2)
+        if table.stochastic or not plain or table.nfe < 2 or sde.alpha(times[0]) == 0:
+            raise ValueError("afs: expected a deterministic solver with two or more evaluations, each at x itself, on a grid with alpha(T) > 0")
+        alpha, sigma = sde.alpha(times[0]), sde.sigma(times[0])
+        total = np.hypot(alpha, sigma)
+        c, d = plane_point(sde, table.prediction, times[0])
+        slope = c * alpha / (total * (total + sigma)) + d / total
         first = float(table.x[0, 0] + slope * table.p[0, 0])  # x_1 = first x_0
         rows = []
         for e in range(1, table.nfe):
@@ -67,6 +76,15 @@ def then(first: Solver, second: Solver, switch: float) -> Solver:
     return solver
 
 
+def _is_interval(interval) -> bool:
+    """Whether it is (N, K, t_min, t_max) as `restart` takes them."""
+    if not isinstance(interval, Sequence) or len(interval) != 4:
+        return False
+    n, k, t_min, t_max = interval
+    whole = isinstance(n, Integral) and isinstance(k, Integral) and n >= 2 and k >= 0
+    return whole and isinstance(t_min, Real) and isinstance(t_max, Real) and 0 < t_min < t_max < np.inf
+
+
 def restart(
     intervals: Sequence[tuple[int, int, float, float]] = ((3, 2, 0.06, 0.3),), s_noise: float = 1.0, rho: float = 7.0, solver: Solver = heun("sigma")
 ) -> Solver:
@@ -79,8 +97,14 @@ def restart(
     Stochastic, on any path; as many evaluations as `solver` makes in all its steps, and with K = 0 it is `solver`. Raises ValueError for intervals
     that cannot be meant, or that the grid has no time for.
     """
+    check_number("restart", least=0.0, below=np.inf, s_noise=s_noise)
+    check_number("restart", above=0.0, below=np.inf, rho=rho)
+    if not callable(solver):
+        raise ValueError(f"restart: solver {solver!r}: expected a solver, such as solvers.heun('sigma')")
+    if not isinstance(intervals, Sequence) or isinstance(intervals, str):
+        raise ValueError(f"restart: intervals {intervals!r}: expected a list of (N, K, t_min, t_max)")
     for interval in intervals:
-        if len(interval) != 4 or interval[0] < 2 or interval[1] < 0 or not 0 < interval[2] < interval[3]:
+        if not _is_interval(interval):
             raise ValueError(f"restart: interval {interval}: expected (N, K, t_min, t_max) with N of 2 or more, K of 0 or more and 0 < t_min < t_max")
 
     def noised(table: Table, scale: float, std: float) -> Table:
@@ -91,6 +115,7 @@ def restart(
         return stack([*rows, last], table.prediction)
 
     def restarted(sde, times):
+        require_decreasing("restart", times)
         if solver(sde, times).stochastic:
             raise ValueError("restart: the solver draws noise itself: expected a deterministic one, such as heun('sigma')")
         r = np.array([ratio(sde, t) if sde.alpha(t) > 0 else np.inf for t in times])

@@ -36,7 +36,7 @@ RK4 = Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 2 / 6, 2 / 6, 1
 def runge_kutta(tableau: Tableau, variable: Variable = "t") -> Solver:
     """Any explicit Runge-Kutta method in `variable`. As many evaluations a step as it has stages; order of the method; deterministic.
 
-    Consumes the velocity (variable "t") or the noise. A last step to t = 0, where these are undefined, is Euler's if a stage lies there or the
+    Consumes the velocity (variable "t") or the noise. A last step to sigma = 0, where these are undefined, is Euler's if a stage lies there or the
     variable is infinite there. In "sigma" and "log_snr" a step from alpha = 0 is DDIM's. Raises ValueError for another variable.
     """
     check("runge_kutta", variable=(variable, ("t", "sigma", "log_snr")))
@@ -57,7 +57,7 @@ def runge_kutta(tableau: Tableau, variable: Variable = "t") -> Solver:
             time = lambda c: t if c == 0 else s if c == 1 else float(sde.time(log_snr(c)))
             scale = lambda c: sde.alpha(time(c))
             weight = lambda c: 1.0 if variable == "sigma" else -np.exp(-value(c))
-        if s == 0 and 1.0 in nodes:
+        if sde.sigma(s) == 0 and 1.0 in nodes:
             return euler_step(sde, t, s)
         rows, targets = [], [*zip(nodes, tableau.a)][1:] + [(1.0, tableau.b)]
         for j, (node, coefficients) in enumerate(targets):
@@ -88,7 +88,7 @@ def euler(variable: Variable = "t") -> Solver:
 def heun(variable: Variable = "t") -> Solver:
     """Heun's method, the explicit trapezoid (EDM, 2206.00364, algorithm 1; in "sigma" on any path, DEIS' rho-Heun).
 
-    Order 2, two evaluations a step, one in a last step to t = 0: 2N - 1 in all. See `runge_kutta`.
+    Order 2, two evaluations a step, one in a last step to sigma = 0: 2N - 1 in all. See `runge_kutta`.
     """
     return runge_kutta(HEUN, variable)
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -52,6 +53,15 @@ def phi(k: int, z: float) -> float:
     """phi_k(z) = int_0^1 e^((1-u) z) u^(k-1)/(k-1)! du: phi_1 = (e^z - 1)/z, phi_{k+1} = (phi_k - 1/k!)/z, without their cancellation."""
     u, w = gauss_legendre(64)
     return float(np.sum(w * np.exp((1 - u) * z) * u ** (k - 1)) / math.factorial(k - 1))
+
+
+def require_decreasing(name: str, times: np.ndarray) -> None:
+    """Raise ValueError for times from the data to the prior, along which no solver that draws noise goes."""
+    if times[0] < times[-1]:
+        raise ValueError(
+            f"{name}: times increase, from {times[0]:.4g} to {times[-1]:.4g}: only a deterministic solver encodes, such as "
+            "ddim() or heun('sigma'); reverse the grid to sample"
+        )
 
 
 def transition(sde, t: float, s: float) -> tuple[float, float]:
@@ -114,14 +124,23 @@ def in_data(rows: Sequence[Row], sde: SDE) -> list[Row]:
     return result
 
 
-def leave_prior(sde: SDE, times: np.ndarray, build: Callable, prediction: Prediction) -> Table:
-    """The table of the rows build(sde, times). From alpha = 0, where lambda and sigma/alpha are infinite and x holds nothing but noise, the first
-    step is DDIM's, exact for the mean of x_0, and `build` starts after it; rows that consume the noise are then rewritten to consume the data."""
+def leave_prior(sde: SDE, times: np.ndarray, build: Callable, prediction: Prediction, eta: float | Callable = 0.0) -> Table:
+    """The table of the rows build(sde, times).
+
+    From alpha = 0, where lambda and sigma/alpha are infinite and x holds nothing but noise, the first step is DDIM's, exact
+    for the mean of x_0, or the ancestral one where `eta` is above 0, and `build` starts after it; rows that consume the noise
+    are then rewritten to consume the data. So is the last step of increasing times that end at alpha = 0.
+    """
+    if sde.alpha(times[-1]) == 0:
+        rows = build(sde, times[:-1]) if len(times) > 2 else []
+        x, p = jump(sde, times[-2], times[-1])
+        return stack([*(rows if prediction == "data" else in_data(rows, sde)), Row(times[-2], {0: x}, {0: p})], "data")
     if sde.alpha(times[0]) > 0:
         return stack(build(sde, times), prediction)
-    x, p = jump(sde, times[0], times[1])
+    noisy = strength(eta, times[0]) > 0
+    x, p, noise = posterior(sde, times[0], times[1]) if noisy else (*jump(sde, times[0], times[1]), 0.0)
     rows = build(sde, times[1:]) if len(times) > 2 else []
-    return stack([Row(times[0], {0: x}, {0: p}), *(rows if prediction == "data" else in_data(rows, sde))], "data")
+    return stack([Row(times[0], {0: x}, {0: p}, noise), *(rows if prediction == "data" else in_data(rows, sde))], "data")
 
 
 def one_step_rows(t, x, p, noise):
@@ -132,14 +151,55 @@ def one_step_rows(t, x, p, noise):
 def stepwise(step, sde, times):
     """The table of (x, p, noise) = step(t, s); from alpha = 0, where f and g are infinite, of the ancestral step, exact there since x_T is
     independent of the data."""
+    require_decreasing("the reverse SDE", times)
     t, s = times[:-1], times[1:]
     start = np.where(sde.alpha(t) == 0, 0.5 * (t + s), t)  # keeps `step` finite where its result is not used
     rows = [np.where(sde.alpha(t) == 0, a, b) for a, b in zip(posterior(sde, t, s), step(start, s))]
     return one_step_rows(t, *rows)
 
 
+# --- checks of options: each solver makes them of its own, when it is made ----------------------------------------------------------
+
+
 def check(name: str, **options) -> None:
-    """Raise ValueError for an option, given as (value, allowed values), that is not allowed."""
+    """Raise ValueError for an option, given as (value, allowed words or whole numbers), that is not allowed."""
     for option, (value, allowed) in options.items():
-        if value not in allowed:
+        kind = str if isinstance(allowed[0], str) else Integral
+        if isinstance(value, bool) or not isinstance(value, kind) or value not in allowed:
             raise ValueError(f"{name}: {option} {value!r}: expected {' or '.join(map(str, allowed))}")
+
+
+def check_whole(name: str, least: int, **options) -> None:
+    """Raise ValueError for an option that is not a whole number of at least `least`."""
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}: {option} = {value!r}: expected a whole number of at least {least}")
+
+
+def check_number(name: str, least: float = -math.inf, above: float = -math.inf, below: float | None = None, **options) -> None:
+    """Raise ValueError for an option that is not a number of at least `least`, above `above` and, if given, below `below`."""
+    bounds = [text for text, bound in ((f"of at least {least:g}", least), (f"above {above:g}", above)) if bound > -math.inf]
+    bounds += [] if below is None else ["finite" if below == math.inf else f"below {below:g}"]
+    for option, value in options.items():
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        if not real or not (value >= least and (value > above or above == -math.inf) and (below is None or value < below)):
+            raise ValueError(f"{name}: {option} = {value!r}: expected a number {' and '.join(bounds)}")
+
+
+def check_flag(name: str, **options) -> None:
+    """Raise ValueError for an option that is neither True nor False."""
+    for option, value in options.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{name}: {option} = {value!r}: expected True or False")
+
+
+def check_strength(name: str, eta) -> None:
+    """Raise ValueError for an `eta` that is neither a function of time nor a finite number of at least 0."""
+    if not callable(eta):
+        check_number(name, least=0.0, below=math.inf, eta=eta)
+
+
+def check_final(name: str, lower_order_final) -> None:
+    """Raise ValueError for a `lower_order_final` that `final_order` does not know."""
+    if not isinstance(lower_order_final, (bool, np.bool_)):
+        check_number(name, least=0, lower_order_final=lower_order_final)

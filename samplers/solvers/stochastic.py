@@ -6,9 +6,14 @@ import numpy as np
 
 from samplers.solvers.steps import (
     check,
+    check_final,
+    check_flag,
+    check_number,
+    check_strength,
     combine,
     final_order,
     first_order,
+    in_data,
     jump,
     leave_prior,
     of_score,
@@ -16,6 +21,7 @@ from samplers.solvers.steps import (
     phi,
     posterior,
     ratio,
+    require_decreasing,
     stepwise,
     strength,
     transition,
@@ -30,10 +36,10 @@ def ancestral(variance: str = "posterior") -> Solver:
     Stochastic, weak order 1, one evaluation a step, consumes the data prediction; exact where alpha_t = 0. A step to sigma = 0 gives D.
     Raises ValueError for another variance.
     """
-    if variance not in ("posterior", "forward"):
-        raise ValueError(f"ancestral: variance '{variance}': expected posterior or forward")
+    check("ancestral", variance=(variance, ("posterior", "forward")))
 
     def solver(sde, times):
+        require_decreasing("ancestral", times)
         t, s = times[:-1], times[1:]
         x, p, noise = posterior(sde, t, s)
         if variance == "forward":
@@ -49,6 +55,7 @@ def euler_maruyama(eta: float | Callable = 1.0) -> Solver:
     eta: strength of the noise as in `SDE.reverse_drift`, a number or a function of the time that a step starts from (`samplers.strengths`).
     Stochastic, weak order 1, one evaluation a step, consumes the data prediction. A step from alpha = 0 is the ancestral one.
     """
+    check_strength("euler_maruyama", eta)
 
     def solver(sde, times):
         def step(t, s):
@@ -103,14 +110,16 @@ def edm(churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: 
     network 80, 0.05, 50, 1.003. Order 2 and deterministic (`heun("sigma")`) at churn = 0, else stochastic. Two evaluations a step, one where it ends
     at sigma = 0: 2N - 1 in all; consumes the data prediction. A step from alpha = 0 is DDIM's. Raises ValueError for a negative churn.
     """
-
-    if churn < 0:
-        raise ValueError(f"edm: churn = {churn}: expected 0 or more")
+    check_number("edm", least=0.0, churn=churn, s_min=s_min)
+    check_number("edm", least=s_min, s_max=s_max)
+    check_number("edm", least=0.0, below=np.inf, s_noise=s_noise)
 
     def solver(sde, times):
         rows, n = [], len(times) - 1
+        if churn > 0:
+            require_decreasing("edm with churn", times)
         for t, s in zip(times[:-1], times[1:]):
-            if sde.alpha(t) == 0:
+            if sde.alpha(t) == 0 or sde.alpha(s) == 0:
                 x, p = jump(sde, t, s)
                 rows.append(Row(t, {0: x}, {0: p}))
                 continue
@@ -132,61 +141,93 @@ def edm(churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: 
     return solver
 
 
-def sde_dpm_solver_pp(order: int = 2, eta: float | Callable = 1.0, solver_type: str = "dpmsolver", lower_order_final: bool | float = False) -> Solver:
-    """SDE-DPM-Solver++(1) and (2M) (Lu et al. 2022, 2211.01095, section 5 and appendix D): exponential integrators
+def sde_dpm_solver_pp(
+    order: int = 2,
+    eta: float | Callable = 1.0,
+    solver_type: str = "dpmsolver",
+    lower_order_final: bool | float = False,
+    consistent: bool = False,
+) -> Solver:
+    """SDE-DPM-Solver++(1), (2M) and (3M) (Lu et al. 2022, 2211.01095, section 5 and appendix D; 3M as in k-diffusion): exponential integrators
     of the reverse SDE; consume the data prediction.
 
         x_s = (sigma_s/sigma_t) e^(-eta^2 h) x_t + alpha_s (1 - e^(-(1 + eta^2) h)) D + sigma_s sqrt(1 - e^(-2 eta^2 h)) xi
 
-    Stochastic, one evaluation a step; deterministic order `order`, weak order 1. eta: strength of the noise as in `SDE.reverse_drift`, a number or a
-    function of the time that a step starts from: 1 is the reverse SDE, 0 DPM-Solver++, and the marginals are the same for all (k-diffusion's eta is
-    the square). solver_type: the weight of D' at order 2, half that of D ("dpmsolver") or exact ("taylor"; "heun" elsewhere). lower_order_final: see
-    `final_order`. The first step, and one to sigma = 0, are of order 1. Raises ValueError for unknown options.
+    Stochastic, one evaluation a step; deterministic order `order` (3: see `consistent`), weak order 1, on Gaussians 2. eta: strength of the noise as
+    in `SDE.reverse_drift`, a number or a function of the time that a step starts from: 1 is the reverse SDE, 0 DPM-Solver++, and the marginals are
+    the same for all (k-diffusion's eta is the square). solver_type: the weight of D' at order 2, half that of D ("dpmsolver") or exact ("taylor";
+    "heun" elsewhere). consistent: at order 3 k-diffusion gives D'' half its weight, which leaves order 2; True gives it all (diffusers' order 3 is of
+    order 1). lower_order_final: see `final_order`. The first step, and one to sigma = 0, are of order 1. Raises ValueError for unknown options.
     """
-    check("sde_dpm_solver_pp", order=(order, (1, 2)), solver_type=(solver_type, ("dpmsolver", "taylor")))
+    check("sde_dpm_solver_pp", order=(order, (1, 2, 3)), solver_type=(solver_type, ("dpmsolver", "taylor")))
+    check_strength("sde_dpm_solver_pp", eta)
+    check_flag("sde_dpm_solver_pp", consistent=consistent)
+    check_final("sde_dpm_solver_pp", lower_order_final)
 
     def build(sde, times):
         log_snr = sde.log_snr(times)
         rows, n = [], len(times) - 1
         for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
-            eta2, h = strength(eta, t) ** 2, log_snr[i + 1] - log_snr[i]
-            if eta2 == 0 or np.isinf(h):
+            if sde.sigma(s) == 0:
                 linear, w1 = first_order(sde, t, s, "data")
-                noise = 0.0
-                if eta2 > 0 and sde.sigma(s) > 0:  # from alpha = 0: all that was x is forgotten
-                    linear, w1, noise = 0.0, sde.alpha(s), sde.sigma(s)
-            else:
-                linear = sde.sigma(s) / sde.sigma(t) * np.exp(-eta2 * h)
-                w1 = -sde.alpha(s) * np.expm1(-(1 + eta2) * h)
-                noise = sde.sigma(s) * np.sqrt(-np.expm1(-2 * eta2 * h))
-            p = {0: w1}
-            if min(final_order(order, lower_order_final, n, i, short=10), i + 1) == 2 and np.isfinite(h) and np.isfinite(log_snr[i - 1]):
+                rows.append(Row(t, {0: linear}, {0: w1}))
+                continue
+            eta2, h = strength(eta, t) ** 2, log_snr[i + 1] - log_snr[i]
+            z = (1 + eta2) * h
+            w1, w2, w3 = -sde.alpha(s) * np.expm1(-z), sde.alpha(s) * z * phi(2, -z), sde.alpha(s) * z * phi(3, -z)
+            now = min(final_order(order, lower_order_final, n, i, short=10), i + 1)
+            p = [(w1, {0: 1.0})]
+            if now > 1:
                 r0 = (log_snr[i] - log_snr[i - 1]) / h
-                w2 = 0.5 * w1 if solver_type == "dpmsolver" else sde.alpha(s) * (1 + eta2) * h * phi(2, -(1 + eta2) * h)
-                p = combine((1.0, p), (w2 / r0, {0: 1.0, 1: -1.0}))
-            rows.append(Row(t, {0: linear}, p, noise))
+                d0 = {0: 1 / r0, 1: -1 / r0}
+                p.append((0.5 * w1 if now == 2 and solver_type == "dpmsolver" else w2, d0))
+            if now > 2:
+                r1 = (log_snr[i - 1] - log_snr[i - 2]) / h
+                second = combine((1 / (r0 + r1), d0), (-1 / (r0 + r1), {1: 1 / r1, 2: -1 / r1}))
+                p.append((w2 * r0 + (2 * w3 if consistent else w3), second))
+            noise = sde.sigma(s) * np.sqrt(-np.expm1(-2 * eta2 * h))
+            rows.append(Row(t, {0: sde.sigma(s) / sde.sigma(t) * np.exp(-eta2 * h)}, combine(*p), noise))
         return rows
 
-    return lambda sde, times: stack(build(sde, times), "data")
+    def solver(sde, times):
+        if np.any(strength(eta, times[:-1])):
+            require_decreasing("sde_dpm_solver_pp", times)
+        return leave_prior(sde, times, build, "data", eta)
+
+    return solver
 
 
-def sde_dpm_solver(eta: float | Callable = 1.0) -> Solver:
-    r"""SDE-DPM-Solver-1 (Lu et al. 2022, 2211.01095, appendix D): the exponential integrator of the reverse SDE in noise
-    prediction (also in DEIS, 2204.13902).
+def sde_dpm_solver(eta: float | Callable = 1.0, order: int = 1, solver_type: str = "dpmsolver") -> Solver:
+    r"""SDE-DPM-Solver-1 and -2M (Lu et al. 2022, 2211.01095, appendix D): the exponential integrators of the reverse SDE in noise
+    prediction (order 1 also in DEIS, 2204.13902).
 
-        x_s = (alpha_s/alpha_t) x_t - (1 + eta^2) sigma_s (e^h - 1) eps + eta sigma_s sqrt(e^(2h) - 1) xi
+        x_s = (alpha_s/alpha_t) x_t - (1 + eta^2) sigma_s (e^h - 1) [eps + (eps - eps_old)/(2 r)] + eta sigma_s sqrt(e^(2h) - 1) xi
 
-    Stochastic, weak order 1, one evaluation a step; consumes the noise, by way of the data prediction. eta: as in `sde_dpm_solver_pp`. A step from
-    alpha = 0 is the ancestral one.
+    with r = h_old/h; order 1 is without eps_old. Stochastic, weak order 1, on Gaussians `order`; one evaluation a step; consumes the noise, by way of
+    the data prediction. eta: as in `sde_dpm_solver_pp`. solver_type: the weight of eps' at order 2, half that of eps ("dpmsolver") or exact
+    ("taylor"). A step from alpha = 0 is the ancestral one. The first step, and one to sigma = 0, are of order 1.
     """
+    check("sde_dpm_solver", order=(order, (1, 2)), solver_type=(solver_type, ("dpmsolver", "taylor")))
+    check_strength("sde_dpm_solver", eta)
+
+    def build(sde, times):
+        log_snr = sde.log_snr(times)
+        rows = []
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
+            eta2, r_t, r_s = strength(eta, t) ** 2, ratio(sde, t), ratio(sde, s)
+            w1 = (1 + eta2) * sde.alpha(s) * (r_s - r_t)
+            p = [(w1, {0: 1.0})]
+            if order == 2 and i > 0 and r_s > 0:
+                h = log_snr[i + 1] - log_snr[i]
+                w2 = 0.5 * w1 if solver_type == "dpmsolver" else -(1 + eta2) * sde.sigma(s) * h * phi(2, h)
+                p.append((w2 * h / (log_snr[i] - log_snr[i - 1]), {0: 1.0, 1: -1.0}))
+            noise = np.sqrt(eta2 * (r_t**2 - r_s**2)) * sde.alpha(s) if eta2 else 0.0
+            rows.append(Row(t, {0: sde.alpha(s) / sde.alpha(t)}, combine(*p), noise))
+        return in_data(rows, sde)
 
     def solver(sde, times):
-        def step(t, s):
-            eta2 = strength(eta, t) ** 2
-            r_t, r_s, alpha = ratio(sde, t), ratio(sde, s), sde.alpha(s)
-            c = (1 + eta2) * alpha * (r_s - r_t) / sde.sigma(t)  # of eps sigma_t = x - alpha_t D
-            return alpha / sde.alpha(t) + c, -c * sde.alpha(t), np.sqrt(eta2 * (r_t**2 - r_s**2)) * alpha
-
-        return stepwise(step, sde, times)
+        if np.any(strength(eta, times[:-1])):
+            require_decreasing("sde_dpm_solver", times)
+        return leave_prior(sde, times, build, "data", eta)
 
     return solver

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from samplers.checks import check_denoiser, checked
-from samplers.solvers.steps import check, final_order, first_order, gauss_legendre, leave_prior
+from samplers.solvers.steps import check, check_final, final_order, first_order, gauss_legendre, leave_prior
 from samplers.table import Row, Solver
 from sde_lib.brief import shape_of
 from sde_lib.denoiser import Denoiser
@@ -161,19 +161,25 @@ def interpolation(lam: np.ndarray, nodes: list[int], at: np.ndarray, pseudo: boo
     return basis
 
 
-def dpm_solver_v3(statistics: Statistics, order: int = 3, corrector: str = "pseudo", lower_order_final: bool | float = False) -> Solver:
+def dpm_solver_v3(
+    statistics: Statistics, order: int = 3, corrector: str = "pseudo", lower_order_final: bool | float = False, predictor: str = "polynomial"
+) -> Solver:
     """DPM-Solver-v3 of `order` 1 to 3 with the statistics of a model (2310.13268, algorithms 1 and 2).
 
-    Order `order`, started by lower ones; one evaluation a step; consumes the noise; deterministic; coefficients of the shape of an example.
-    corrector: "pseudo" (the authors' default) interpolates the next evaluation besides the last `order`, by `interpolation` with pseudo; "same" in
-    the place of the oldest; "none". The last step is not corrected, nor with "same" one of order 1.
+    One evaluation a step; consumes the noise; deterministic; coefficients of the shape of an example. Started by lower orders.
+    predictor: "polynomial" (the authors' default) through the last `order` evaluations, or "pseudo": `interpolation` with
+    pseudo, the authors' p_pseudo, of order 2 at most.
+    corrector: "pseudo" (the authors' default) interpolates the next evaluation besides the last `order`, by `interpolation`
+    with pseudo; it is of order 2 whatever `order` is, and smaller errors in few steps are its purpose. "same" interpolates
+    the next evaluation in the place of the oldest, by a polynomial, and "none" does not correct: the order is `order`. The
+    last step is not corrected, nor with "same" one of order 1.
     lower_order_final: see `final_order`. The integrals are exact for linearly interpolated statistics, the
     authors' are trapezoids between their values of lambda. A step from alpha = 0 or to sigma = 0 is DDIM's. Raises ValueError for another order or
     corrector.
     """
+    check("dpm_solver_v3", order=(order, (1, 2, 3)), predictor=(predictor, ("polynomial", "pseudo")))
     check("dpm_solver_v3", corrector=(corrector, ("pseudo", "same", "none")))
-    if order not in (1, 2, 3):
-        raise ValueError(f"dpm_solver_v3: order {order}: expected 1, 2 or 3")
+    check_final("dpm_solver_v3", lower_order_final)
     integrals = Integrals(statistics)
 
     def step(lam, i, nodes, pseudo):
@@ -210,7 +216,7 @@ def dpm_solver_v3(statistics: Statistics, order: int = 3, corrector: str = "pseu
                 decay = linear
             else:
                 count = min(final_order(order, lower_order_final, n, i), i + 1)
-                decay, weights, constant = step(lam, i, [i - k for k in range(count)], pseudo=False)
+                decay, weights, constant = step(lam, i, [i - k for k in range(count)], predictor == "pseudo")
                 x, p, from_g = of_g(i, i, {j: alpha[i + 1] * w for j, w in weights.items()})
                 decay = decay * alpha[i + 1] / alpha[i]
                 x[0] = x.get(0, 0.0) + decay

@@ -234,6 +234,6 @@ def test_pairs_that_are_not_finite_are_refused(folders, tmp_path):
     """Weights that are not numbers make no pairs: one line, and no folder."""
     run = runs.load_run(folders / "teacher")
     broken = replace(run, params=jax.tree.map(lambda a: a * np.nan, run.params))
-    with pytest.raises(FloatingPointError, match="4 of 4 pairs from 0 on are not finite by --solver=ddim"):
+    with pytest.raises(ValueError, match="4 of 4 pairs are not finite"):
         reflow.write(broken, tmp_path / "pairs", 4, 2, 4, **ADAPTIVE | {"solver": "ddim"})
     assert not (tmp_path / "pairs").exists()

@@ -87,6 +87,7 @@ PEERS = {
 # with 10 steps a last step of full order, to t = 0.001, amplifies the rounding of float32 (theirs likewise, to 4e-6 ... 4e-4)
 AMPLIFYING = {"singlestep-dpmsolver-2-midpoint", "unipc-3-bh2-data", "unipc-3-bh1-noise", "unipc-3-bh2-noise"}
 
+EARLY = lambda k: torch.tensor(0.8 if 200 <= k <= 800 else 0.0, dtype=torch.float64)  # tau of step k
 # the same, and what `step` is given
 STOCHASTIC = {
     **{
@@ -99,6 +100,25 @@ STOCHASTIC = {
         for order in (1, 2)
         for kind in TYPES
         for final in ("sigma_min", "zero")
+    },
+    **{
+        f"sde-dpmsolver-2-{kind}": (
+            MULTISTEP,
+            solver_config(2, algorithm_type="sde-dpmsolver", solver_type=kind),
+            solvers.sde_dpm_solver(order=2, solver_type=TYPES[kind]),
+            {},
+        )
+        for kind in TYPES
+    },
+    # in data prediction theirs has other coefficients at order 2, and lower orders are on the way to every higher one
+    **{
+        f"sa-{predictor}-{corrector}-{algorithm}": (
+            "SASolverScheduler",
+            {"predictor_order": predictor, "corrector_order": corrector, "algorithm_type": f"{algorithm}_prediction", "tau_func": EARLY},
+            solvers.sa_solver(predictor, corrector, lambda t: EARLY(CHAIN.N * t - 1), 0.0, np.inf, algorithm),
+            {},
+        )
+        for predictor, corrector, algorithm in ((1, 1, "data"), (1, 1, "noise"), (2, 2, "noise"), (3, 4, "noise"))
     },
     "sde-dpmsolver-1": (MULTISTEP, solver_config(1, algorithm_type="sde-dpmsolver"), solvers.sde_dpm_solver(), {}),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}, solvers.ancestral(), {}),
