@@ -49,8 +49,10 @@ SETTINGS = "settings"  # under which the .json of a result has what it was made 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the results of some settings are: in files whose names begin with `stem`, of which STEM.json notes the settings. suffix: the end of stem
-    by which it differs from the stem that was asked for, "" or "-2", "-3", ..."""
+    """Where the results of some settings are: in files whose names begin with `stem`.
+
+    STEM.json notes the settings. suffix: the end of stem by which it differs from the stem that was
+    asked for, "" or "-2", "-3", ..."""
 
     stem: Path
     settings: dict
@@ -67,7 +69,9 @@ class Place:
 
 
 def noted(stem: Path) -> dict | None:
-    """The settings of the result at `stem`: None if nothing is there, {} if it does not say (a file of another program or of an older version)."""
+    """The settings of the result at `stem`.
+
+    None if nothing is there, {} if it does not say (another program or an older version wrote it)."""
     files = [Path(f"{stem}{ending}") for ending in (".json", ".npz", ".html")]
     if not any(file.exists() for file in files):
         return None
@@ -88,8 +92,10 @@ def different(ours: dict, theirs: dict) -> str:
 
 
 def claim(stem: Path, settings: dict) -> Place:
-    """A place for the results of these settings that no result of other settings is lost for: `stem`, or the first of stem-2, stem-3, ... at which
-    there is nothing, or a result of the very settings. The settings are noted there, so that no other command takes it."""
+    """A place for the results of these settings, for which no result of other settings is lost.
+
+    It is `stem`, or the first of stem-2, stem-3, ... at which there is nothing, or a result of the
+    very same settings. They are noted there, so that no other command takes it."""
     settings, k = json.loads(json.dumps(settings)), 1
     while (theirs := noted(candidate := Path(f"{stem}-{k}") if k > 1 else stem)) is not None and (theirs != settings or not theirs):
         print(f"{candidate} is a result of other settings ({different(settings, theirs)}), and stays", flush=True)
@@ -106,9 +112,10 @@ def claim(stem: Path, settings: dict) -> Place:
 
 
 def reserve(stem: Path, settings: dict, flag: str = "") -> Place:
-    """The place `stem` itself, of a result whose name its readers rely on. flag: the one that chose the name, if any.
+    """The place `stem` itself, of a result whose name its readers rely on.
 
-    Raises ValueError if a result of other settings is there."""
+    flag: the one that chose the name, if any. Raises ValueError if a result of other settings is
+    there."""
     settings = json.loads(json.dumps(settings))
     theirs = noted(stem)
     if theirs is not None and (theirs != settings or not theirs):
@@ -126,12 +133,15 @@ def short(value) -> str:
 
 
 def name_of(parts: list[str], options: dict) -> str:
-    """The name of a result: its parts, and the names and values of options that are not at their defaults; cut where no file has so long a name."""
+    """The name of a result: its parts, and the names and values of options that are not at their
+    defaults; cut where no file may have so long a name."""
     return "_".join([*parts, *(f"{name}{short(value)}" for name, value in options.items())])[:200]
 
 
 def check_finite(values, what: str, where: str, start: int = 0) -> None:
-    """Raise ValueError if some of the values [n, ...], those of examples start, start + 1, ..., are not finite. what, where: words for them."""
+    """Raise ValueError if some of the values [n, ...] are not finite.
+
+    start: the number of the first example. what, where: words for the values and their origin."""
     values = np.asarray(values)
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
     if len(bad):

@@ -33,8 +33,10 @@ def check_flow_map(flow_map, what: str) -> None:
 
 
 def checked(model: Denoiser | FlowMap, x, name: str, key=None) -> Float[Array, "b ..."]:
-    """x as an array of real numbers. Raise ValueError if it has no batch axis, if the model is conditioned on other examples, or for a key that is
-    none."""
+    """x as an array of real numbers.
+
+    Raise ValueError if it has no batch axis, if the model is conditioned on another number of
+    examples, or if `key` is not a JAX key."""
     x = as_float(x)
     check_batch(x, name)
     check_cond(model.cond, len(x))
@@ -44,7 +46,9 @@ def checked(model: Denoiser | FlowMap, x, name: str, key=None) -> Float[Array, "
 
 
 def table_of(solver: Callable, sde, times):
-    """The table of a solver on a grid. Raise ValueError, with the mend, for what is no solver: a name, or a function that has not been called."""
+    """The table of a solver on a grid.
+
+    Raise ValueError, with the mend, for a name, or for a factory that has not been called."""
     from samplers import solvers  # which is made of tables
     from samplers.table import Solver, Table
 

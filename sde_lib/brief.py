@@ -12,7 +12,9 @@ def shape_of(a) -> str:
 
 
 def known(a) -> np.ndarray | None:
-    """The array on the host, or None if its values cannot be read here: it is traced, deleted, on another host, or no array of numbers."""
+    """The array on the host, or None if its values cannot be read here.
+
+    That is so where it is traced, deleted, on another host, or no array of numbers."""
     try:
         values = np.asarray(a)
     except Exception:  # a text must never fail: arrays of JAX have many ways to be unreadable
@@ -26,7 +28,8 @@ def count(tree) -> int:
 
 
 def text(a) -> str:
-    """A scalar as it is; of values [B] their mean and its standard error, or how many are True; of other arrays type and shape."""
+    """A scalar as it is; of values [B] their mean and its standard error, or how many are True; of
+    other arrays type and shape."""
     values = known(a)
     if values is None or values.ndim > 1 or values.size == 0:
         return shape_of(a)
@@ -43,6 +46,6 @@ def text(a) -> str:
 
 
 def results(self) -> str:
-    """`__repr__` of a named tuple of results of each example: a text for each field that is not None."""
+    """`__repr__` of a named tuple of results: a text for each field that is not None."""
     fields = [f"{name}={text(value)}" for name, value in zip(self._fields, self) if value is not None]
     return f"{type(self).__name__}({', '.join(fields)})"

@@ -1,6 +1,7 @@
 """Checks of arguments, each of which ends in one line that names the mend.
 
-They read types and shapes only, so that they hold for traced arrays and cost nothing in compiled code.
+They read types and shapes only, so that they hold for traced arrays and cost nothing in compiled
+code.
 """
 
 from functools import lru_cache
@@ -37,7 +38,7 @@ def check_time(t, n: int) -> None:
 
 
 def check_cond(cond, n: int, name: str = "cond") -> None:
-    """Raise ValueError unless all arrays of the pytree `cond` have one row for each of n examples."""
+    """Raise ValueError unless all arrays of the pytree `cond` have a row for each of n examples."""
     for leaf in jax.tree.leaves(cond):
         if np.shape(leaf)[:1] != (n,):
             raise ValueError(
@@ -47,8 +48,10 @@ def check_cond(cond, n: int, name: str = "cond") -> None:
 
 
 def check_path(sde) -> None:
-    """Raise ValueError for a path that cannot be used on the host and on the device: it lacks alpha, sigma or time, computes with jax.numpy or
-    with NumPy alone, has a `time` that does not invert `log_snr`, or is a class."""
+    """Raise ValueError for a path that cannot be used on the host and on the device.
+
+    It lacks alpha, sigma or time, computes with jax.numpy or with NumPy alone, has a `time` that does
+    not invert `log_snr`, or is a class."""
     if isinstance(sde, type):
         raise ValueError(f"sde = {sde.__name__}, a class: expected a path; pass {sde.__name__}()")
     if not callable(getattr(sde, "log_snr", None)):
