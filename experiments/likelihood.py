@@ -5,10 +5,8 @@ over examples, dequantization draws and probes kept apart. Writes eval/likelihoo
 is kept at once, so that the same command goes on where it was interrupted.
 """
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from experiments import cli, plots, runs
 from experiments.dequantization import DEQUANTIZATIONS, bin_time
-from experiments.kept import Kept, savez, write_text
+from experiments.kept import Kept, claim, savez
 from experiments.metrics import standard_error
 from samplers import log_likelihood, variational_bound
 from samplers.likelihood import DIVERGENCES
@@ -245,10 +243,11 @@ def main():
         "seed": f.seed,
         "seconds": time.perf_counter() - clock,
     }
-    write_text(Path(f"{name}.json"), json.dumps(finite(summary), indent=1, allow_nan=False))
-    savez(Path(f"{name}.npz"), index=np.arange(len(result["score"])), **result)
+    place = claim(name, {**kept[f.split].settings, "num": len(result["score"]), "ood": f.ood})
+    savez(place.file(".npz"), index=np.arange(len(result["score"])), **result)
     scores = {which: found["score"][found["success"]] for which, found in results.items()}
-    figure = plots.histogram(scores, dataset.unit, f"{name}.png")
+    figure = plots.histogram(scores, dataset.unit, place.file(".png"))
+    place.write(finite(summary))
     for file in kept.values():
         file.remove()
     drawn = f"{f.times} times" if f.bound == "variational" else "" if divergence == "exact" else f"{f.probes} probes"
@@ -268,10 +267,10 @@ def main():
         print(f"not converged: a quadrature error of {error:.3g} nats is left where the tolerances ask for {wanted:.3g}: a network rough in time")
     for other, found in ood.items():
         print(f"{other}: {found['mean']:.4f} {dataset.unit} ± {found['stderr_examples']:.4f}; AUROC against {f.split} {found['auroc']:.3f}")
-    print(f"wrote {name}.json, .npz and {figure}")
+    print(f"wrote {place.file('.json')}, .npz and {figure}")
     left_out = [f"{which}: {failures(found['success'])}" for which, found in results.items() if not found["success"].all()]
     if left_out:
-        message = f"{'; '.join(left_out)}. The mean is over the others, and {name}.json has all indices"
+        message = f"{'; '.join(left_out)}. The mean is over the others, and {place.file('.json')} has all indices"
         if not f.allow_failed:
             raise ValueError(f"{message}; pass --allow_failed to end without an error")
         print(message)
