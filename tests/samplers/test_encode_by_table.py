@@ -35,7 +35,7 @@ def test_order_of_encoding(name):
     assert slope <= order + 1.2  # control: an exact result would have no slope
 
 
-@pytest.mark.parametrize("sde", [Linear(), Trig()], ids=["Linear", "Trig"])
+@pytest.mark.parametrize("sde", [Linear(), pytest.param(Trig(), marks=pytest.mark.slow)], ids=["Linear", "Trig"])
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name != "probability_flow"])  # too coarse near alpha = 0
 def test_encoding_ends_where_alpha_is_zero(name, sde):
     """At T the latent of a Gaussian is the standardised variable times sigma(T); the last step is DDIM's."""
