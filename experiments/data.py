@@ -439,10 +439,11 @@ def _pairs(path: str, size: int) -> Pairs:
     """What `experiments.reflow` has written to the folder `path`."""
     values, starts, labels, about = sources.pairs(path)
     of = empty(about["of"]["name"], about["of"])
-    own = {"units": Units() if of.levels else of.units, "classes": of.classes}
     # an unconditional model's pairs are of no class, although its data had some; older files do not say it, but all their labels are 0 then
     labelled = about.get("labelled", about.get("label", 0) >= 0 or bool(labels["train"].any()))
-    return Pairs("pairs", values, labels, of.shift, of.scale, 0, of.num_classes if labelled else 0, sources=starts, about=about, of=of, **own)
+    num_classes, classes = (of.num_classes, of.classes) if labelled else (0, ())
+    own = {"units": Units() if of.levels else of.units, "classes": classes}
+    return Pairs("pairs", values, labels, of.shift, of.scale, 0, num_classes, sources=starts, about=about, of=of, **own)
 
 
 # name -> function of (path, options), which gives a `sources.Source`

@@ -51,7 +51,8 @@ class Choice:
         return isinstance(value, str) and value in self.words
 
     def __str__(self) -> str:
-        return f"one of {', '.join(self.words)}" if len(self.words) > 2 else " or ".join(self.words)
+        words = [word or "''" for word in self.words]
+        return f"one of {', '.join(words)}" if len(words) > 2 else " or ".join(words)
 
 
 @dataclass(frozen=True)
