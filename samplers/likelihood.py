@@ -107,7 +107,7 @@ def log_likelihood(
     adjoint: None, or a diffrax adjoint for derivatives of log_prob in x and parameters: `diffrax.RecursiveCheckpointAdjoint()` for `jax.grad`,
         `diffrax.ForwardMode()` for `jax.jvp`. Path and divergence are then solved together, at rtol and atol, in the root mean square over both;
         `error` is the distance to the result without an adjoint. So they are of a coupled denoiser, whose `error` is the distance to a solve
-        with ten times the tolerances.
+        with ten times the tolerances. The evaluations of what it is compared with are not counted.
     Raises ValueError for unknown options, impossible tolerances and a missing key, for a guided denoiser, and for a
     derivative without an adjoint.
     """
@@ -155,8 +155,6 @@ def log_likelihood(
         known = other.error
     difference = stopped(result.latent) - other.latent
     return result._replace(
-        nfe=result.nfe + other.nfe,
-        divergences=result.divergences + other.divergences,
         success=result.success & other.success,
         error=known + jnp.abs(stopped(result.log_prob) - other.log_prob),
         latent_error=jnp.sqrt(jnp.mean(difference.reshape(len(x), -1) ** 2, -1)),
