@@ -35,7 +35,7 @@ STRICT = 1e-4  # the loosest tolerance: with a looser one a panel may step over 
 SHARE = 0.5  # of the tolerance that one panel may use up
 DENSITY = 3.0  # most of (distance from the data in standard deviations) x (spacing of nodes in log phi)
 ROUNDING = 4.0  # units in the last place that evaluations are off
-NOISE = 3e4  # units in the last place, of the largest coefficient, below which level coefficients are rounding
+NOISE = 5e3  # units in the last place, of the largest coefficient, below which level coefficients are rounding
 
 
 class Integral(NamedTuple):
@@ -180,7 +180,8 @@ def by_panels(den: Denoiser, z_0, w_0, w_T, v_0, forms_0, probes, active, rtol, 
         c = jnp.abs(jnp.tensordot(transform, smooth, 1))
         part = (m + 1) // 4
         of_path = tail_bound(norm(jnp.tensordot(transform, score, 1)), part) * jnp.max(norm(slopes), 0)
-        resolved = h * (tail_bound(c, part) + jnp.where(stiff, of_path, 0))
+        of_path = jnp.where(stiff, of_path, 0)
+        resolved = h * (tail_bound(c, part) + of_path)
         tail = c[-2 * part :]
         level = jnp.median(tail, 0)
         size = jnp.max(norm(score) * norm(path), 0)
@@ -190,10 +191,11 @@ def by_panels(den: Denoiser, z_0, w_0, w_T, v_0, forms_0, probes, active, rtol, 
         quality = resolved / jnp.maximum(SHARE * tolerance, floor)
         quality = jnp.where(jnp.isfinite(quality), quality, jnp.inf)
         rounding = (jnp.max(tail, 0) < jnp.minimum(NOISE * ulp * jnp.max(c, 0), 4 * level)) & (quality > 0.05)
-        rounding_quality = 0.5 * h * level / jnp.maximum(tolerance, floor)
+        if_rounding = h * (0.5 * level + of_path)
+        rounding_quality = if_rounding / jnp.maximum(tolerance, floor)
 
         spacing = node_spacing(w, score)
-        converged = (quality <= 1) | (rounding & ((rounding_quality <= 1) | (h <= 1e-3 * s.w)))
+        converged = (quality <= 1) | (rounding & ((rounding_quality <= 1) | (h <= 3e-4 * s.w)))
         ok = s.active & converged & (path_error <= z_tolerance) & (spacing <= DENSITY)
         growth = jnp.where(rounding, 1 / jnp.maximum(rounding_quality, tiny), jnp.maximum(quality, 1e-9) ** (-1 / 8))
         growth = jnp.minimum(growth, (z_tolerance / jnp.maximum(path_error, tiny)) ** (1 / (ADAMS_ORDER + 1)))
@@ -204,7 +206,7 @@ def by_panels(den: Denoiser, z_0, w_0, w_T, v_0, forms_0, probes, active, rtol, 
 
         take = lambda new, old: jnp.where(aligned(ok, old), new, old)
         keep = lambda new, old: jnp.where(aligned(s.active, old), new, old)
-        estimate = jnp.where(rounding, 0.5 * h * level, resolved)
+        estimate = jnp.where(rounding, if_rounding, resolved)
         return Progress(
             w=take(w[-1], s.w),
             z=take(path[-1], s.z),
