@@ -226,7 +226,8 @@ def test_truncation_at_eps(path, x64):
         assert jnp.sqrt(jnp.mean((found - want) ** 2)) < 0.01 * jnp.sqrt(jnp.mean(want**2))
 
 
-@pytest.mark.parametrize("options", [{}, pytest.param({"divergence": "hutchinson", "probes": 2}, marks=pytest.mark.slow)], ids=["exact", "probes"])
+@pytest.mark.slow  # to the last bit and in the fast suite: test_honest_likelihood.py
+@pytest.mark.parametrize("options", [{}, {"divergence": "hutchinson", "probes": 2}], ids=["exact", "probes"])
 def test_batch_mates_do_not_matter(options):
     """log p of an example stays, to the last bit, when its batch-mates change (flows.md, check 12), and but for rounding when it is alone."""
     x = GM.sample(jax.random.key(0), 16)
