@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from samplers.change_of_variables import divergence_forms
 from sde_lib.denoiser import Denoiser
 
 BLOCK = 32
@@ -54,24 +55,22 @@ def update_blocks(fn: Callable, active: Bool[Array, " b"], results, size: int):
     def one(i, results):
         rows = jax.lax.dynamic_slice(order, (i * size,), (size,))
         wanted = active[rows] & (i * size + jnp.arange(size) < batch)
-        new = fn(rows, wanted)
-        old = jax.tree.map(lambda a: a[rows], results)
-        kept = jax.tree.map(lambda n, o: jnp.where(wanted.reshape(-1, *(1,) * (o.ndim - 1)), n, o), new, old)
-        # an example that fills up the last block is written by nobody else: it is not active
-        target = jnp.where(wanted, rows, batch)
-        return jax.tree.map(lambda a, k: a.at[target].set(k, mode="drop"), results, kept)
+        target = jnp.where(wanted, rows, batch)  # beyond the end, where nothing is written, for those that fill up the block
+        return jax.tree.map(lambda old, new: old.at[target].set(new, mode="drop"), results, fn(rows, wanted))
 
     return jax.lax.fori_loop(0, -(-jnp.sum(active) // size), one, results)
 
 
-def at_nodes(fn: Callable, w: Float[Array, "n b"], z: Float[Array, "n b ..."], tangents: int):
-    """fn(w [k], z [k, ...], rows [k]) of all examples at all nodes, as a tree of [n, b, ...].
+def divergence_at_nodes(den: Denoiser, w: Float[Array, "n b"], z: Float[Array, "n b ..."], probes, kind: str, chunk: int):
+    """v [n, b, ...] and the forms of div v [n, b, k] of all examples at all nodes; see `divergence_forms`.
 
-    Nodes are joined to batches of no more than `VECTORS` examples x tangents; rows tells which example each is.
+    Nodes are joined to batches of no more than `VECTORS` examples x tangents.
     """
     n, b = z.shape[:2]
+    tangents = min(chunk, z[0, 0].size) if kind == "exact" else probes.shape[-z.ndim]
     size = max(k for k in range(1, n + 1) if n % k == 0 and (k == 1 or k * b * tangents <= VECTORS))
     join = lambda a: a.reshape(n // size, size * b, *a.shape[2:])
     rows = jnp.tile(jnp.arange(b), size)
-    results = jax.lax.map(lambda part: fn(*part, rows), (join(w), join(z)))
+    some, vectors = denoiser_of(den, rows), probes_of(probes, rows, z.ndim - 1)
+    results = jax.lax.map(lambda part: divergence_forms(some, part[0] ** 2, part[1], vectors, kind, chunk), (join(w), join(z)))
     return jax.tree.map(lambda a: a.reshape(n, b, *a.shape[2:]), results)

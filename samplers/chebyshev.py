@@ -14,7 +14,7 @@ def nodes(n: int) -> Float[np.ndarray, " n+1"]:
 
 def interpolation(n: int, points) -> tuple[np.ndarray, np.ndarray]:
     """Matrices [len(points), n + 1] from values at `nodes(n)` to the polynomial through them, and to its integral from 0, at points."""
-    inverse = np.linalg.inv(chebyshev.chebvander(2 * nodes(n) - 1, n))
+    inverse = coefficients(n)
     values = chebyshev.chebvander(2 * points - 1, n) @ inverse
     integral = 0.5 * np.stack([chebyshev.chebval(2 * points - 1, chebyshev.chebint(c, lbnd=-1)) for c in inverse.T], 1)
     return values, integral

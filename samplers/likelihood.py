@@ -40,7 +40,7 @@ from samplers.decoupled import decoupled
 from samplers.guidance import check_unguided
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys
-from sde_lib.numerics import as_float, namespace
+from sde_lib.numerics import namespace
 
 DIVERGENCES = ("exact", "hutchinson", "hutch++")
 
@@ -115,7 +115,6 @@ def log_likelihood(
     x = checked(den, x, "x", key)
     check_unguided(den, "log_likelihood")
     check_tolerances(rtol, atol, solver)
-    x = as_float(x)
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence '{divergence}': expected {' or '.join(DIVERGENCES)}")
     if noise not in ("rademacher", "gaussian"):

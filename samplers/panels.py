@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from samplers.blocks import at_nodes, denoiser_of, probes_of
-from samplers.change_of_variables import divergence_forms, integrand, velocity
+from samplers.blocks import divergence_at_nodes
+from samplers.change_of_variables import integrand, velocity
 from samplers.chebyshev import adams_weights, coefficients, differentiation, interpolation, nodes
 from samplers.stabilised import longest_stable_step, stage_coefficients, stages_for
 from sde_lib.denoiser import Denoiser
@@ -144,11 +144,7 @@ def by_panels(den: Denoiser, z_0, w_0, w_T, v_0, forms_0, probes, active, rtol, 
     # the path of a stiff panel is cut to half the degree: the derivative of a full one would be of rounding
     low = np.linalg.inv(coefficients(m))[:, : m // 2 + 1] @ coefficients(m)[: m // 2 + 1]
     derivative = number(differentiation(m) @ low)
-    tangents = min(chunk, dim) if kind == "exact" else forms_0.shape[-1]
     slope = lambda w, z: 2 * expand(w, z) * velocity(den, w**2, z)
-
-    def with_divergence(w, z, rows):
-        return divergence_forms(denoiser_of(den, rows), w**2, z, probes_of(probes, rows, z.ndim), kind, chunk)
 
     def panel(s: Progress) -> Progress:
         stiffness, direction = spectral_radius(lambda z: slope(s.w, z), s.z, s.direction)
@@ -170,7 +166,7 @@ def by_panels(den: Denoiser, z_0, w_0, w_T, v_0, forms_0, probes, active, rtol, 
         z_tolerance = PATH_ERROR * (atol + rtol * jnp.maximum(radius, 1)) + 16 * ulp * radius
 
         # the integrand along it
-        v, forms = at_nodes(with_divergence, w[1:], path[1:], tangents)
+        v, forms = divergence_at_nodes(den, w[1:], path[1:], probes, kind, chunk)
         v, forms = jnp.concatenate([s.v[None], v]), jnp.concatenate([s.forms[None], forms])
         g, score, moved = integrand(w, path, slopes, v, forms)
         change = aligned(h, s.change) * jnp.tensordot(weights, g, 1)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from samplers.blocks import at_nodes, denoiser_of, probes_of
-from samplers.change_of_variables import divergence_forms, integrand, velocity
+from samplers.blocks import divergence_at_nodes
+from samplers.change_of_variables import integrand, velocity
 from samplers.chebyshev import coefficients, interpolation, nodes, path_plan, quadrature_plan
 from samplers.panels import DENSITY, PATH_ERROR, Integral, aligned, distance_from_data, norm
 from sde_lib.denoiser import Denoiser
@@ -106,7 +106,6 @@ def by_whole(den: Denoiser, z_0, w_0, w_T, probes, rtol, atol, kind: str, chunk:
     slopes, z_error, path_nfe, path_level, sharp = smooth_path(den, z_0, w, rtol, atol, least)
 
     n_forms = 1 if kind == "exact" else probes.shape[-1 - z_0.ndim]
-    tangents = min(chunk, dim) if kind == "exact" else n_forms
     fine = w(nodes(LEVELS[-1]))
     to_nodes, integral = (number(m) for m in interpolation(PATHS[-1], nodes(LEVELS[-1])))
     rules, blocks, first = (jnp.asarray(c) for c in quadrature_plan(LEVELS))
@@ -114,14 +113,11 @@ def by_whole(den: Denoiser, z_0, w_0, w_T, probes, rtol, atol, kind: str, chunk:
     transforms, last, before, left, right = level_plan(LEVELS)
     transforms, last, before = number(transforms), jnp.asarray(last), jnp.asarray(before)
 
-    def with_divergence(w, z, rows):
-        return divergence_forms(denoiser_of(den, rows), w**2, z, probes_of(probes, rows, z.ndim), kind, chunk)
-
     def evaluate(indices, table):
-        """The table of integrands [nodes, b, n] with those at some nodes filled in, and v and the forms at the first of them."""
+        """The table of integrands [nodes, b, n] with those at some nodes filled in."""
         here, slope = jnp.broadcast_to(fine[indices][:, None], (len(indices), b)), jnp.tensordot(to_nodes[indices], slopes, 1)
         path = z_0 + span * jnp.tensordot(integral[indices], slopes, 1)
-        v, forms = at_nodes(with_divergence, here, path, tangents)
+        v, forms = divergence_at_nodes(den, here, path, probes, kind, chunk)
         return table.at[indices].set(integrand(here, path, slope, v, forms)[0])
 
     # how dense the nodes have to be, from the path alone
