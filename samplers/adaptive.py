@@ -23,7 +23,6 @@ from samplers.table import check_times
 from sde_lib.brief import results
 from sde_lib.denoiser import Denoiser
 from sde_lib.noise import example_keys, normal
-from sde_lib.numerics import as_float
 
 MAX_STEPS = 16384
 
@@ -166,7 +165,7 @@ def encode(
     x = checked(den, x, "x")
     ends = check_eps(den, eps), den.sde.T
     solution = _adaptive(den, x, *ends, rtol, atol, solver, adjoint, "encode")
-    looser = _adaptive(stopped(den), stopped(as_float(x)), *ends, *(jnp.minimum(10 * c, 0.5) for c in (rtol, atol)), solver, None, "encode")
+    looser = _adaptive(stopped(den), stopped(x), *ends, *(jnp.minimum(10 * c, 0.5) for c in (rtol, atol)), solver, None, "encode")
     error = jnp.max(jnp.abs(stopped(solution.x) - looser.x).reshape(len(looser.x), -1), -1)
     return Solution(solution.x, solution.nfe + looser.nfe, solution.success & looser.success, error)
 
@@ -186,7 +185,7 @@ def _traced(tree):
 
 def _adaptive(den, x, t0, t1, rtol, atol, solver, adjoint, what: str):
     check_tolerances(rtol, atol, solver)
-    den, x = _traced(den), as_float(x)
+    den = _traced(den)
     if adjoint is None:
         (den, x), adjoint = without_derivative((den, x), what), diffrax.ForwardMode()
     return _flow(den, x, *(jnp.asarray(c, x.dtype) for c in (t0, t1, rtol, atol)), solver, adjoint)
@@ -265,7 +264,7 @@ def sample_sde(
     x_T = checked(den, x_T, "x_T", key)
     check_sde_solver(solver)
     den.check_uncoupled("the reverse SDE")
-    times, x = check_times(den.sde, times), as_float(x_T)
+    times, x = check_times(den.sde, times), x_T
     keys, spent = example_keys(key, x.shape[0]), 0
     if den.sde.alpha(times[0]) == 0:
         x, spent = _leave_prior(den, x, times[0], posterior(den.sde, times[0], times[1]), keys), 1
